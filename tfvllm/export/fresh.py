@@ -1,0 +1,63 @@
+"""Runs a signature of a SavedModel with TensorFlow alone. Executed by its path in a fresh process; imports no tfvllm.
+
+    python fresh.py SAVED_MODEL REQUEST RESULT
+
+REQUEST and RESULT are pickles. Keras and tfvllm are hidden from the process, as on a server that lacks them.
+"""
+
+import importlib.machinery
+import importlib.util
+import pickle
+import sys
+from pathlib import Path
+
+HIDDEN = ("keras", "keras_hub", "keras_nlp", "tf_keras", "tfvllm", "tensorflow_model_optimization")
+
+
+def hide(names=HIDDEN) -> None:
+    """Makes `import` find none of `names`, as where they are not installed."""
+
+    def hiding(finder):
+        class Hiding:
+            @staticmethod
+            def find_spec(name, path=None, target=None):
+                return None if name.split(".")[0] in names else finder.find_spec(name, path, target)
+
+        return Hiding
+
+    sys.meta_path[:] = [hiding(finder) for finder in sys.meta_path if hasattr(finder, "find_spec")]
+
+
+def run(directory, requests) -> list[dict]:
+    """`requests`: list of (signature name, inputs); the outputs of each as numpy arrays."""
+    import tensorflow as tf
+
+    model = tf.saved_model.load(str(directory))
+    results = []
+    for name, inputs in requests:
+        signature = model.signatures[name]
+        specs = signature.structured_input_signature[1]
+        tensors = {key: tf.constant(value, specs[key].dtype) for key, value in inputs.items()}
+        results.append({key: value.numpy() for key, value in signature(**tensors).items()})
+    return results
+
+
+def _textops():
+    spec = importlib.util.spec_from_file_location("textops", Path(__file__).parents[1] / "textops.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def main(directory: str, request: str, result: str) -> None:
+    hide()
+    _textops().load()
+    outputs = run(directory, pickle.loads(Path(request).read_bytes()))
+    loaded = sorted({name.split(".")[0] for name in sys.modules})
+    found = [name for name in HIDDEN if name in loaded]
+    assert not found, f"{found} must not be imported here"
+    Path(result).write_bytes(pickle.dumps({"outputs": outputs, "modules": loaded}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,123 @@
+"""Saving signatures as a SavedModel: shared by every task."""
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow.python.saved_model import fingerprinting_utils
+from tensorflow.python.trackable.resource import TrackableResource
+
+PREDICT = "tensorflow/serving/predict"
+CLASSIFY = "tensorflow/serving/classify"
+REGRESS = "tensorflow/serving/regress"
+
+
+def weights_module(model, *holders: Any) -> tf.Module:
+    """A bare `tf.Module` that owns what `model`'s graph reads: its variables, and the tables and tokenizer models of
+    its layers and of `holders` (a tokenizer, a preprocessor).
+
+    Saving this instead of the Keras model keeps the SavedModel free of Keras objects.
+    """
+    module = tf.Module(name="tfvllm")
+    module.weights = [variable.value for variable in getattr(model, "variables", ())]
+    module.resources = resources(model, *holders)
+    return module
+
+
+def resources(*holders: Any, depth: int = 6) -> list[TrackableResource]:
+    """The lookup tables and tokenizer models held, directly or through attributes, by `holders`."""
+    found: dict[int, TrackableResource] = {}
+    seen: set[int] = set()
+
+    def walk(value: Any, left: int) -> None:
+        if id(value) in seen or left < 0:
+            return
+        seen.add(id(value))
+        if isinstance(value, TrackableResource):
+            found[id(value)] = value
+        elif isinstance(value, Mapping):
+            for item in list(value.values()):
+                walk(item, left - 1)
+        elif isinstance(value, list | tuple | set):
+            if len(value) <= 4096:  # layers, not vocabularies
+                for item in list(value):
+                    walk(item, left - 1)
+        elif type(value).__module__.split(".")[0] in _LOOK_INSIDE or isinstance(value, tf.Module):
+            for item in list(getattr(value, "__dict__", {}).values()):
+                walk(item, left - 1)
+
+    for holder in holders:
+        walk(holder, depth)
+        for layer in getattr(holder, "_flatten_layers", lambda: ())():
+            walk(layer, depth)
+    return list(found.values())
+
+
+_LOOK_INSIDE = {"keras", "keras_hub", "keras_nlp", "tensorflow_text"}
+
+
+def save(
+    module: tf.Module,
+    signatures: Mapping[str, Any],
+    directory: str | os.PathLike,
+    method_names: Mapping[str, str] | None = None,
+) -> None:
+    """Writes `signatures` (name to ConcreteFunction) and what `module` tracks as a SavedModel in `directory`.
+
+    `method_names` sets the method name of some signatures, e.g. `{"classify": CLASSIFY}`: TensorFlow itself always
+    writes the predict method, with which TF Serving refuses a Classify request.
+    """
+    options = tf.saved_model.SaveOptions(save_debug_info=False)
+    tf.saved_model.save(module, str(directory), signatures=dict(signatures), options=options)
+    if method_names:
+        set_method_names(directory, method_names)
+
+
+def read_proto(directory: str | os.PathLike) -> saved_model_pb2.SavedModel:
+    """The `saved_model.pb` of `directory`."""
+    return saved_model_pb2.SavedModel.FromString((Path(directory) / "saved_model.pb").read_bytes())
+
+
+def write_proto(directory: str | os.PathLike, proto: saved_model_pb2.SavedModel) -> None:
+    """Replaces the `saved_model.pb` of `directory`, whole or not at all, and renews its fingerprint."""
+    path = Path(directory) / "saved_model.pb"
+    partial = path.with_name(".saved_model.pb.partial")
+    partial.write_bytes(proto.SerializeToString(deterministic=True))
+    os.replace(partial, path)
+    if path.with_name("fingerprint.pb").exists():
+        fingerprinting_utils.write_fingerprint(str(directory))
+
+
+def set_method_names(directory: str | os.PathLike, method_names: Mapping[str, str]) -> None:
+    """Sets the method name of some signatures of the SavedModel in `directory`."""
+    proto = read_proto(directory)
+    for graph in proto.meta_graphs:
+        for name, method in method_names.items():
+            if name in graph.signature_def:
+                graph.signature_def[name].method_name = method
+    write_proto(directory, proto)
+
+
+def signature_summary(directory: str | os.PathLike, names: Iterable[str] | None = None) -> dict[str, dict]:
+    """JSON-able signatures of a SavedModel: method, inputs and outputs with dtype and shape (None for unknown)."""
+    graph = read_proto(directory).meta_graphs[0]
+    wanted = set(graph.signature_def) - {"__saved_model_init_op"} if names is None else set(names)
+    return {
+        name: {
+            "method": signature.method_name,
+            "inputs": {key: _spec(info) for key, info in sorted(signature.inputs.items())},
+            "outputs": {key: _spec(info) for key, info in sorted(signature.outputs.items())},
+        }
+        for name, signature in sorted(graph.signature_def.items())
+        if name in wanted
+    }
+
+
+def _spec(info) -> dict:
+    shape = None
+    if not info.tensor_shape.unknown_rank:
+        shape = [None if dim.size < 0 else dim.size for dim in info.tensor_shape.dim]
+    return {"dtype": tf.as_dtype(info.dtype).name, "shape": shape}

@@ -1,0 +1,127 @@
+"""Backbones and tasks whose blocks have sizes of their own: what the original classes cannot express in a config.
+
+A shrunk class is its original class (`isinstance` holds) plus a `structure`: the sizes of every block. It is built by
+the original constructor on placeholder sizes; then every block is given its own. The residual stream and the
+functional graph stay those of the original.
+"""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from tfvllm.models.base import Structure, structure_from
+
+
+class ShrunkBackbone:
+    """Mixin, first base of a shrunk backbone. `adapter` is set by the family's file."""
+
+    adapter: Any = None
+
+    def __init__(self, *, structure: dict[str, list[Any]], **config: Any):
+        shapes = structure_from(structure)
+        super().__init__(**self.adapter.placeholder(config, shapes))
+        for block in self.adapter.blocks(self):
+            self.adapter.resize(block, shapes[block.kind][block.index])
+        for name, value in self.adapter.summary(shapes).items():
+            setattr(self, name, value)
+        self._structure = {kind: [shape.to_dict() for shape in blocks] for kind, blocks in shapes.items()}
+        _narrow_caches(self.adapter, self, shapes)
+
+    @property
+    def structure(self) -> dict[str, list[dict[str, Any]]]:
+        """The sizes of every block, by stack; part of the config."""
+        return {kind: [dict(shape) for shape in blocks] for kind, blocks in self._structure.items()}
+
+    def get_config(self) -> dict[str, Any]:
+        config = self.adapter.complete_config(super().get_config(), self)
+        config["structure"] = self.structure
+        return config
+
+
+class NarrowCache:
+    """Mixin for an attention layer with fewer key/value heads than the cache that keras-nlp hands to every layer.
+
+    keras-nlp keeps one dense cache for all layers, so it is as wide as the widest layer; a narrower layer uses the
+    first heads of its slice and hands the rest back untouched.
+    """
+
+    own_kv_heads: int
+
+    def call(self, *args: Any, cache: Any = None, **kwargs: Any) -> Any:
+        if cache is None:
+            return super().call(*args, cache=cache, **kwargs)
+        own = self.own_kv_heads
+        if isinstance(cache, tuple):  # Gemma 3: (key, value), each [batch, length, kv_heads, head_dim]
+            narrow = tuple(part[:, :, :own, :] for part in cache)
+            outputs, updated = super().call(*args, cache=narrow, **kwargs)
+            return outputs, tuple(
+                ops.concatenate([new, old[:, :, own:, :]], axis=2) for new, old in zip(updated, cache)
+            )
+        result = super().call(*args, cache=cache[..., :own, :], **kwargs)
+        *outputs, updated = result
+        updated = ops.concatenate([updated, cache[..., own:, :]], axis=-2)
+        return (*outputs, updated)
+
+
+_narrow_classes: dict[type, type] = {}
+
+
+def _narrow_caches(adapter: Any, backbone: Any, shapes: Structure) -> None:
+    for kind, layers in (("self", "attention"), ("cross", "cross_attention")):
+        found = [getattr(b, layers) for b in adapter.blocks(backbone) if b.kind == "decoder" and getattr(b, layers)]
+        widest = max((a.kv_heads for a in found), default=0)
+        if kind == "cross" and found:  # keras-nlp sizes both caches by one number of heads
+            widest = max(widest, *(a.kv_heads for a in map(lambda b: b.attention, _decoders(adapter, backbone))))
+        if kind == "self" and found:
+            crosses = [b.cross_attention for b in _decoders(adapter, backbone) if b.cross_attention]
+            widest = max([widest, *(a.kv_heads for a in crosses)])
+        for attention in found:
+            if attention.kv_heads < widest:
+                cls = type(attention.layer)
+                if cls not in _narrow_classes:
+                    _narrow_classes[cls] = type(f"NarrowCache{cls.__name__}", (NarrowCache, cls), {})
+                attention.layer.__class__ = _narrow_classes[cls]
+                attention.layer.own_kv_heads = attention.kv_heads
+
+
+def _decoders(adapter: Any, backbone: Any) -> list[Any]:
+    return [b for b in adapter.blocks(backbone) if b.kind == "decoder"]
+
+
+def cache_heads(backbone: Any) -> tuple[int, int]:
+    """(heads, head_dim) of the dense key/value cache keras-nlp keeps for the decoder of `backbone`."""
+    from tfvllm.models import adapter_for
+
+    decoders = _decoders(adapter_for(backbone), backbone)
+    crosses = [b.cross_attention.kv_heads for b in decoders if b.cross_attention]
+    return max([*(b.kv_heads for b in decoders), *crosses]), decoders[0].head_dim
+
+
+class ShrunkCausalLM:
+    """Mixin for causal LMs whose class computes the cache's head size from the width: here it is read from the blocks."""
+
+    def _build_cache(self, token_ids: Any) -> Any:
+        heads, head_dim = cache_heads(self.backbone)
+        batch, length = ops.shape(token_ids)[0], ops.shape(token_ids)[1]
+        shape = [batch, self.backbone.num_layers, 2, length, heads, head_dim]
+        cache = ops.zeros(shape, dtype=self.compute_dtype)
+        _, hidden_states, cache = self.call_with_cache(token_ids, cache, 0)
+        return hidden_states, cache
+
+
+class ShrunkSeq2SeqLM:
+    """Mixin for sequence-to-sequence LMs, as `ShrunkCausalLM`."""
+
+    def _initialize_cache(self, encoder_token_ids: Any, decoder_token_ids: Any) -> Any:
+        heads, head_dim = cache_heads(self.backbone)
+        batch = ops.shape(encoder_token_ids)[0]
+        caches = []
+        for length in (ops.shape(decoder_token_ids)[1], ops.shape(encoder_token_ids)[1]):
+            shape = [batch, len(self.backbone.decoder_transformer_layers), 2, length, heads, head_dim]
+            caches.append(ops.zeros(shape, dtype=self.compute_dtype))
+        return tuple(caches)
+
+
+def register(cls: type) -> type:
+    return keras.saving.register_keras_serializable(package="tfvllm")(cls)

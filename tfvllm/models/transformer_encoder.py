@@ -1,0 +1,181 @@
+"""BERT, DistilBERT, RoBERTa and XLM-RoBERTa: stacks of keras-nlp's TransformerEncoder."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from keras_hub.models import BertBackbone, DistilBertBackbone, RobertaBackbone, XLMRobertaBackbone
+
+from tfvllm.models.base import (
+    FFN,
+    HEADS,
+    KV_HEADS,
+    WIDTH,
+    Adapter,
+    Attention,
+    Axes,
+    Axis,
+    Block,
+    BlockShape,
+    FeedForward,
+    Projection,
+    Structure,
+    embedding_axes,
+    mha_scale,
+    walk,
+    width_axes,
+)
+from tfvllm.models.shrunk import ShrunkBackbone, register
+
+WIDE = Axis(WIDTH)
+
+
+def mha(layer: Any, place: str, prefix: str = "") -> Attention:
+    """Describes a `keras.layers.MultiHeadAttention` (kernels [width, heads, head_dim] and [heads, head_dim, width])."""
+    heads, kv = Axis(HEADS, place), Axis(KV_HEADS, place)
+
+    def projection(name: str, kernel: Axes, bias: Axes) -> Projection:
+        attribute = f"_{name}_dense"
+        return Projection(prefix + name, getattr(layer, attribute), layer, attribute, kernel, bias)
+
+    return Attention(
+        layer=layer,
+        place=place,
+        heads=layer._num_heads,
+        kv_heads=layer._num_heads,
+        head_dim=layer._key_dim,
+        query=projection("query", (WIDE, heads, None), (heads, None)),
+        key=projection("key", (WIDE, kv, None), (kv, None)),
+        value=projection("value", (WIDE, kv, None), (kv, None)),
+        output=projection("output", (heads, None, WIDE), (WIDE,)),
+        scale=mha_scale(layer._key_dim),
+    )
+
+
+def dense_ffn(layer: Any, place: str) -> FeedForward:
+    """Describes the two Dense layers of TransformerEncoder and TransformerDecoder."""
+    neurons = Axis(FFN, place)
+    up, down = layer._feedforward_intermediate_dense, layer._feedforward_output_dense
+    return FeedForward(
+        place=place,
+        width=int(up.kernel.shape[1]),
+        up=Projection("up", up, layer, "_feedforward_intermediate_dense", (WIDE, neurons), (neurons,)),
+        down=Projection("down", down, layer, "_feedforward_output_dense", (neurons, WIDE), (WIDE,)),
+        activation=layer.activation,
+    )
+
+
+class TransformerStackAdapter(Adapter):
+    """What TransformerEncoder and TransformerDecoder have in common."""
+
+    def describe(self, layer: Any, kind: str, index: int, hidden: int) -> Block:
+        place = f"{kind}.{index}"
+        cross = getattr(layer, "_cross_attention_layer", None)
+        norms = {
+            "attention": layer._self_attention_layer_norm,
+            "feed_forward": layer._feedforward_layer_norm,
+        }
+        if cross is not None:
+            norms["cross_attention"] = layer._cross_attention_layer_norm
+        return Block(
+            layer=layer,
+            index=index,
+            kind=kind,
+            hidden_width=hidden,
+            attention=mha(layer._self_attention_layer, f"{place}.self"),
+            cross_attention=mha(cross, f"{place}.cross", "cross_") if cross is not None else None,
+            feed_forward=dense_ffn(layer, place),
+            norms=norms,
+            normalize_first=layer.normalize_first,
+        )
+
+    def set_attention(self, attention: Any, heads: int, kv_heads: int, head_dim: int) -> None:
+        attention._num_heads = heads
+        attention._key_dim = attention._value_dim = head_dim
+        attention._inverse_sqrt_key_dim = mha_scale(head_dim)
+
+    def set_block(self, layer: Any, shape: BlockShape) -> None:
+        layer.num_heads = shape.heads
+        layer.intermediate_dim = shape.ffn
+
+    def placeholder(self, config: dict[str, Any], structure: Structure) -> dict[str, Any]:
+        layers = {kind: len(blocks) for kind, blocks in structure.items()}
+        return {**config, "num_layers": max(layers.values()), "num_heads": 1, "intermediate_dim": 1}
+
+    def native(self, config: dict[str, Any], structure: Structure) -> dict[str, Any] | None:
+        blocks = [block for stack in structure.values() for block in stack]
+        first = blocks[0]
+        alike = all(
+            (b.heads, b.cross_heads or b.heads, b.ffn) == (first.heads, first.heads, first.ffn) for b in blocks
+        )
+        depth = {len(stack) for stack in structure.values()}
+        if not alike or len(depth) != 1 or config["hidden_dim"] // first.heads != first.head_dim:
+            return None
+        return {**config, "num_layers": depth.pop(), "num_heads": first.heads, "intermediate_dim": first.ffn}
+
+    def summary(self, structure: Structure) -> dict[str, Any]:
+        blocks = [block for stack in structure.values() for block in stack]
+        return {
+            "num_heads": max(max(b.heads, b.cross_heads or 0) for b in blocks),
+            "intermediate_dim": max(b.ffn for b in blocks),
+        }
+
+    def backbone_weights(self, backbone: Any) -> Iterator[tuple[str, Any, Axes]]:
+        blocks = {id(layer) for layers in self.stacks(backbone).values() for layer in layers}
+        for name in sorted(vars(backbone)):
+            layer = vars(backbone)[name]
+            if not hasattr(layer, "_flatten_layers") or id(layer) in blocks:
+                continue
+            for inner, variable in walk(layer, f"{name.lstrip('_')}."):
+                if "embeddings" in variable.name and "token_embedding" in inner:
+                    yield inner, variable, embedding_axes(variable.name)
+                elif name == "pooled_dense":
+                    yield inner, variable, (WIDE,) * len(variable.shape)
+                else:
+                    yield inner, variable, width_axes(variable)
+
+
+class TransformerEncoderAdapter(TransformerStackAdapter):
+    """BERT, DistilBERT, RoBERTa, XLM-RoBERTa."""
+
+    family = "transformer_encoder"
+    only_stack = "encoder"
+
+
+ADAPTER = TransformerEncoderAdapter()
+
+
+@register
+class ShrunkBertBackbone(ShrunkBackbone, BertBackbone):
+    """A `BertBackbone` with its own sizes in every block."""
+
+    adapter = ADAPTER
+
+
+@register
+class ShrunkDistilBertBackbone(ShrunkBackbone, DistilBertBackbone):
+    """A `DistilBertBackbone` with its own sizes in every block."""
+
+    adapter = ADAPTER
+
+
+@register
+class ShrunkRobertaBackbone(ShrunkBackbone, RobertaBackbone):
+    """A `RobertaBackbone` with its own sizes in every block."""
+
+    adapter = ADAPTER
+
+
+@register
+class ShrunkXLMRobertaBackbone(ShrunkBackbone, XLMRobertaBackbone):
+    """An `XLMRobertaBackbone` with its own sizes in every block."""
+
+    adapter = ADAPTER
+
+
+SHRUNK = {
+    BertBackbone: ShrunkBertBackbone,
+    DistilBertBackbone: ShrunkDistilBertBackbone,
+    RobertaBackbone: ShrunkRobertaBackbone,
+    XLMRobertaBackbone: ShrunkXLMRobertaBackbone,
+}
+TASKS: dict[type, type] = {}  # classifiers take any backbone: no class of their own is needed

@@ -1,1 +1,21 @@
+"""Knowledge distillation: the Distiller, its losses, students made from their teachers."""
 
+import importlib
+from typing import Any
+
+_PUBLIC = {
+    "Distiller": "tfvllm.distillation.distiller",
+    "student_from": "tfvllm.distillation.student",
+    "spread": "tfvllm.distillation.layer_map",
+    "layer_pairs": "tfvllm.distillation.layer_map",
+}
+
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_PUBLIC[name]), name)
+    globals()[name] = value
+    return value

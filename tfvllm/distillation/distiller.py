@@ -1,0 +1,380 @@
+"""A Keras model that trains a student to do what its teacher does."""
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfvllm.distillation import inputs as batch_inputs
+from tfvllm.distillation.losses import DistillationLoss, ForwardKL
+from tfvllm.distillation.reduction import weighted_mean
+from tfvllm.distillation.scheduled import Scheduled, check_scheduled, deserialize, serialize, value_at
+from tfvllm.errors import InputError
+
+
+@keras.saving.register_keras_serializable(package="tfvllm")
+class Distiller(keras.Model):
+    """Trains `student` on its task and on its difference from `teacher`.
+
+    Use it as any Keras model: `compile`, `fit`, `evaluate`, `predict`. Raw strings go through the student's
+    preprocessor; preprocessed batches are taken as they are. `distiller.student` stays a plain model.
+
+    The total loss is
+
+        task_weight · task + Σ loss_weights[name] · losses[name] + student.losses
+
+    where `task` is the loss given to `compile`, and each distillation loss is averaged over the examples (or real,
+    unpadded positions) after multiplying by `sample_weight`. The teacher runs once a batch, in inference mode,
+    and is frozen (`teacher.trainable` is set to False).
+
+    Args:
+        teacher: the trained model. May be None in a Distiller that only predicts and evaluates.
+        student: the model to train. Shares no variable with the teacher.
+        losses: `{name: loss}` of `tfvllm.losses`. Each is reported as the metric `<name>_loss`. The default is
+            `{"logits": ForwardKL(temperature=2.0)}`.
+        loss_weights: `{name: weight}`, each 1.0 where not given; numbers or schedules of the training step (a
+            `keras.optimizers.schedules.LearningRateSchedule` or a function of the step).
+        task_weight: the weight of the task's own loss, a number or a schedule; 0 trains on the teacher alone.
+        mask: where padding is: "auto" (the input `padding_mask`, or a Keras mask), the name of an input, a function of
+            the batch's inputs, or None where every position is real.
+    Raises:
+        InputError: models, names or settings that do not fit together; the message lists what is valid.
+    """
+
+    def __init__(
+        self,
+        teacher: keras.Model | None = None,
+        student: keras.Model | None = None,
+        losses: Mapping[str, DistillationLoss] | DistillationLoss | None = None,
+        loss_weights: Mapping[str, Scheduled] | None = None,
+        task_weight: Scheduled = 0.2,
+        *,
+        mask: batch_inputs.Mask = "auto",
+        name: str = "distiller",
+        **kwargs: Any,
+    ):
+        if not isinstance(student, keras.Model):
+            raise InputError(f"student must be a keras.Model, found {type(student).__name__}.")
+        kwargs.setdefault("dtype", student.dtype_policy)
+        super().__init__(name=name, **kwargs)
+        self.student = student
+        self.distillation_losses = _checked_losses(losses)
+        self.loss_weights = _checked_weights(loss_weights, self.distillation_losses)
+        self.task_weight = check_scheduled(task_weight, "task_weight")
+        self.mask = mask
+        self._trackers = {key: keras.metrics.Mean(name=f"{key}_loss") for key in ("task", *self.distillation_losses)}
+        self._ran = threading.local()  # one per replica thread: the outputs of this batch's forward pass
+        self._held = _Held()
+        self.teacher = teacher
+        self.built = student.built
+
+    @property
+    def teacher(self) -> keras.Model | None:
+        """The teacher. It is no part of this model's weights, and is not saved with it."""
+        return self._held.teacher
+
+    @teacher.setter
+    def teacher(self, teacher: keras.Model | None) -> None:
+        if teacher is not None:
+            if not isinstance(teacher, keras.Model):
+                raise InputError(f"teacher must be a keras.Model, found {type(teacher).__name__}.")
+            _check_pair(teacher, self.student)
+            teacher.trainable = False
+        self._held.teacher = teacher
+
+    # ------------------------------------------------------------------ Keras lifecycle
+
+    def compile(self, optimizer: Any = "adamw", loss: Any = "auto", *, metrics: Any = None, **kwargs: Any) -> None:
+        """As `keras.Model.compile`. `loss="auto"` takes the loss that the student was compiled with, if any.
+
+        A cross-entropy named by a string is computed from logits where the student's head has no activation (as in
+        keras-nlp's tasks), since Keras would take the logits for probabilities.
+        """
+        if isinstance(loss, str) and loss == "auto":
+            loss = getattr(self.student, "loss", None)
+        if isinstance(loss, str) and _gives_logits(self.student):
+            loss = _FROM_LOGITS.get(loss.lower(), lambda name=loss: name)()
+        super().compile(optimizer=optimizer, loss=loss, metrics=metrics, **kwargs)
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles as recorded in a saved file, optimizer state included."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.optimizer is not None and self.built:
+            self.optimizer.build(self.trainable_variables)
+
+    def build(self, input_shape: Any = None) -> None:
+        if not self.student.built:
+            self.student.build(input_shape)
+        self.built = True
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """The student's prediction."""
+        return self.student(batch_inputs.select(self.student, inputs), training=training)
+
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool | None = True
+    ) -> tf.Tensor:
+        """The total loss, a float32 scalar; each part updates its own metric."""
+        if y_pred is None:
+            y_pred = self(x, training=training)
+        step = self._step()
+        total = tf.zeros(())
+        if self._compile_loss is not None and y is not None:
+            task = tf.cast(self._compile_loss(y, y_pred, sample_weight), tf.float32)
+            self._trackers["task"].update_state(task * _replicas(), sample_weight=_rows(x))
+            total += value_at(self.task_weight, step) * task
+        for loss in self.student.losses:
+            total += tf.reduce_sum(tf.cast(loss, tf.float32)) / _replicas()
+        if self.teacher is None:
+            if training:
+                raise InputError(
+                    "this Distiller has no teacher (a saved one is not part of it); set distiller.teacher first."
+                )
+            return total
+        logits = self._teacher_logits(x)
+        for key, loss in self.distillation_losses.items():
+            values = loss(logits, _logits_of(y_pred, self.student), step=step)
+            mean, local_mean, count = weighted_mean(values, self._mask_for(values, x, y_pred, key), sample_weight)
+            self._trackers[key].update_state(local_mean, sample_weight=count)
+            total += value_at(self.loss_weights[key], step) * mean
+        return total
+
+    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
+        if y is None:  # no labels: only the distillation losses can be told
+            return self.get_metrics_result()
+        return super().compute_metrics(x, y, y_pred, sample_weight)
+
+    def _step(self) -> Any:
+        return self.optimizer.iterations if getattr(self, "optimizer", None) is not None else 0
+
+    def _teacher_logits(self, x: Any) -> tf.Tensor:
+        answer = self.teacher(batch_inputs.select(self.teacher, x), training=False)
+        return tf.stop_gradient(_logits_of(answer, self.teacher))
+
+    def _mask_for(self, values: tf.Tensor, x: Any, y_pred: Any, key: str) -> tf.Tensor | None:
+        if values.shape.rank < 2 or self.mask is None:
+            return None
+        found = batch_inputs.padding_mask(x, y_pred, self.mask)
+        if found is None:
+            names = sorted(x) if isinstance(x, Mapping) else "a single tensor"
+            raise InputError(
+                f"the loss {key!r} has one value for each position, but nothing says which are padding: expected an "
+                f"input 'padding_mask' or a Keras mask, found {names}. Pass Distiller(mask=...): an input's name, a "
+                "function of the inputs, or None if every position is real."
+            )
+        return found
+
+    # ------------------------------------------------------------------ raw strings
+
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        *,
+        sample_weight: Any = None,
+        validation_data: Any = None,
+        validation_split: float = 0.0,
+        shuffle: bool = True,
+        **kwargs: Any,
+    ) -> keras.callbacks.History:
+        """As `keras.Model.fit`; raw strings in `x` and `validation_data` go through the student's preprocessor."""
+        if self.teacher is None:
+            raise InputError(
+                "this Distiller has no teacher (a saved one is not part of it); set distiller.teacher first."
+            )
+        if batch_inputs.has_strings(x):
+            if validation_split and validation_data is None:
+                (x, y, sample_weight), validation_data = batch_inputs.split_rows(
+                    (x, y, sample_weight), validation_split
+                )
+                validation_split = 0.0
+            x = self._preprocessed(x, y, sample_weight, batch_size, shuffle)
+            held_out_batch, batch_size, y, sample_weight = batch_size, None, None, None
+        else:
+            held_out_batch = batch_size
+        if validation_data is not None:
+            if isinstance(validation_data, tf.data.Dataset):
+                if batch_inputs.has_strings(validation_data):
+                    validation_data = self._preprocessed(validation_data, None, None, None, False)
+            else:
+                parts = keras.utils.unpack_x_y_sample_weight(tuple(validation_data))
+                if batch_inputs.has_strings(parts[0]):
+                    validation_data = self._preprocessed(*parts, held_out_batch, False)
+        return super().fit(
+            x=x,
+            y=y,
+            batch_size=batch_size,
+            epochs=epochs,
+            sample_weight=sample_weight,
+            validation_data=validation_data,
+            validation_split=validation_split,
+            shuffle=shuffle and not isinstance(x, tf.data.Dataset),
+            **kwargs,
+        )
+
+    def evaluate(
+        self, x: Any = None, y: Any = None, batch_size: int | None = None, *, sample_weight: Any = None, **kwargs: Any
+    ) -> Any:
+        """As `keras.Model.evaluate`; raw strings go through the student's preprocessor."""
+        if batch_inputs.has_strings(x):
+            x = self._preprocessed(x, y, sample_weight, batch_size, False)
+            y = sample_weight = batch_size = None
+        return super().evaluate(x, y, batch_size=batch_size, sample_weight=sample_weight, **kwargs)
+
+    def predict(self, x: Any, batch_size: int | None = None, **kwargs: Any) -> Any:
+        """As `keras.Model.predict` of the student; raw strings go through its preprocessor."""
+        if batch_inputs.has_strings(x):
+            x, batch_size = self._preprocessed(x, None, None, batch_size, False), None
+        return super().predict(x, batch_size=batch_size, **kwargs)
+
+    def train_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, **kwargs: Any) -> Any:
+        """As `keras.Model.train_on_batch`; raw strings go through the student's preprocessor."""
+        if batch_inputs.has_strings(x):
+            x, y, sample_weight = batch_inputs.preprocess_batch(x, y, sample_weight, self._preprocess())
+        return super().train_on_batch(x, y, sample_weight, **kwargs)
+
+    def test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, **kwargs: Any) -> Any:
+        """As `keras.Model.test_on_batch`; raw strings go through the student's preprocessor."""
+        if batch_inputs.has_strings(x):
+            x, y, sample_weight = batch_inputs.preprocess_batch(x, y, sample_weight, self._preprocess())
+        return super().test_on_batch(x, y, sample_weight, **kwargs)
+
+    def predict_on_batch(self, x: Any) -> Any:
+        """As `keras.Model.predict_on_batch`; raw strings go through the student's preprocessor."""
+        if batch_inputs.has_strings(x):
+            x, _, _ = batch_inputs.preprocess_batch(x, None, None, self._preprocess())
+        return super().predict_on_batch(x)
+
+    def _preprocess(self) -> Any:
+        if getattr(self.student, "preprocessor", None) is None:
+            raise InputError(
+                f"the data are raw strings, but the student {self.student.name} has no preprocessor. Give it one "
+                "(student.preprocessor = ...), or pass preprocessed batches."
+            )
+        return self.student.preprocess_samples
+
+    def _preprocessed(
+        self, x: Any, y: Any, sample_weight: Any, batch_size: int | None, shuffle: bool
+    ) -> tf.data.Dataset:
+        return batch_inputs.dataset_of(x, y, sample_weight, batch_size, self._preprocess(), shuffle)
+
+    # ------------------------------------------------------------------ saving
+
+    def get_config(self) -> dict[str, Any]:
+        """All but the teacher: set `distiller.teacher` again before further training."""
+        return {
+            "student": keras.saving.serialize_keras_object(self.student),
+            "losses": {
+                key: keras.saving.serialize_keras_object(loss) for key, loss in self.distillation_losses.items()
+            },
+            "loss_weights": {key: serialize(weight) for key, weight in self.loss_weights.items()},
+            "task_weight": serialize(self.task_weight),
+            "mask": keras.saving.serialize_keras_object(self.mask) if callable(self.mask) else self.mask,
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> "Distiller":
+        load = keras.saving.deserialize_keras_object
+        return cls(
+            **{
+                **config,
+                "student": load(config["student"], custom_objects=custom_objects),
+                "losses": {key: load(loss, custom_objects=custom_objects) for key, loss in config["losses"].items()},
+                "loss_weights": {key: deserialize(weight) for key, weight in config["loss_weights"].items()},
+                "task_weight": deserialize(config["task_weight"]),
+                "mask": load(config["mask"]) if isinstance(config["mask"], dict) else config["mask"],
+            }
+        )
+
+
+_FROM_LOGITS = {
+    "sparse_categorical_crossentropy": lambda: keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    "categorical_crossentropy": lambda: keras.losses.CategoricalCrossentropy(from_logits=True),
+    "binary_crossentropy": lambda: keras.losses.BinaryCrossentropy(from_logits=True),
+}
+
+
+class _Held:
+    """Holds the teacher where Keras does not look, so that its weights are neither trained nor saved."""
+
+    teacher: keras.Model | None = None
+
+
+def _checked_losses(losses: Any) -> dict[str, DistillationLoss]:
+    if losses is None:
+        losses = ForwardKL(temperature=2.0)
+    if isinstance(losses, DistillationLoss):
+        losses = {losses.reads: losses}
+    if not isinstance(losses, Mapping) or not losses:
+        raise InputError(f"losses must be {{name: loss of tfvllm.losses}}, found {losses!r}.")
+    for key, loss in losses.items():
+        if not isinstance(loss, DistillationLoss):
+            raise InputError(f"losses[{key!r}] must be a loss of tfvllm.losses such as ForwardKL(), found {loss!r}.")
+        if key in ("task", ""):
+            raise InputError(f"{key!r} cannot name a distillation loss; choose another name.")
+    return dict(losses)
+
+
+def _checked_weights(weights: Mapping[str, Scheduled] | None, losses: Mapping[str, Any]) -> dict[str, Scheduled]:
+    weights = weights or {}
+    unknown = sorted(set(weights) - set(losses))
+    if unknown:
+        raise InputError(f"loss_weights names {unknown}, but the losses are {sorted(losses)}.")
+    return {key: check_scheduled(weights.get(key, 1.0), f"loss_weights[{key!r}]") for key in losses}
+
+
+def _check_pair(teacher: keras.Model, student: keras.Model) -> None:
+    shared = {id(variable) for variable in teacher.variables} & {
+        id(variable) for variable in student.trainable_variables
+    }
+    if shared:
+        raise InputError(
+            f"teacher and student share {len(shared)} variables, so training one would change the other. "
+            "Use tfvllm.distillation.student_from(teacher), which copies them."
+        )
+    sizes = [getattr(getattr(model, "backbone", model), "vocabulary_size", None) for model in (teacher, student)]
+    if None not in sizes and sizes[0] != sizes[1]:
+        raise InputError(
+            f"teacher and student read the same token ids, but the teacher's vocabulary has {sizes[0]} entries and "
+            f"the student's {sizes[1]}. Build the student with vocabulary_size={sizes[0]} and the teacher's tokenizer."
+        )
+
+
+def _gives_logits(model: keras.Model) -> bool:
+    """Whether the head's activation is known to be none: what a cross-entropy must be told."""
+    activation = getattr(model, "activation", None)
+    if activation is None and getattr(model, "layers", None):
+        activation = getattr(model.layers[-1], "activation", None)
+    return activation is keras.activations.linear
+
+
+def _logits_of(answer: Any, model: keras.Model) -> tf.Tensor:
+    """The logits in a model's answer: before a softmax head where there is one."""
+    if isinstance(answer, Mapping):
+        if "logits" not in answer:
+            raise InputError(
+                f"{model.name} returns {sorted(answer)}; expected one tensor of logits, or one named 'logits'."
+            )
+        answer = answer["logits"]
+    if isinstance(answer, (list, tuple)):
+        raise InputError(f"{model.name} returns {len(answer)} tensors; expected one tensor of logits.")
+    activation = getattr(model, "activation", None)
+    if activation is None and getattr(model, "layers", None):
+        activation = getattr(model.layers[-1], "activation", None)
+    if activation is keras.activations.softmax:
+        known = getattr(answer, "_keras_logits", None)
+        return known if known is not None else tf.math.log(tf.maximum(tf.cast(answer, tf.float32), 1e-37))
+    return answer
+
+
+def _replicas() -> int:
+    return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def _rows(x: Any) -> tf.Tensor:
+    return tf.shape(tf.nest.flatten(x)[0])[0]

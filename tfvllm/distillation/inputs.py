@@ -1,0 +1,129 @@
+"""What a batch holds: raw strings that need a preprocessor, inputs by name, padding masks."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfvllm.errors import InputError
+
+Mask = str | Callable[[Any], tf.Tensor] | None
+
+
+def has_strings(x: Any) -> bool:
+    """Whether the inputs `x` (lists, arrays, tensors, dicts of these, or a dataset) hold raw strings."""
+    if isinstance(x, tf.data.Dataset):
+        spec = x.element_spec
+        spec = spec[0] if isinstance(spec, tuple) else spec
+        return any(getattr(leaf, "dtype", None) == tf.string for leaf in tf.nest.flatten(spec))
+    if isinstance(x, (str, bytes)):
+        return True
+    if isinstance(x, Mapping):
+        return any(has_strings(value) for value in x.values())
+    if isinstance(x, (list, tuple)):
+        return len(x) > 0 and has_strings(x[0])
+    if isinstance(x, np.ndarray):
+        return x.dtype.kind in "US" or (x.dtype.kind == "O" and x.size > 0 and isinstance(x.flat[0], (str, bytes)))
+    return getattr(x, "dtype", None) == tf.string
+
+
+def dataset_of(
+    x: Any, y: Any, sample_weight: Any, batch_size: int | None, preprocess: Callable[..., Any], shuffle: bool
+) -> tf.data.Dataset:
+    """Batches of preprocessed (x, y, sample_weight) from raw strings. Arrays are shuffled anew every epoch if asked."""
+    if isinstance(x, tf.data.Dataset):
+        if y is not None or sample_weight is not None or batch_size is not None:
+            raise InputError(
+                "with a tf.data.Dataset as x, expected y, sample_weight and batch_size inside it, not beside."
+            )
+        batches = x
+    else:
+        arrays = keras.utils.pack_x_y_sample_weight(*(_as_arrays(part) for part in (x, y, sample_weight)))
+        rows = tf.data.Dataset.from_tensor_slices(arrays)
+        if shuffle:
+            rows = rows.shuffle(max(1, int(rows.cardinality())))
+        batches = rows.batch(batch_size or 32)
+    return batches.map(_unpacked(preprocess), num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+
+
+def preprocess_batch(x: Any, y: Any, sample_weight: Any, preprocess: Callable[..., Any]) -> tuple[Any, Any, Any]:
+    """One batch of raw strings as (x, y, sample_weight) tensors."""
+    arrays = [_as_arrays(part) for part in (x, y, sample_weight)]
+    parts = [None if part is None else tf.nest.map_structure(tf.convert_to_tensor, part) for part in arrays]
+    return keras.utils.unpack_x_y_sample_weight(preprocess(*parts))
+
+
+def split_rows(parts: Sequence[Any], fraction: float) -> tuple[list[Any], list[Any]]:
+    """The first 1 − `fraction` of the rows of each part, and the rest, as Keras does for `validation_split`."""
+    arrays = [_as_arrays(part) for part in parts]
+    count = next(len(leaf) for leaf in tf.nest.flatten(arrays) if leaf is not None)
+    at = int(count * (1.0 - fraction))
+    if at in (0, count):
+        raise InputError(f"validation_split={fraction} leaves nothing on one side of {count} rows; use another value.")
+    cut = [
+        tf.nest.map_structure(lambda leaf, s=s: None if leaf is None else leaf[s], arrays)
+        for s in (slice(None, at), slice(at, None))
+    ]
+    return cut[0], cut[1]
+
+
+def select(model: keras.Model, x: Any) -> Any:
+    """The entries of `x` that `model` reads: a batch may carry more than one model needs.
+
+    Raises:
+        InputError: where an input of the model is not in the batch.
+    """
+    wanted = getattr(model, "input", None) if getattr(model, "inputs", None) else None
+    if not isinstance(wanted, dict) or not isinstance(x, Mapping):
+        return x
+    missing = sorted(set(wanted) - set(x))
+    if missing:
+        raise InputError(
+            f"{model.name} reads {sorted(wanted)}, but the batch has {sorted(x)}: {missing} missing. "
+            "Use the preprocessor that both models share, or add the missing inputs to the data."
+        )
+    return {name: x[name] for name in wanted}
+
+
+def padding_mask(x: Any, y_pred: Any, mask: Mask, kind: str = "decoder") -> tf.Tensor | None:
+    """Which positions are real, bool [batch, length]; None where nothing says so.
+
+    Args:
+        x: the batch's inputs.
+        y_pred: a tensor that may carry a Keras mask.
+        mask: "auto" (the input named padding_mask, or else the Keras mask), the name of an input, a function of x, or
+            None: all are real.
+        kind: "encoder" or "decoder", for models with both.
+    """
+    if mask is None:
+        return None
+    if callable(mask):
+        found = mask(x)
+    elif mask != "auto":
+        if not isinstance(x, Mapping) or mask not in x:
+            names = sorted(x) if isinstance(x, Mapping) else "a single tensor"
+            raise InputError(f"mask={mask!r} names no input; the batch has {names}.")
+        found = x[mask]
+    else:
+        names = (f"{kind}_padding_mask", "padding_mask")
+        found = next((x[name] for name in names if name in x), None) if isinstance(x, Mapping) else None
+        if found is None:
+            found = getattr(y_pred, "_keras_mask", None)
+    return None if found is None else tf.cast(found, tf.bool)
+
+
+def _as_arrays(part: Any) -> Any:
+    """Lists (of strings, numbers, rows) as arrays; dicts and tuples are structure."""
+    if isinstance(part, Mapping):
+        return {name: _as_arrays(value) for name, value in part.items()}
+    if isinstance(part, tuple) and not has_strings(part):
+        return tuple(_as_arrays(value) for value in part)
+    if isinstance(part, (list, tuple)):
+        return np.asarray(part)
+    return part
+
+
+def _unpacked(preprocess: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *data: preprocess(*(keras.utils.unpack_x_y_sample_weight(data if len(data) > 1 else data[0])))

@@ -1,0 +1,95 @@
+"""What every distillation loss has in common."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfvllm.distillation.divergences import log_probabilities
+from tfvllm.distillation.scheduled import Scheduled, check_scheduled, deserialize, serialize, value_at
+from tfvllm.errors import InputError
+
+
+class DistillationLoss:
+    """A difference between teacher and student, one value for each example or position, not reduced.
+
+    Subclasses state in `reads` what they compare: "logits", "hidden_states", "attention_maps" or "relations"
+    (queries, keys and values), and implement `__call__`.
+    """
+
+    reads = "logits"
+
+    def __call__(self, teacher: Any, student: Any, step: int | tf.Tensor = 0) -> tf.Tensor:
+        """The difference, float32.
+
+        Args:
+            teacher, student: what `reads` names. Logits have shape [batch, classes] or [batch, length, vocabulary].
+            step: the training step, int32 scalar, for scheduled settings.
+        Returns:
+            One value for each example ([batch]) or position ([batch, length]).
+        """
+        raise NotImplementedError
+
+    def get_config(self) -> dict[str, Any]:
+        return {}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "DistillationLoss":
+        return cls(**config)
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name}={value!r}" for name, value in self.get_config().items())
+        return f"{type(self).__name__}({settings})"
+
+
+class Divergence(DistillationLoss):
+    """A divergence between the class distributions softmax(logits / temperature), times temperature².
+
+    The factor temperature² keeps the gradient's size independent of the temperature (Hinton et al. 2015, section 2.1).
+
+    Args:
+        temperature: a positive number, or a schedule of the training step (a
+            `keras.optimizers.schedules.LearningRateSchedule` or a function of the step).
+    """
+
+    divergence: Callable[..., tf.Tensor]
+
+    def __init__(self, temperature: Scheduled = 1.0):
+        self.temperature = check_scheduled(temperature, "temperature", positive=True)
+
+    def __call__(self, teacher: tf.Tensor, student: tf.Tensor, step: int | tf.Tensor = 0) -> tf.Tensor:
+        check_classes(self, teacher, student)
+        temperature = value_at(self.temperature, step)
+        log_p = tf.stop_gradient(log_probabilities(teacher, temperature))
+        log_q = log_probabilities(student, temperature)
+        return temperature**2 * self.between(log_p, log_q)
+
+    def between(self, log_p: tf.Tensor, log_q: tf.Tensor) -> tf.Tensor:
+        """The divergence of float32 log-probabilities [..., classes], teacher first; shape [...]."""
+        raise NotImplementedError
+
+    def get_config(self) -> dict[str, Any]:
+        return {"temperature": serialize(self.temperature)}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Divergence":
+        return cls(**{**config, "temperature": deserialize(config["temperature"])})
+
+
+def check_classes(loss: DistillationLoss, teacher: tf.Tensor, student: tf.Tensor) -> None:
+    """Refuses logits over unlike or single classes, which have no distributions to compare."""
+    of_teacher, of_student = teacher.shape[-1], student.shape[-1]
+    if of_teacher != of_student:
+        raise InputError(
+            f"{type(loss).__name__} compares logits over the same classes, but the teacher has {of_teacher} and the "
+            f"student {of_student}. Give the student the teacher's classes (or vocabulary), or drop this loss."
+        )
+    if of_student == 1 and isinstance(loss, Divergence):
+        raise InputError(
+            f"{type(loss).__name__} compares distributions over classes, but there is one class, whose softmax is "
+            "always 1. Use two classes, or tfvllm.losses.Logits()."
+        )
+
+
+register = keras.saving.register_keras_serializable(package="tfvllm")

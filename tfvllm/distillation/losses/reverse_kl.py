@@ -1,0 +1,18 @@
+"""The student says only what its teacher thinks likely."""
+
+import tensorflow as tf
+
+from tfvllm.distillation import divergences
+from tfvllm.distillation.losses.base import Divergence, register
+
+
+@register
+class ReverseKL(Divergence):
+    """temperature² · KL(student ‖ teacher) = temperature² · Σ q (log q − log p) (MiniLLM, Gu et al. 2024, eq. 1).
+
+    Args:
+        temperature: divides both models' logits; a positive number or a schedule of the training step.
+    """
+
+    def between(self, log_p: tf.Tensor, log_q: tf.Tensor) -> tf.Tensor:
+        return divergences.reverse_kl(log_p, log_q)

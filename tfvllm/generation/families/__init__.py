@@ -1,0 +1,40 @@
+"""Readers: from a keras-nlp model to `tfvllm.generation.spec.LanguageModel`, one file for each kind of block."""
+
+import importlib
+
+from tfvllm.errors import InputError
+from tfvllm.generation.spec import LanguageModel
+
+# backbone class name -> (module, function). A subclass is found through its bases.
+READERS: dict[str, tuple[str, str]] = {
+    "GPT2Backbone": ("transformer", "read_gpt2"),
+    "OPTBackbone": ("transformer", "read_opt"),
+    "BartBackbone": ("transformer", "read_bart"),
+    "LlamaBackbone": ("llama", "read"),
+    "MistralBackbone": ("llama", "read"),
+    "QwenBackbone": ("llama", "read"),
+    "Qwen3Backbone": ("llama", "read"),
+    "GemmaBackbone": ("gemma", "read"),
+    "Gemma3Backbone": ("gemma", "read"),
+    "T5Backbone": ("t5", "read"),
+}
+
+
+def read(model) -> LanguageModel:
+    """Reads the weights that decoding needs.
+
+    Args:
+        model: a keras-nlp `CausalLM` or `Seq2SeqLM` (anything with a `backbone`), or a backbone itself.
+
+    Raises:
+        InputError: the backbone belongs to no known family, or carries something the engine cannot compute.
+    """
+    backbone = getattr(model, "backbone", model)
+    for base in type(backbone).__mro__:
+        if base.__name__ in READERS:
+            module, function = READERS[base.__name__]
+            return getattr(importlib.import_module(f"tfvllm.generation.families.{module}"), function)(backbone)
+    raise InputError(
+        f"cannot generate with {type(backbone).__name__}; expected one of {', '.join(READERS)} "
+        "(or a subclass). A new family is one reader in tfvllm/generation/families."
+    )

@@ -1,0 +1,136 @@
+"""The few dense computations a step is made of, once with public ops and once with TensorFlow's fused oneDNN ops.
+
+`PORTABLE` runs wherever TensorFlow runs. `OneDnn` emits internal ops (`_FusedMatMul`, `_MklLayerNorm`,
+`_MklNativeFusedMatMul`) that a SavedModel can hold and TensorFlow builds with oneDNN can run. All take and give
+two-dimensional tensors [rows, features].
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+from tensorflow.core.framework import graph_pb2
+
+from tfvllm.errors import InputError
+
+TARGETS = ("portable", "onednn")
+
+
+def activate(x: tf.Tensor, activation: str) -> tf.Tensor:
+    """An element-wise activation by its name in `tfvllm.generation.spec.FeedForward`."""
+    if activation == "linear":
+        return x
+    if activation == "gelu":
+        return tf.nn.gelu(x, approximate=False)
+    if activation == "gelu_approximate":
+        return tf.nn.gelu(x, approximate=True)
+    if activation == "silu":
+        # keras-nlp computes this one in float32 whatever the model's type.
+        return tf.cast(tf.nn.silu(tf.cast(x, tf.float32)), x.dtype)
+    return {"relu": tf.nn.relu, "tanh": tf.nn.tanh}[activation](x)
+
+
+class Portable:
+    """Public ops only."""
+
+    name = "portable"
+
+    def linear(self, x, kernel, bias=None, activation: str = "linear", residual=None, transpose: bool = False):
+        """`act(x @ kernel + bias) + residual`. x [rows, inputs], kernel [inputs, outputs] -> [rows, outputs]."""
+        y = tf.matmul(x, kernel, transpose_b=transpose)
+        if bias is not None:
+            y = tf.nn.bias_add(y, bias)
+        y = activate(y, activation)
+        return y if residual is None else y + residual
+
+    def layer_norm(self, x, scale, offset, epsilon: float):
+        """(x - mean) / sqrt(variance + epsilon) * scale + offset over the last axis, computed in float32."""
+        y = tf.cast(x, tf.float32)
+        mean = tf.reduce_mean(y, axis=-1, keepdims=True)
+        centred = y - mean
+        variance = tf.reduce_mean(tf.square(centred), axis=-1, keepdims=True)
+        y = centred * tf.math.rsqrt(variance + epsilon) * tf.cast(scale, tf.float32) + tf.cast(offset, tf.float32)
+        return tf.cast(y, x.dtype)
+
+    def rms_norm(self, x, scale, epsilon: float):
+        """x / sqrt(mean(x²) + epsilon) * scale over the last axis, computed in float32 (Zhang and Sennrich 2019)."""
+        y = tf.cast(x, tf.float32)
+        variance = tf.reduce_mean(tf.square(y), axis=-1, keepdims=True)
+        return tf.cast(y * tf.math.rsqrt(variance + epsilon) * tf.cast(scale, tf.float32), x.dtype)
+
+
+class OneDnn(Portable):
+    """Fused internal ops.
+
+    float32 products stay `_FusedMatMul`: it caches nothing from variables. bfloat16 products are
+    `_MklNativeFusedMatMul` with `is_filter_const`, which keeps the packed weights; in float32 the packing would stick to
+    the first batch size and slow the others.
+    """
+
+    name = "onednn"
+    _FUSED = {"relu": "Relu", "tanh": "Tanh", "gelu": "GeluExact", "gelu_approximate": "GeluApproximate"}
+
+    def linear(self, x, kernel, bias=None, activation="linear", residual=None, transpose=False):
+        low = x.dtype == tf.bfloat16
+        if bias is None and not low:
+            return super().linear(x, kernel, None, activation, residual, transpose)
+        fused, extra = [], []
+        if bias is not None:
+            fused, extra = ["BiasAdd"], [bias]
+            if activation in self._FUSED:
+                fused.append(self._FUSED[activation])
+                activation = "linear"
+        attributes = {"transpose_a": False, "transpose_b": transpose, "fused_ops": fused, "num_args": len(extra)}
+        if low:
+            attributes |= {"is_filter_const": True, "_kernel": "MklNameChangeOp"}
+        y = internal_op("_MklNativeFusedMatMul" if low else "_FusedMatMul", [x, kernel, *extra], attributes)
+        y = activate(y, activation)
+        return y if residual is None else y + residual
+
+    def layer_norm(self, x, scale, offset, epsilon):
+        return internal_op("_MklLayerNorm", [x, scale, offset], {"epsilon": epsilon})
+
+
+def kernels_for(target: str) -> Portable:
+    """The kernels of a target.
+
+    Raises:
+        InputError: the target is unknown.
+    """
+    if target not in TARGETS:
+        raise InputError(f"target {target!r} is not known; expected one of {', '.join(TARGETS)}")
+    return OneDnn() if target == "onednn" else Portable()
+
+
+def internal_op(op: str, inputs: list[tf.Tensor], attributes: dict) -> tf.Tensor:
+    """Adds one node that Python's own op builders refuse to make to the graph being traced; returns its first output.
+
+    All inputs have one type, which becomes attribute `T`. A name is given, for the default one would begin with `_`.
+    """
+    graph = graph_pb2.GraphDef()
+    names = [f"x{i}" for i in range(len(inputs))]
+    for name, value in zip(names, inputs):
+        placeholder = graph.node.add(name=name, op="Placeholder")
+        placeholder.attr["dtype"].type = value.dtype.as_datatype_enum
+    node = graph.node.add(name="y", op=op, input=names)
+    node.attr["T"].type = inputs[0].dtype.as_datatype_enum
+    for key, value in attributes.items():
+        _set_attribute(node.attr[key], value)
+    (result,) = tf.graph_util.import_graph_def(
+        graph, input_map=dict(zip(names, inputs)), return_elements=["y:0"], name=op.lstrip("_")
+    )
+    return result
+
+
+def _set_attribute(attribute, value) -> None:
+    if isinstance(value, bool):
+        attribute.b = value
+    elif isinstance(value, int):
+        attribute.i = value
+    elif isinstance(value, float):
+        attribute.f = value
+    elif isinstance(value, str):
+        attribute.s = value.encode()
+    else:
+        attribute.list.s.extend(item.encode() for item in value)
+        if not value:
+            attribute.list.SetInParent()

@@ -1,0 +1,402 @@
+"""The forward computation of `tfvllm.generation.spec`: prefill, one decode step, encoder, logits. Stock ops only.
+
+Caches: one flat tensor [batch * kv_heads * capacity, head_dim] for the keys and one for the values of each block. A row
+of the batch owns `kv_heads` stretches of `capacity` positions. `InplaceUpdate` writes one position without copying the rest.
+Its input must therefore be a fresh buffer that nobody else reads: caches come from `Pad`, `GatherV2` or `DeepCopy`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import tensorflow as tf
+
+from tfvllm.generation import spec as specs
+from tfvllm.generation.kernels import activate, kernels_for
+
+_MASKED = -1e9  # finite, so that a fully masked row (an empty source) stays free of NaN
+
+
+class Network(tf.Module):
+    """A language model's weights as variables, and the functions of them that decoding needs.
+
+    Args:
+        spec: what to compute.
+        dtype: type of weights, activations and caches: float32 or bfloat16. Softmax and norms are always float32.
+        target: `portable` or `onednn`, see `tfvllm.generation.kernels`.
+    """
+
+    def __init__(self, spec: specs.LanguageModel, *, dtype: tf.DType = tf.float32, target: str = "portable"):
+        super().__init__(name="network")
+        self.dtype = tf.as_dtype(dtype)
+        self.kernels = kernels_for(target)
+        self.target = target
+        self.family = spec.family
+        self.vocabulary_size = spec.vocabulary_size
+        self.width = spec.width
+        self.max_positions = spec.max_positions
+        self.cache_bytes_per_token = spec.cache_bytes_per_token(self.dtype.size)
+        self._head_scale = spec.head_scale
+        self._logit_soft_cap = spec.logit_soft_cap
+        # A tied head is held once, as [width, vocabulary]: the product over the whole vocabulary runs in the layout that
+        # is fast for few rows, and the lookup of few columns is cheap.
+        if spec.head is None:
+            self._head = self._variable(np.ascontiguousarray(spec.embedding.T), "head")
+            self._embedding = None
+        else:
+            self._head = self._variable(spec.head, "head")
+            self._embedding = self._variable(spec.embedding, "embedding")
+        self._encoder = None if spec.encoder is None else self._stack(spec.encoder, "encoder")
+        self._decoder = self._stack(spec.decoder, "decoder")
+
+    # Weights ---------------------------------------------------------------------------------------------------------
+
+    def _variable(self, value: np.ndarray, name: str, dtype=None) -> tf.Variable:
+        return tf.Variable(tf.cast(value, dtype or self.dtype), trainable=False, name=name)
+
+    def _stack(self, stack: specs.Stack, name: str):
+        """The same dataclasses with variables in place of arrays; also makes tf.Module see the variables."""
+        held: list[tf.Variable] = []
+
+        def hold(value, path):
+            if isinstance(value, specs.Rotary):
+                return value  # a few numbers, kept as constants
+            if isinstance(value, np.ndarray):
+                variable = self._variable(value, path)
+                held.append(variable)
+                return variable
+            if isinstance(value, list):
+                return [hold(item, f"{path}/{i}") for i, item in enumerate(value)]
+            if dataclasses.is_dataclass(value):
+                fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+                return dataclasses.replace(value, **{k: hold(v, f"{path}/{k}") for k, v in fields.items()})
+            return value
+
+        stack = hold(stack, name)
+        setattr(self, f"_{name}_variables", held)
+        return stack
+
+    @property
+    def is_seq2seq(self) -> bool:
+        return self._encoder is not None
+
+    @property
+    def cache_shapes(self) -> list[tuple[int, int]]:
+        """(kv_heads, head_dim) of every decoder block."""
+        return [(b.attention.kv_heads, b.attention.head_dim) for b in self._decoder.blocks]
+
+    # Parts -----------------------------------------------------------------------------------------------------------
+
+    def _norm(self, norm: specs.Norm | None, x: tf.Tensor) -> tf.Tensor:
+        if norm is None:
+            return x
+        if norm.kind == "rms":
+            return self.kernels.rms_norm(x, norm.scale, norm.epsilon)
+        return self.kernels.layer_norm(x, norm.scale, norm.offset, norm.epsilon)
+
+    def _linear(self, linear: specs.Linear, x: tf.Tensor, activation: str = "linear") -> tf.Tensor:
+        return self.kernels.linear(x, linear.kernel, linear.bias, activation)
+
+    def _embed(self, stack: specs.Stack, ids: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
+        """ids, positions int32[rows] -> [rows, width]."""
+        if self._embedding is None:
+            x = tf.transpose(tf.gather(self._head, ids, axis=1))
+        else:
+            x = tf.gather(self._embedding, ids)
+        if stack.embedding_scale != 1.0:
+            x *= tf.cast(stack.embedding_scale, x.dtype)
+        if stack.position_table is not None:
+            last = stack.position_table.shape[0] - 1
+            x += tf.gather(stack.position_table, tf.minimum(positions, last))  # padding may number past the table
+        return self._norm(stack.embedding_norm, x)
+
+    def _feed_forward(self, block: specs.Block, x: tf.Tensor) -> tf.Tensor:
+        ffn = block.feed_forward
+        residual = x
+        if block.normalize_first:
+            x = self._norm(block.feed_forward_norm, x)
+        if ffn.gated:
+            gate, up = tf.split(self._linear(ffn.up, x), 2, axis=-1)
+            x = activate(gate, ffn.activation) * up
+        else:
+            x = self._linear(ffn.up, x, ffn.activation)
+        x = residual + self._norm(block.post_feed_forward_norm, self._linear(ffn.output, x))
+        return x if block.normalize_first else self._norm(block.feed_forward_norm, x)
+
+    def _query_key_value(self, attention: specs.Attention, x, batch, length, positions):
+        """x [batch * length, width], positions int32[length] or [batch, 1] -> three [batch, heads, length, head_dim]."""
+        heads, kv_heads = attention.heads, attention.kv_heads
+        merged = self._linear(attention.query_key_value, x)
+        if isinstance(length, int) and length == 1:  # a step: heads are already where they belong
+            merged = tf.reshape(merged, [batch, heads + 2 * kv_heads, 1, attention.head_dim])
+        else:
+            merged = tf.reshape(merged, [batch, length, heads + 2 * kv_heads, attention.head_dim])
+            merged = tf.transpose(merged, [0, 2, 1, 3])
+        if attention.rotary is None or attention.query_norm is not None:
+            query, key, value = tf.split(merged, [heads, kv_heads, kv_heads], axis=1)
+            query, key = self._norm(attention.query_norm, query), self._norm(attention.key_norm, key)
+            if attention.rotary is not None:
+                cos, sin = _angles(attention.rotary, positions, self.dtype)
+                query, key = _rotate(query, cos, sin), _rotate(key, cos, sin)
+            return query, key, value
+        rotated, value = tf.split(merged, [heads + kv_heads, kv_heads], axis=1)  # queries and keys turn together
+        cos, sin = _angles(attention.rotary, positions, self.dtype)
+        query, key = tf.split(_rotate(rotated, cos, sin), [heads, kv_heads], axis=1)
+        return query, key, value
+
+    def _attend(self, query, key, value, mask, scale: float, soft_cap: float | None = None) -> tf.Tensor:
+        """Attention with grouped heads.
+
+        query [batch, heads, queries, head_dim]; key, value [batch, kv_heads, keys, head_dim]; mask float32, broadcast to
+        [batch, heads, queries, keys] and added to the scores -> [batch * queries, heads * head_dim].
+        """
+        heads, head_dim, kv_heads = query.shape[1], query.shape[3], key.shape[1]
+        batch, queries, keys = tf.shape(query)[0], tf.shape(query)[2], tf.shape(key)[2]
+        if scale != 1.0:
+            query *= tf.cast(scale, query.dtype)
+        if heads != kv_heads:
+            query = tf.reshape(query, [batch, kv_heads, (heads // kv_heads) * queries, head_dim])
+        scores = tf.cast(tf.matmul(query, key, transpose_b=True), tf.float32)
+        if heads != kv_heads:
+            scores = tf.reshape(scores, [batch, heads, queries, keys])
+        if soft_cap is not None:
+            scores = soft_cap * tf.tanh(scores / soft_cap)
+        weights = tf.cast(tf.nn.softmax(scores + mask), value.dtype)
+        if heads != kv_heads:
+            weights = tf.reshape(weights, [batch, kv_heads, (heads // kv_heads) * queries, keys])
+        attended = tf.reshape(tf.matmul(weights, value), [batch, heads, queries, head_dim])
+        return tf.reshape(tf.transpose(attended, [0, 2, 1, 3]), [-1, heads * head_dim])
+
+    def _after_attention(self, block: specs.Block, x: tf.Tensor, attended: tf.Tensor) -> tf.Tensor:
+        """Output projection, the norm that may follow it, and the residual. attended [rows, heads * head_dim]."""
+        attended = self._linear(block.attention.output, attended)
+        x = x + self._norm(block.post_attention_norm, attended)
+        return x if block.normalize_first else self._norm(block.attention_norm, x)
+
+    def _cross(self, block: specs.Block, x: tf.Tensor, context: Context | None, index: int, queries) -> tf.Tensor:
+        """Attention to the encoder. x [sources * queries, width]: several queries of one source share its keys."""
+        cross = block.cross_attention
+        if cross is None:
+            return x
+        residual = x
+        if block.normalize_first:
+            x = self._norm(block.cross_norm, x)
+        query = tf.reshape(self._linear(cross.query, x), [-1, queries, cross.heads, cross.head_dim])
+        query = tf.transpose(query, [0, 2, 1, 3])
+        attended = self._attend(query, context.keys[index], context.values[index], context.mask, cross.scale)
+        x = residual + self._linear(cross.output, attended)
+        return x if block.normalize_first else self._norm(block.cross_norm, x)
+
+    def _masks(self, stack: specs.Stack, query_positions: tf.Tensor, keys) -> dict[int | None, tf.Tensor]:
+        """What is added to the scores of causal attention, for each window that occurs in the stack.
+
+        query_positions int32[queries] -> float32[1, 1 or heads, queries, keys]; int32[batch, 1] -> [batch, .., 1, keys].
+        """
+        key_positions = tf.range(keys)
+        distance = query_positions[..., :, tf.newaxis] - key_positions  # >= 0: the key is not in the future
+        bias = self._relative_bias(stack, distance)
+        masks = {}
+        for window in {block.attention.window for block in stack.blocks}:
+            seen = distance >= 0
+            if window is not None:
+                seen &= distance < window
+            mask = tf.where(seen, 0.0, _MASKED)[..., tf.newaxis, :, :]
+            if bias is not None:
+                mask += bias
+            masks[window] = mask if mask.shape.rank == 4 else mask[tf.newaxis]
+        return masks
+
+    def _relative_bias(self, stack: specs.Stack, distance: tf.Tensor) -> tf.Tensor | None:
+        """distance int32[.., queries, keys] = query - key -> float32[.., heads, queries, keys], or None."""
+        bias = stack.relative_bias
+        if bias is None:
+            return None
+        bucket = relative_bucket(-distance, bias.table.shape[0], bias.max_distance, bias.bidirectional)
+        values = tf.cast(tf.gather(bias.table, bucket), tf.float32)
+        order = [0, 3, 1, 2] if values.shape.rank == 4 else [2, 0, 1]
+        return tf.transpose(values, order)
+
+    # Whole sequences -------------------------------------------------------------------------------------------------
+
+    def encode(self, ids: tf.Tensor, padding_mask: tf.Tensor) -> Context:
+        """The encoder, and what each decoder block attends to. ids int32[sources, length], padding_mask bool of that shape."""
+        stack = self._encoder
+        batch, length = tf.shape(ids)[0], tf.shape(ids)[1]
+        positions = tf.range(length)
+        x = self._embed(stack, tf.reshape(ids, [-1]), tf.tile(positions, [batch]))
+        padding = tf.where(padding_mask, 0.0, _MASKED)[:, tf.newaxis, tf.newaxis, :]
+        bias = self._relative_bias(stack, positions[:, tf.newaxis] - positions)
+        mask = padding if bias is None else padding + bias
+        for block in stack.blocks:
+            n = self._norm(block.attention_norm, x) if block.normalize_first else x
+            query, key, value = self._query_key_value(block.attention, n, batch, length, positions)
+            attended = self._attend(query, key, value, mask, block.attention.scale, block.attention.soft_cap)
+            x = self._feed_forward(block, self._after_attention(block, x, attended))
+        x = self._norm(stack.final_norm, x)
+        keys, values = [], []
+        for block in self._decoder.blocks:
+            cross = block.cross_attention
+            merged = tf.reshape(self._linear(cross.key_value, x), [batch, length, 2 * cross.heads, cross.head_dim])
+            key, value = tf.split(tf.transpose(merged, [0, 2, 1, 3]), 2, axis=1)
+            keys.append(key)
+            values.append(value)
+        return Context(keys, values, padding)
+
+    def prefill(self, ids: tf.Tensor, lengths: tf.Tensor, context: Context | None = None):
+        """Reads whole prompts.
+
+        Args:
+            ids: int32[batch, length], each row's tokens first, then anything.
+            lengths: int32[batch], at least 1: how many tokens of a row count.
+            context: what `encode` returned, one source for each row.
+
+        Returns:
+            (hidden [batch, width] of each row's last token; keys and values, two lists of
+            [batch, kv_heads, length, head_dim]).
+        """
+        hidden, keys, values = self._sequence(ids, lengths - 1, context)
+        return hidden, keys, values
+
+    def hidden_states(self, ids: tf.Tensor, context: Context | None = None) -> tf.Tensor:
+        """ids int32[batch, length] -> [batch * length, width], every position's input to the head."""
+        return self._sequence(ids, None, context)[0]
+
+    def _sequence(self, ids, last, context):
+        stack = self._decoder
+        batch, length = tf.shape(ids)[0], tf.shape(ids)[1]
+        positions = tf.range(length)
+        x = self._embed(stack, tf.reshape(ids, [-1]), tf.tile(positions, [batch]))
+        masks = self._masks(stack, positions, length)
+        keys, values = [], []
+        for index, block in enumerate(stack.blocks):
+            n = self._norm(block.attention_norm, x) if block.normalize_first else x
+            query, key, value = self._query_key_value(block.attention, n, batch, length, positions)
+            keys.append(key)
+            values.append(value)
+            queries = length
+            if last is not None and index == len(stack.blocks) - 1:
+                # Past its keys and values the last block owes one position of each row only.
+                query = tf.gather(query, last[:, tf.newaxis], axis=2, batch_dims=1)
+                query = tf.ensure_shape(query, [None, block.attention.heads, 1, block.attention.head_dim])
+                masks = self._masks(stack, last[:, tf.newaxis], length)
+                x = tf.gather(x, last + tf.range(batch) * length)
+                queries = 1
+            attention = block.attention
+            attended = self._attend(query, key, value, masks[attention.window], attention.scale, attention.soft_cap)
+            x = self._after_attention(block, x, attended)
+            x = self._feed_forward(block, self._cross(block, x, context, index, queries))
+        return self._norm(stack.final_norm, x), keys, values
+
+    # One step --------------------------------------------------------------------------------------------------------
+
+    def step(self, ids, positions, caches: list[tf.Tensor], capacity, context: Context | None = None, beams=1):
+        """Reads one more token of each row.
+
+        Args:
+            ids: int32[rows], the tokens.
+            positions: int32[rows], where each stands; its keys and values go there.
+            caches: `allocate`'s tensors, keys and values of each block in turn. They are written in place.
+            capacity: int32[], how many positions a row's caches hold.
+            context: what the decoder attends to, one source for each `beams` rows.
+            beams: how many rows share a source.
+
+        Returns:
+            (hidden [rows, width], caches).
+        """
+        stack = self._decoder
+        rows = tf.shape(ids)[0]
+        x = self._embed(stack, ids, positions)
+        column = positions[:, tf.newaxis]
+        masks = self._masks(stack, column, capacity)
+        targets = {}
+        caches = list(caches)
+        for index, block in enumerate(stack.blocks):
+            attention = block.attention
+            kv_heads, head_dim = attention.kv_heads, attention.head_dim
+            if kv_heads not in targets:
+                starts = tf.range(rows * kv_heads) * capacity
+                targets[kv_heads] = starts + tf.repeat(positions, kv_heads)
+            n = self._norm(block.attention_norm, x) if block.normalize_first else x
+            query, key, value = self._query_key_value(attention, n, rows, 1, column)
+            for which, new in ((2 * index, key), (2 * index + 1, value)):
+                caches[which] = tf.raw_ops.InplaceUpdate(
+                    x=caches[which], i=targets[kv_heads], v=tf.reshape(new, [-1, head_dim])
+                )
+            key = tf.reshape(caches[2 * index], [rows, kv_heads, capacity, head_dim])
+            value = tf.reshape(caches[2 * index + 1], [rows, kv_heads, capacity, head_dim])
+            attended = self._attend(query, key, value, masks[attention.window], attention.scale, attention.soft_cap)
+            x = self._after_attention(block, x, attended)
+            x = self._feed_forward(block, self._cross(block, x, context, index, beams))
+        return self._norm(stack.final_norm, x), caches
+
+    def logits(self, hidden: tf.Tensor) -> tf.Tensor:
+        """hidden [rows, width] -> float32[rows, vocabulary]."""
+        if self._head_scale != 1.0:
+            hidden *= tf.cast(self._head_scale, hidden.dtype)
+        logits = tf.cast(self.kernels.linear(hidden, self._head), tf.float32)
+        cap = self._logit_soft_cap
+        return logits if cap is None else cap * tf.tanh(logits / cap)
+
+
+@dataclasses.dataclass
+class Context:
+    """What a decoder attends to: for each block keys and values [sources, heads, length, head_dim]; mask float32[sources, 1, 1, length]."""
+
+    keys: list[tf.Tensor]
+    values: list[tf.Tensor]
+    mask: tf.Tensor
+
+    def gather(self, rows: tf.Tensor) -> Context:
+        return Context(
+            [tf.gather(key, rows) for key in self.keys],
+            [tf.gather(value, rows) for value in self.values],
+            tf.gather(self.mask, rows),
+        )
+
+
+def allocate(keys: list[tf.Tensor], values: list[tf.Tensor], capacity) -> list[tf.Tensor]:
+    """Caches of `capacity` positions that begin with `keys` and `values` ([rows, kv_heads, length, head_dim] each)."""
+    return [flat for pair in zip(keys, values) for flat in (_grow(pair[0], capacity), _grow(pair[1], capacity))]
+
+
+def regrow(cache: tf.Tensor, shape: tuple[int, int], capacity, wider, rows: tf.Tensor | None = None) -> tf.Tensor:
+    """A fresh cache with `wider` positions, of the given rows (int32[kept]) or of all. shape: (kv_heads, head_dim)."""
+    cache = tf.reshape(cache, [-1, shape[0], capacity, shape[1]])
+    return _grow(cache if rows is None else tf.gather(cache, rows), wider)
+
+
+def _grow(cache: tf.Tensor, capacity) -> tf.Tensor:
+    head_dim = cache.shape[3]
+    room = capacity - tf.shape(cache)[2]
+    return tf.reshape(tf.pad(cache, [[0, 0], [0, 0], [0, room], [0, 0]]), [-1, head_dim])
+
+
+def relative_bucket(relative_position: tf.Tensor, buckets: int, max_distance: int, bidirectional: bool) -> tf.Tensor:
+    """T5's bucket of key position minus query position: exact while near, logarithmic further away, int32."""
+    bucket = tf.zeros_like(relative_position)
+    if bidirectional:
+        buckets //= 2
+        bucket += tf.cast(relative_position > 0, tf.int32) * buckets
+        distance = tf.abs(relative_position)
+    else:
+        distance = tf.maximum(-relative_position, 0)
+    exact = buckets // 2
+    scaled = tf.math.log(tf.cast(tf.maximum(distance, 1), tf.float32) / exact) / math.log(max_distance / exact)
+    far = tf.minimum(exact + tf.cast(scaled * (buckets - exact), tf.int32), buckets - 1)
+    return bucket + tf.where(distance < exact, distance, far)
+
+
+def _angles(rotary: specs.Rotary, positions: tf.Tensor, dtype: tf.DType) -> tuple[tf.Tensor, tf.Tensor]:
+    """cos and sin: positions int32[length] -> [length, head_dim / 2]; int32[rows, 1] -> [rows, 1, 1, head_dim / 2]."""
+    angles = tf.cast(positions, tf.float32)[..., tf.newaxis] * tf.constant(rotary.inverse_frequencies)
+    if positions.shape.rank == 2:
+        angles = angles[:, tf.newaxis]
+    return tf.cast(tf.cos(angles) * rotary.magnitude, dtype), tf.cast(tf.sin(angles) * rotary.magnitude, dtype)
+
+
+def _rotate(x: tf.Tensor, cos: tf.Tensor, sin: tf.Tensor) -> tf.Tensor:
+    """Turns the pairs (first half, second half) of the last axis."""
+    first, second = tf.split(x, 2, axis=-1)
+    return tf.concat([first * cos - second * sin, second * cos + first * sin], axis=-1)

@@ -1,1 +1,1 @@
-
+"""Measuring: ratios in one run, on the same weights and inputs, with the conditions written down."""

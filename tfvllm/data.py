@@ -1,0 +1,371 @@
+"""Labelled text: reading `sentence<TAB>label` files, and a maker of synthetic reviews.
+
+A data set is a folder with `train.tsv`, `dev.tsv` and perhaps `test.tsv`, or one file that is split. Files are UTF-8,
+one `sentence<TAB>label` a line under that header, split on `\\n` and the tab alone (no quoting).
+"""
+
+import os
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tfvllm.errors import InputError
+from tfvllm.files import digest, new_directory
+
+HEADER = "sentence\tlabel"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Sentences and their label indices (into the data set's `labels`), in file order."""
+
+    texts: list[str]
+    labels: list[int]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+@dataclass(frozen=True)
+class TextData:
+    """`train`, `dev` and perhaps `test`; `labels[i]` is the name of label index i."""
+
+    train: Split
+    dev: Split
+    test: Split | None
+    labels: list[str]
+    source: str
+    notes: list[str] = field(default_factory=list)
+
+    def digest(self) -> str:
+        """A hash of every sentence, label and label name."""
+        splits = [self.train, self.dev, *([self.test] if self.test else [])]
+        return digest(self.labels, *[digest(*split.texts, split.labels) for split in splits])
+
+
+def read_tsv(path: str | os.PathLike) -> list[tuple[str, str]]:
+    """Reads `(sentence, label)` pairs. A bad row raises InputError naming the file, the line and what was expected."""
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"cannot read {path}: {error.strerror}; expected a file with the header sentence<TAB>label."
+        ) from error
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise InputError(
+            f"{path}, line {line}: expected UTF-8 text, found the byte 0x{content[error.start]:02x}; "
+            "convert the file to UTF-8."
+        ) from error
+    lines = text.split("\n")
+    if lines and not lines[-1]:
+        lines.pop()
+    header = lines[0].rstrip("\r") if lines else ""
+    if header != HEADER:
+        raise InputError(
+            f"{path}, line 1: expected the header sentence<TAB>label, found {_shown(header)}; add the header line."
+        )
+    rows = []
+    for number, line in enumerate(lines[1:], start=2):
+        cells = line.rstrip("\r").split("\t")
+        if len(cells) != 2 or not cells[0].strip() or not cells[1].strip():
+            if len(cells) != 2:
+                found = f"{len(cells)} cells"
+            else:
+                found = f"an empty {'label' if cells[0].strip() else 'sentence'}"
+            raise InputError(
+                f"{path}, line {number}: expected sentence<TAB>label, found {found}: {_shown(line)}; "
+                "mend or remove the line."
+            )
+        rows.append((cells[0], cells[1].strip()))
+    if not rows:
+        raise InputError(f"{path}: expected at least one row under the header, found none.")
+    return rows
+
+
+def write_tsv(path: str | os.PathLike, rows: Iterable[tuple[str, str | int]]) -> None:
+    """Writes `(sentence, label)` pairs under the header."""
+    body = "".join(f"{sentence}\t{label}\n" for sentence, label in rows)
+    Path(path).write_text(f"{HEADER}\n{body}", encoding="utf-8", newline="\n")
+
+
+def load(
+    path: str | os.PathLike,
+    *,
+    train: str = "train.tsv",
+    dev: str = "dev.tsv",
+    test: str | None = None,
+    dev_share: float = 0.1,
+    seed: int = 0,
+    names: dict[str, str] | None = None,
+) -> TextData:
+    """Loads a folder of TSV files, or one file that is split.
+
+    Args:
+        path: a folder, or one TSV file.
+        train, dev, test: file names inside the folder. `test=None` takes `test.tsv` where it exists.
+        dev_share: of one file, the share that becomes dev and, again, the share that becomes test, in (0, 0.4].
+        seed: how one file is split (sentences that occur twice stay on one side).
+        names: label in the file -> name to show. Labels without a name keep their own.
+
+    Raises:
+        InputError: a missing file, a bad row, a single label, or a dev/test label that train lacks.
+    """
+    path = Path(path)
+    notes: list[str] = []
+    if path.is_file():
+        parts = _split(read_tsv(path), dev_share, seed)
+        files = {"train": path, "dev": path, "test": path}
+        notes.append(f"{path.name} was split: dev and test are {dev_share:.0%} each, chosen by seed {seed}")
+    elif path.is_dir():
+        files = {"train": path / train, "dev": path / dev}
+        if test is not None or (path / "test.tsv").is_file():
+            files["test"] = path / (test or "test.tsv")
+        for split, file in files.items():
+            if not file.is_file():
+                here = sorted(found.name for found in path.glob("*.tsv"))
+                raise InputError(
+                    f"{file} is missing; expected the {split} file in {path}, found {', '.join(here) or 'no .tsv file'}; "
+                    f"name it with data.{split} in the recipe."
+                )
+        parts = {split: read_tsv(file) for split, file in files.items()}
+    else:
+        raise InputError(f"{path} is missing; expected a folder with {train} and {dev}, or one TSV file.")
+
+    known = sorted({label for _, label in parts["train"]}, key=_numbers_first)
+    if len(known) < 2:
+        raise InputError(f"{files['train']}: expected at least two different labels, found only {known[0]!r}.")
+    index = {label: i for i, label in enumerate(known)}
+    for split, rows in parts.items():
+        for number, (_, label) in enumerate(rows, start=2):
+            if label not in index:
+                raise InputError(
+                    f"{files[split]}, line {number}: expected a label that occurs in train ({', '.join(known)}), "
+                    f"found {label!r}."
+                )
+    names = names or {}
+    unused = sorted(set(names) - set(known))
+    if unused:
+        notes.append(f"label names without a label in the data: {', '.join(unused)}")
+    train_texts = {_plain(text) for text, _ in parts["train"]}
+    for split in ("dev", "test"):
+        repeated = sum(_plain(text) in train_texts for text, _ in parts.get(split, ()))
+        if repeated:
+            notes.append(f"{repeated} of {len(parts[split])} {split} sentences also occur in train: the score flatters")
+    splits = {
+        split: Split([text for text, _ in rows], [index[label] for _, label in rows]) for split, rows in parts.items()
+    }
+    return TextData(
+        splits["train"],
+        splits["dev"],
+        splits.get("test"),
+        [names.get(label, label) for label in known],
+        source=path.name,
+        notes=notes,
+    )
+
+
+def _split(rows: list[tuple[str, str]], share: float, seed: int) -> dict[str, list[tuple[str, str]]]:
+    texts = sorted({text for text, _ in rows})
+    random.Random(seed).shuffle(texts)
+    count = max(1, round(len(texts) * share))
+    if len(texts) < 2 * count + 2:
+        raise InputError(
+            f"expected enough different sentences to split off {share:.0%} twice, found {len(texts)}; "
+            "give a folder with train.tsv and dev.tsv instead."
+        )
+    side = {text: "dev" if i < count else "test" if i < 2 * count else "train" for i, text in enumerate(texts)}
+    return {name: [row for row in rows if side[row[0]] == name] for name in ("train", "dev", "test")}
+
+
+def _numbers_first(label: str) -> tuple:
+    return (0, int(label), "") if label.lstrip("-").isdigit() and label.isascii() else (1, 0, label)
+
+
+def _plain(text: str) -> str:
+    return "".join(text.split())
+
+
+def _shown(line: str) -> str:
+    line = line.rstrip("\r").replace("\t", "<TAB>")
+    return repr(line if len(line) <= 60 else line[:57] + "...")
+
+
+# --- synthetic reviews ---------------------------------------------------------------------------------------------
+# Every sentence is built together with its meaning, a number whose sign is the label. The same words occur on both
+# sides, so counting words is not enough: what decides is how clauses are negated, weighed and set against each other.
+
+SYNTHETIC_NOTE = "synthetic reviews, written by a generator (tfvllm.data.synthetic_reviews); no person wrote them"
+
+_GOOD = {
+    "good": 1.0, "great": 1.5, "wonderful": 1.8, "charming": 1.2, "funny": 1.1, "clever": 1.2, "moving": 1.2,
+    "brilliant": 1.8, "delightful": 1.6, "solid": 0.9, "fresh": 1.0, "gripping": 1.4, "superb": 1.8, "warm": 0.9,
+    "elegant": 1.1, "impressive": 1.3, "enjoyable": 1.1, "memorable": 1.2, "sharp": 1.0, "beautiful": 1.4,
+    "convincing": 1.0, "inventive": 1.2, "touching": 1.2, "satisfying": 1.2, "lively": 1.0, "honest": 0.9,
+}  # fmt: skip
+_BAD = {
+    "bad": -1.0, "awful": -1.8, "terrible": -1.8, "boring": -1.2, "dull": -1.1, "weak": -0.9, "clumsy": -1.1,
+    "silly": -0.9, "tedious": -1.3, "lifeless": -1.3, "predictable": -0.9, "shallow": -1.0, "messy": -1.0,
+    "annoying": -1.2, "stale": -1.0, "pointless": -1.4, "horrible": -1.8, "forced": -0.9, "bland": -1.0,
+    "confusing": -1.0, "cheap": -0.9, "dreadful": -1.7, "tiresome": -1.2, "painful": -1.3, "flat": -0.9, "cold": -0.8,
+}  # fmt: skip
+_DEGREES = {
+    "very": 1.4, "really": 1.3, "extremely": 1.7, "truly": 1.5, "quite": 1.1, "remarkably": 1.5, "so": 1.3,
+    "fairly": 0.8, "somewhat": 0.6, "slightly": 0.5, "a little": 0.5, "rather": 0.9, "incredibly": 1.7, "": 1.0,
+}  # fmt: skip
+_GOOD_VERBS = {"loved": 1.6, "enjoyed": 1.2, "admired": 1.1, "liked": 0.9, "adored": 1.7}
+_BAD_VERBS = {"hated": -1.7, "disliked": -1.0, "regretted": -1.2, "despised": -1.7}
+_THINGS = {
+    "film": ["acting", "plot", "script", "ending", "music", "photography", "dialogue", "cast", "direction", "opening"],
+    "book": ["plot", "prose", "ending", "first chapter", "hero", "dialogue", "translation", "style", "argument"],
+    "hotel": ["room", "breakfast", "service", "view", "staff", "pool", "location", "bed", "lobby"],
+    "phone": ["screen", "battery", "camera", "sound", "design", "keyboard", "software", "speaker"],
+    "restaurant": ["food", "wine", "service", "dessert", "terrace", "menu", "soup", "coffee", "kitchen"],
+    "show": ["acting", "music", "staging", "pacing", "humour", "first act", "costume work", "choir", "lighting"],
+}
+_NEUTRAL = [
+    "we went on a friday", "i bought it last month", "my sister came along", "it was raining outside",
+    "there are two versions of it", "this was my second time", "it lasts about two hours", "i had read about it",
+    "everyone was talking about it", "we sat near the door", "the box is blue", "it comes from france",
+    "a friend had recommended it", "they opened in march", "i paid with a card", "it is the third of its kind",
+]  # fmt: skip
+
+
+class _Writer:
+    """Writes one review: methods return `(words, meaning)`."""
+
+    def __init__(self, rng: random.Random):
+        self.rng = rng
+        self.topic = rng.choice(list(_THINGS))
+
+    def subject(self) -> str:
+        things = _THINGS[self.topic]
+        return self.rng.choice([f"the {self.rng.choice(things)}", f"the {self.topic}", f"this {self.topic}", "it"])
+
+    def quality(self) -> tuple[str, float]:
+        word, value = self.rng.choice(list((_GOOD if self.rng.random() < 0.5 else _BAD).items()))
+        degree, factor = self.rng.choice(list(_DEGREES.items()))
+        if self.rng.random() < 0.5:
+            degree, factor = "", 1.0
+        return f"{degree} {word}".strip(), value * factor
+
+    def plain(self) -> tuple[str, float]:
+        words, value = self.quality()
+        verb = self.rng.choice(["is", "was", "felt", "seemed", "turned out"])
+        return f"{self.subject()} {verb} {words}", value
+
+    def negated(self) -> tuple[str, float]:
+        """Negation turns the sign and takes some of the strength: `not great` is milder than `awful`."""
+        word, value = self.rng.choice(list((_GOOD if self.rng.random() < 0.5 else _BAD).items()))
+        form = self.rng.choice(
+            ["is not {}", "is not {} at all", "was never {}", "is far from {}", "is anything but {}", "is hardly {}",
+             "isn't {}", "wasn't even {}", "was by no means {}", "failed to be {}"]
+        )  # fmt: skip
+        strength = 1.0 if any(mark in form for mark in ("at all", "anything but", "by no means", "far from")) else 0.8
+        return f"{self.subject()} {form.format(word)}", -strength * value
+
+    def doubly_negated(self) -> tuple[str, float]:
+        word, value = self.rng.choice(list((_GOOD if self.rng.random() < 0.5 else _BAD).items()))
+        form = self.rng.choice(["nobody could say that {} is not {}", "it would be wrong to say that {} is not {}"])
+        return form.format(self.subject(), word), 0.8 * value
+
+    def reaction(self) -> tuple[str, float]:
+        word, value = self.rng.choice(list((_GOOD_VERBS if self.rng.random() < 0.5 else _BAD_VERBS).items()))
+        if self.rng.random() < 0.35:
+            return f"{self.rng.choice(['i never', 'nobody in our group'])} {word} {self.subject()}", -0.8 * value
+        return f"{self.rng.choice(['i', 'we', 'my friends', 'my whole family'])} {word} {self.subject()}", value
+
+    def unmet(self) -> tuple[str, float]:
+        """A hope that was not met: the praise is in words only."""
+        word, value = self.rng.choice(list(_GOOD.items()))
+        form = self.rng.choice(
+            ["i wish {} had been {}", "{} could have been {}", "i was told that {} would be {}, and was misled",
+             "{} tries hard to be {} and fails", "they promised that {} would be {}, which was a lie"]
+        )  # fmt: skip
+        return form.format(self.subject(), word), -0.8 * abs(value)
+
+    def feared(self) -> tuple[str, float]:
+        """A fear that did not come true: the blame is in words only."""
+        word, value = self.rng.choice(list(_BAD.items()))
+        form = self.rng.choice(
+            ["i feared that {} would be {}, and was wrong", "{} never becomes {}", "critics called {} {}, unfairly",
+             "{} could easily have been {} and avoids it", "i expected {} to be {}, and was happily mistaken"]
+        )  # fmt: skip
+        return form.format(self.subject(), word), 0.8 * abs(value)
+
+    def clause(self) -> tuple[str, float]:
+        kinds: Sequence[Callable[[], tuple[str, float]]] = (
+            self.plain, self.negated, self.reaction, self.unmet, self.feared, self.doubly_negated,
+        )  # fmt: skip
+        return self.rng.choices(kinds, weights=(38, 26, 14, 8, 8, 6))[0]()
+
+    def joined(self) -> tuple[str, float]:
+        """Two clauses: equal weights under `and`, unequal ones where the sentence sets one against the other."""
+        (first, a), (second, b) = self.clause(), self.clause()
+        form, weight_a, weight_b = self.rng.choice(
+            [("{}, and {}", 1, 1), ("{}; {}", 1, 1), ("{} while {}", 1, 1), ("{}, but {}", 0.4, 1.2),
+             ("although {}, {}", 0.4, 1.2), ("even if {}, {}", 0.4, 1.2), ("{}, even though {}", 1.2, 0.4),
+             ("{}, however {}", 0.4, 1.2), ("{}, although {}", 1.2, 0.4), ("{} and yet {}", 0.4, 1.2),
+             ("granted, {}, still {}", 0.4, 1.2)]
+        )  # fmt: skip
+        return form.format(first, second), weight_a * a + weight_b * b
+
+    def review(self) -> tuple[str, float]:
+        words, value = self.clause() if self.rng.random() < 0.4 else self.joined()
+        if self.rng.random() < 0.2:
+            more, extra = self.clause()
+            words, value = f"{words}. overall, {more}", 0.5 * value + 1.5 * extra
+        if self.rng.random() < 0.3:
+            neutral = self.rng.choice(_NEUTRAL)
+            words = f"{neutral}, {words}" if self.rng.random() < 0.5 else f"{words}. {neutral}"
+        return words + self.rng.choice([" .", " .", " !", ""]), value
+
+
+def synthetic_reviews(count: int, seed: int, *, margin: float = 0.3) -> list[tuple[str, int]]:
+    """Writes `count` different synthetic reviews with compositional sentiment, the same ones for the same `seed`.
+
+    Negation, intensifiers, contrast (`but`, `although`, `even though`), unmet hopes, feigned blame and mixed clauses
+    decide the label together. These sentences are synthetic: they show that the road works, not how good a model is
+    on what people write.
+
+    Args:
+        count: how many; half of each label (to one).
+        seed: of `random.Random`, which is the same on every platform.
+        margin: meanings nearer to 0 than this are thrown away as neither good nor bad.
+
+    Returns:
+        `(sentence, label)` pairs; label 1 is positive, 0 negative.
+    """
+    rng = random.Random(seed)
+    wanted = {0: count // 2, 1: count - count // 2}
+    seen: set[str] = set()
+    rows: list[tuple[str, int]] = []
+    while len(rows) < count:
+        words, value = _Writer(rng).review()
+        label = int(value > 0)
+        if abs(value) < margin or words in seen or not wanted[label]:
+            continue
+        seen.add(words)
+        wanted[label] -= 1
+        rows.append((words, label))
+    rng.shuffle(rows)  # else the rarer label would gather at the end
+    return rows
+
+
+def write_synthetic(
+    directory: str | os.PathLike, *, train: int, dev: int, test: int, seed: int, overwrite: bool = False
+) -> Path:
+    """Writes train.tsv, dev.tsv, test.tsv and a README that says they are synthetic. No sentence is in two files."""
+    with new_directory(directory, overwrite=overwrite) as partial:
+        rows = synthetic_reviews(train + dev + test, seed)
+        write_tsv(partial / "train.tsv", rows[:train])
+        write_tsv(partial / "dev.tsv", rows[train : train + dev])
+        write_tsv(partial / "test.tsv", rows[train + dev :])
+        (partial / "README.md").write_text(
+            f"These are {SYNTHETIC_NOTE}. Seed {seed}; label 1 positive, 0 negative.\n", encoding="utf-8"
+        )
+    return Path(directory)

@@ -1,0 +1,254 @@
+"""How much each unit of a model matters: scores of heads, neurons, channels, tokens and layers.
+
+Every function returns {(unit, place): float64 scores, one per unit}; larger is worth more. Layers are
+("layers", "encoder" or "decoder").
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfvllm.errors import InputError
+from tfvllm.models import FFN, HEADS, KV_HEADS, VOCABULARY, WIDTH, Adapter, adapter_for
+from tfvllm.pruning.capture import batches, padding_mask, recorded, token_rows
+
+Scores = dict[tuple[str, str], np.ndarray]
+METHODS = ("magnitude", "taylor", "activation")
+
+
+def unit_scores(model: Any, importance: Any, data: Any = None, *, fluctuation: bool = False, limit: int = 64) -> Scores:
+    """Scores of every unit of `model`.
+
+    Args:
+        importance: "magnitude" (or "l2"): norm of the unit's weights. "taylor": (sum of gradient x weight) squared,
+            summed over batches (Molchanov et al. 2019, arXiv:1906.10771, eq. 8; for heads as Michel et al. 2019,
+            arXiv:1905.10650). "activation": norm of what the unit adds to the residual stream, RMS(h_j) x ||W_j||
+            (structured Wanda, Sun et al. 2023, arXiv:2306.11695); with `fluctuation` the standard deviation of h_j
+            instead of its RMS (FLAP, An et al. 2023, arXiv:2312.11983), for use with compensation. Or a mapping as
+            returned here, or a function (model, data) -> mapping; what it lacks is filled by magnitude.
+        data: calibration batches, for "taylor" with labels.
+        limit: use at most that many batches.
+
+    Raises:
+        InputError: an unknown name, or data missing.
+    """
+    adapter = adapter_for(model)
+    scores = magnitude(adapter, model)
+    if isinstance(importance, Mapping):
+        return {**scores, **{k: np.asarray(v, np.float64) for k, v in importance.items()}}
+    if callable(importance):
+        return {**scores, **importance(model, data)}
+    if importance in ("magnitude", "l2"):
+        return scores
+    if importance not in METHODS:
+        raise InputError(f"importance={importance!r}: expected one of {', '.join(METHODS)}, a mapping or a function.")
+    if data is None:
+        raise InputError(f"importance={importance!r} needs calibration data. Pass data=, a few hundred rows are enough.")
+    if importance == "taylor":
+        scores.update(taylor(adapter, model, data, limit))
+        influence = activation(adapter, model, data, limit, fluctuation=False)
+        scores.update({k: v for k, v in influence.items() if k[0] == "layers"})
+    else:
+        scores.update(activation(adapter, model, data, limit, fluctuation=fluctuation))
+    return scores
+
+
+def magnitude(adapter: Adapter, model: Any) -> Scores:
+    """L2 norm of all weights that belong to a unit. Layers: evenly spaced, first and last first (DistilBERT's habit)."""
+    squares = _per_unit(adapter, model, lambda value: np.square(value, dtype=np.float64))
+    scores = {place: np.sqrt(total) for place, total in squares.items()}
+    for kind, layers in adapter.stacks(adapter.backbone(model)).items():
+        scores["layers", kind] = spread_order(len(layers))
+    return scores
+
+
+def spread_order(count: int) -> np.ndarray:
+    """Scores under which the best k of `count` layers are, for every k, about evenly spaced with both ends kept."""
+    order: list[int] = []
+    while len(order) < count:
+        rest = [i for i in range(count) if i not in order]
+        far = [min((abs(i - j) for j in order), default=count if i == 0 else 0) for i in rest]
+        order.append(rest[int(np.argmax(far))])
+    scores = np.zeros(count)
+    scores[order] = np.arange(count, 0, -1)
+    return scores
+
+
+def _per_unit(adapter: Adapter, model: Any, measure: Callable[[np.ndarray], np.ndarray]) -> Scores:
+    """Sums `measure(weight)` over all weights of each unit, whichever axis of whichever weight it owns."""
+    totals: Scores = {}
+    heads: dict[str, tuple[int, int]] = {}
+    for block in adapter.blocks(model):
+        for attention in (block.attention, block.cross_attention):
+            if attention is not None:
+                heads[attention.place] = (attention.heads, attention.kv_heads)
+    for weight in adapter.weights(_describable(adapter, model)):
+        if all(axis is None for axis in weight.axes):
+            continue
+        value = measure(np.asarray(weight.variable, np.float32))
+        for position, axis in enumerate(weight.axes):
+            if axis is None:
+                continue
+            other = tuple(i for i in range(value.ndim) if i != position)
+            total = value.sum(axis=other)
+            if axis.inner > 1:
+                total = total.reshape(-1, axis.inner).sum(axis=1)
+            totals[axis.unit, axis.place] = totals.get((axis.unit, axis.place), 0.0) + total
+    for place, (queries, groups) in heads.items():
+        if (KV_HEADS, place) in totals:  # a group owns its query heads too
+            own = totals[HEADS, place].reshape(groups, queries // groups).sum(axis=1)
+            totals[KV_HEADS, place] = totals[KV_HEADS, place] + own
+    return totals
+
+
+def _describable(adapter: Adapter, model: Any) -> Any:
+    from keras_hub.models import Task
+
+    return model if isinstance(model, Task) else adapter.backbone(model)
+
+
+def loss_of(model: Any, x: Any, y: Any, weight: Any, training: bool = False) -> Any:
+    """The compiled loss of `model` on one batch."""
+    if not getattr(model, "compiled", False) or model._compile_loss is None:
+        raise InputError(
+            f"{type(model).__name__} has no loss: taylor needs one. Expected a compiled model; call model.compile(loss=...)."
+        )
+    return model.compute_loss(x=x, y=y, y_pred=model(x, training=training), sample_weight=weight, training=training)
+
+
+def taylor(adapter: Adapter, model: Any, data: Any, limit: int = 64) -> Scores:
+    """(sum of gradient x weight over the unit's output weights) squared, summed over batches.
+
+    For neuron j and head h the sum over the output projection's rows equals the gradient of a gate on the unit, so
+    this is the first-order change of the loss when the unit is switched off. Width and vocabulary: over all their weights.
+    """
+    tracked = []
+    for weight in adapter.weights(_describable(adapter, model)):
+        for position, axis in enumerate(weight.axes):
+            if axis is None:
+                continue
+            reads = axis.unit in (WIDTH, VOCABULARY) or (axis.unit in (HEADS, FFN) and weight.axes[-1] is not None
+                                                         and weight.axes[-1].unit == WIDTH and position < len(weight.axes) - 1)
+            if reads:
+                tracked.append((weight.variable, position, axis))
+    variables = list({id(v): v for v, _, _ in tracked}.values())
+    totals: Scores = {}
+    for x, y, sample_weight in batches(model, data, limit=limit):
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch([v.value for v in variables])
+            loss = loss_of(model, x, y, sample_weight)
+        gradients = tape.gradient(loss, [v.value for v in variables])
+        product = {}
+        for variable, gradient in zip(variables, gradients):
+            if gradient is not None:
+                dense = tf.convert_to_tensor(gradient)
+                product[id(variable)] = np.asarray(tf.cast(dense, tf.float32)) * np.asarray(variable, np.float32)
+        sums: Scores = {}
+        for variable, position, axis in tracked:
+            if id(variable) not in product:
+                continue
+            value = product[id(variable)]
+            total = value.sum(axis=tuple(i for i in range(value.ndim) if i != position), dtype=np.float64)
+            if axis.inner > 1:
+                total = total.reshape(-1, axis.inner).sum(axis=1)
+            sums[axis.unit, axis.place] = sums.get((axis.unit, axis.place), 0.0) + total
+        for place, total in sums.items():
+            totals[place] = totals.get(place, 0.0) + np.square(total)
+            if place[0] == HEADS:
+                for block in adapter.blocks(model):
+                    for attention in (block.attention, block.cross_attention):
+                        if attention is not None and attention.place == place[1]:
+                            group = total.reshape(attention.kv_heads, -1).sum(axis=1)
+                            key = (KV_HEADS, place[1])
+                            totals[key] = totals.get(key, 0.0) + np.square(group)
+    return totals
+
+
+class UnitStatistics:
+    """Running mean and second moment of every neuron's and head's activation, over real tokens."""
+
+    def __init__(self, adapter: Adapter, model: Any):
+        self.adapter = adapter
+        self.count: dict[Any, float] = {}
+        self.sum: dict[Any, np.ndarray] = {}
+        self.square: dict[Any, np.ndarray] = {}
+        self.influence: dict[tuple[str, int], float] = {}
+        self.channels: np.ndarray | float = 0.0
+        self._mask: dict[str, Any] = {}
+        blocks = adapter.blocks(model)
+        self.kinds = {block.kind for block in blocks}
+        self.layers: dict[Any, Any] = {}
+        for block in blocks:
+            self.layers[FFN, block.feed_forward.place, block.kind] = block.feed_forward.down.layer
+            self.layers[HEADS, block.attention.place, block.kind] = block.attention.output.layer
+            if block.cross_attention is not None:
+                self.layers[HEADS, block.cross_attention.place, block.kind] = block.cross_attention.output.layer
+            self.layers["block", block.index, block.kind] = block.layer
+
+    def run(self, model: Any, data: Any, limit: int) -> "UnitStatistics":
+        """Feeds batches through `model` in inference mode."""
+        with recorded(self.layers, self._see):
+            for x, _, _ in batches(model, data, limit=limit):
+                self._mask = {kind: padding_mask(x, kind) for kind in self.kinds}
+                model(x, training=False)
+        return self
+
+    def _see(self, key: Any, inputs: Any, outputs: Any) -> None:
+        unit, place, kind = key
+        mask = self._mask[kind]
+        if unit == "block":
+            outputs = outputs[0] if isinstance(outputs, tuple | list) else outputs
+            before, after = token_rows(inputs, mask), token_rows(outputs, mask)
+            cosine = tf.reduce_sum(before * after, -1) / (tf.norm(before, axis=-1) * tf.norm(after, axis=-1) + 1e-12)
+            self.influence[kind, place] = self.influence.get((kind, place), 0.0) + float(tf.reduce_sum(1.0 - cosine))
+            self.channels = self.channels + np.asarray(tf.reduce_sum(tf.abs(after), 0), np.float64)
+            return
+        rows = np.asarray(token_rows(inputs, mask), np.float64)
+        self.count[unit, place] = self.count.get((unit, place), 0.0) + rows.shape[0]
+        self.sum[unit, place] = self.sum.get((unit, place), 0.0) + rows.sum(axis=0)
+        self.square[unit, place] = self.square.get((unit, place), 0.0) + np.square(rows).sum(axis=0)
+
+    def mean(self, unit: str, place: str) -> np.ndarray:
+        """Mean activation, shape of the output projection's input without batch and length."""
+        return self.sum[unit, place] / max(self.count[unit, place], 1.0)
+
+    def variance(self, unit: str, place: str) -> np.ndarray:
+        second = self.square[unit, place] / max(self.count[unit, place], 1.0)
+        return np.maximum(second - np.square(self.mean(unit, place)), 0.0)
+
+
+def activation(
+    adapter: Adapter, model: Any, data: Any, limit: int = 64, *, fluctuation: bool = False,
+    statistics: UnitStatistics | None = None,
+) -> Scores:
+    """Norm of what each unit adds to the residual stream on `data`.
+
+    Layers: block influence 1 - cos(input, output), averaged over tokens (ShortGPT, Men et al. 2024, arXiv:2403.03853).
+    Width: mean |activation| of the channel at block outputs (Minitron, Muralidharan et al. 2024, arXiv:2407.14679).
+    """
+    seen = statistics or UnitStatistics(adapter, model).run(model, data, limit)
+    scores: Scores = {(WIDTH, ""): np.asarray(seen.channels, np.float64)}
+    for block in adapter.blocks(model):
+        for attention in (block.attention, block.cross_attention):
+            if attention is None:
+                continue
+            power = _power(seen, HEADS, attention.place, fluctuation).reshape(attention.heads, attention.head_dim)
+            kernel = np.asarray(attention.output.layer.kernel, np.float64).reshape(attention.heads, attention.head_dim, -1)
+            contribution = (power * np.square(kernel).sum(axis=-1)).sum(axis=1)
+            scores[HEADS, attention.place] = np.sqrt(contribution)
+            scores[KV_HEADS, attention.place] = np.sqrt(contribution.reshape(attention.kv_heads, -1).sum(axis=1))
+        place = block.feed_forward.place
+        kernel = np.asarray(block.feed_forward.down.layer.kernel, np.float64)
+        scores[FFN, place] = np.sqrt(_power(seen, FFN, place, fluctuation) * np.square(kernel).sum(axis=-1))
+    for kind in seen.kinds:
+        indices = sorted(index for k, index in seen.influence if k == kind)
+        scores["layers", kind] = np.asarray([seen.influence[kind, index] for index in indices])
+    return scores
+
+
+def _power(seen: UnitStatistics, unit: str, place: str, fluctuation: bool) -> np.ndarray:
+    if fluctuation:
+        return seen.variance(unit, place)
+    return seen.square[unit, place] / max(seen.count[unit, place], 1.0)

@@ -1,0 +1,252 @@
+"""`tfvllm.shrink`: a new, smaller, ordinary Keras model."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tfvllm.errors import InputError
+from tfvllm.models import FFN, HEADS, KV_HEADS, VOCABULARY, WIDTH, Adapter, Block, adapter_for
+from tfvllm.pruning.importance import Scores, UnitStatistics, unit_scores
+from tfvllm.pruning.structure import (
+    Plan,
+    apply_plan,
+    best,
+    full_plan,
+    head_keep,
+    head_unit,
+    per_layer,
+    resolve,
+)
+
+Request = Any  # float: share removed; int: number kept; list: one of these per block; None: leave whole
+
+
+def shrink(
+    model: Any,
+    *,
+    heads: Request = None,
+    ffn: Request = None,
+    layers: Request = None,
+    width: Request = None,
+    vocabulary: Request = None,
+    importance: Any = "magnitude",
+    data: Any = None,
+    compensate: bool | None = None,
+    allocation: str = "uniform",
+    round_to: int = 16,
+    limit: int = 64,
+) -> Any:
+    """A new keras-nlp model without the least important heads, neurons, layers, channels or tokens.
+
+    The result is an ordinary Keras model: of the original class where a config can say its sizes, else of a registered
+    subclass (loading one needs `import tfvllm.models` first). It keeps task head and preprocessor, is compiled with the
+    task's defaults, saves, loads, trains and generates. `model` is left as it was.
+
+    A float is the share removed, an int the number kept, None leaves the unit whole. Lists give one value per block that
+    stays, encoder blocks first.
+
+    Args:
+        model: a keras-nlp backbone or task, or a Keras model around one backbone (then not width or vocabulary).
+        heads: attention heads, of self- and cross-attention alike. Under grouped-query attention whole key/value groups
+            go with their query heads; an int counts query heads. With one group for all, single query heads go.
+        ffn: feed-forward neurons (gate and up together).
+        layers: also a list of block indices to keep, or {"encoder": …, "decoder": …}.
+        width: channels of the residual stream, the same in the whole model. Always left even.
+        vocabulary: also a list of token ids to keep; "seen" keeps what `data` uses. Special tokens always stay; the
+            tokenizer of the preprocessor is cut to match.
+        importance: "magnitude", "taylor", "activation", a mapping or a function: see `importance.unit_scores`.
+        data: calibration batches, as for `fit`.
+        compensate: add the removed units' mean contribution to the output bias (FLAP, An et al. 2023,
+            arXiv:2312.11983, eq. 5). Default: wherever data is given and the family has output biases.
+        allocation: "uniform": the same share in every block; "global": heads and neurons compete over all blocks after
+            scores are divided by their block's mean; at least one unit stays in each.
+        round_to: neuron and channel counts that come from shares are rounded to this multiple.
+        limit: calibration batches used at most.
+
+    Raises:
+        InputError: a share outside [0, 1), a count that does not fit, a family without an adapter, data missing,
+            compensation where there is no bias.
+    """
+    return apply_plan(
+        model,
+        plan_shrink(
+            model, heads=heads, ffn=ffn, layers=layers, width=width, vocabulary=vocabulary, importance=importance,
+            data=data, compensate=compensate, allocation=allocation, round_to=round_to, limit=limit,
+        ),
+    )
+
+
+def plan_shrink(
+    model: Any,
+    *,
+    heads: Request = None,
+    ffn: Request = None,
+    layers: Request = None,
+    width: Request = None,
+    vocabulary: Request = None,
+    importance: Any = "magnitude",
+    data: Any = None,
+    compensate: bool | None = None,
+    allocation: str = "uniform",
+    round_to: int = 16,
+    limit: int = 64,
+) -> Plan:
+    """What `shrink` would keep, without building it. Arguments as for `shrink`."""
+    adapter = adapter_for(model)
+    if allocation not in ("uniform", "global"):
+        raise InputError(f"allocation={allocation!r}: expected 'uniform' or 'global'.")
+    plan = full_plan(model)
+    if all(request is None for request in (heads, ffn, layers, width, vocabulary)):
+        raise InputError("nothing to remove: expected at least one of heads, ffn, layers, width, vocabulary.")
+    biased = [b for b in adapter.blocks(model) if b.feed_forward.down.has_bias and b.attention.output.has_bias]
+    if compensate and not biased:
+        raise InputError(
+            f"compensate=True: the {adapter.family} family has no output bias to carry the mean. Leave compensate unset."
+        )
+    if compensate and data is None:
+        raise InputError("compensate=True needs calibration data. Pass data=.")
+    use_bias = data is not None and bool(biased) and compensate is not False and (heads, ffn) != (None, None)
+    needs_scores = any(request is not None for request in (heads, ffn, layers, width)) or isinstance(
+        vocabulary, int | float
+    )
+    scores = unit_scores(model, importance, data, fluctuation=use_bias, limit=limit) if needs_scores else {}
+
+    if layers is not None:
+        _plan_layers(plan, layers, scores)
+    blocks = [b for b in adapter.blocks(model) if b.index in plan.layers[b.kind]]
+    if heads is not None:
+        _plan_heads(plan, adapter, blocks, heads, scores, allocation)
+    if ffn is not None:
+        _plan_ffn(plan, blocks, ffn, scores, allocation, round_to)
+    if width is not None:
+        total = blocks[0].hidden_width
+        kept = resolve(width, total, "width", round_to=max(round_to, 2), minimum=2)
+        if kept % 2:
+            raise InputError(f"width={width}: {kept} channels; expected an even number.")
+        plan.keep[WIDTH, ""] = best(scores[WIDTH, ""], kept)
+    if vocabulary is not None:
+        from tfvllm.pruning.vocabulary import plan_vocabulary
+
+        plan_vocabulary(plan, model, vocabulary, scores.get((VOCABULARY, "")), data, round_to=1)
+    if use_bias:
+        _compensate(plan, adapter, model, blocks, data, limit)
+    return plan
+
+
+def _plan_layers(plan: Plan, request: Request, scores: Scores) -> None:
+    for kind, indices in list(plan.layers.items()):
+        wanted = request.get(kind) if isinstance(request, dict) else request
+        if wanted is None:
+            continue
+        total = len(indices)
+        if isinstance(wanted, Sequence):
+            kept = sorted(int(i) for i in wanted)
+            if not kept or len(set(kept)) != len(kept) or kept[0] < 0 or kept[-1] >= total:
+                raise InputError(f"layers={list(wanted)}: expected distinct block indices from 0 to {total - 1}.")
+            plan.layers[kind] = kept
+        else:
+            plan.layers[kind] = [int(i) for i in best(scores["layers", kind], resolve(wanted, total, "layers"))]
+
+
+def _plan_heads(
+    plan: Plan, adapter: Adapter, blocks: list[Block], request: Request, scores: Scores, allocation: str
+) -> None:
+    sites = []
+    for block, wanted in zip(blocks, per_layer(request, len(blocks), "heads")):
+        for cross in (False, True):
+            attention = block.cross_attention if cross else block.attention
+            if attention is None or wanted is None:
+                continue
+            unit = head_unit(block, cross)
+            group = 1 if unit == HEADS else attention.heads // attention.kv_heads
+            total = attention.heads // group
+            if isinstance(wanted, int | np.integer) and not isinstance(wanted, bool) and group > 1:
+                if wanted % group:
+                    raise InputError(
+                        f"heads={wanted}: {attention.heads} query heads share {attention.kv_heads} key/value heads; expected "
+                        f"a multiple of {group}, whole groups."
+                    )
+                wanted = int(wanted) // group
+            count = resolve(wanted, total, "heads")
+            sites.append((attention, unit, count, scores[unit, attention.place]))
+    if allocation == "global":
+        counts = _compete([score for *_, score in sites], sum(count for _, _, count, _ in sites))
+        sites = [(a, u, c, s) for (a, u, _, s), c in zip(sites, counts)]
+    if adapter.tied_heads:
+        sites = _tie(sites)
+    for attention, unit, count, score in sites:
+        if count < len(score):
+            plan.keep.update(head_keep(attention, unit, best(score, count)))
+
+
+def _tie(sites: list[Any]) -> list[Any]:
+    """Self-attention heads of one stack share a position bias: they go together, by the sum of their scores."""
+    groups: dict[str, list[int]] = {}
+    for i, (attention, *_rest) in enumerate(sites):
+        kind, _, which = attention.place.split(".")
+        if which == "self":
+            groups.setdefault(kind, []).append(i)
+    for kind, members in groups.items():
+        counts = {sites[i][2] for i in members}
+        if len(counts) > 1:
+            raise InputError(
+                f"heads: all {kind} blocks of this family share one position bias and must keep the same number of heads; "
+                f"got {sorted(counts)}. Give one value, and allocation='uniform'."
+            )
+        total = sum(sites[i][3] / max(float(np.mean(sites[i][3])), 1e-30) for i in members)
+        for i in members:
+            attention, unit, count, _ = sites[i]
+            sites[i] = (attention, unit, count, total)
+    return sites
+
+
+def _plan_ffn(
+    plan: Plan, blocks: list[Block], request: Request, scores: Scores, allocation: str, round_to: int
+) -> None:
+    sites = []
+    for block, wanted in zip(blocks, per_layer(request, len(blocks), "ffn")):
+        if wanted is not None:
+            place = block.feed_forward.place
+            sites.append((place, resolve(wanted, block.ffn_width, "ffn", round_to=round_to), scores[FFN, place]))
+    if allocation == "global":
+        counts = _compete([score for *_, score in sites], sum(count for _, count, _ in sites), round_to)
+        sites = [(place, count, score) for (place, _, score), count in zip(sites, counts)]
+    for place, count, score in sites:
+        if count < len(score):
+            plan.keep[FFN, place] = best(score, count)
+
+
+def _compete(scores: list[np.ndarray], total: int, round_to: int = 1) -> list[int]:
+    """How many units each site keeps when the best `total` over all sites stay; rounded, at least one step each."""
+    normal = [score / max(float(np.mean(score)), 1e-30) for score in scores]
+    ranked = np.sort(np.concatenate(normal))[::-1]
+    threshold = ranked[min(total, len(ranked)) - 1]
+    counts = []
+    for score in normal:
+        count = max(int(round(np.count_nonzero(score >= threshold) / round_to)) * round_to, round_to)
+        counts.append(min(count, len(score)))
+    return counts
+
+
+def _compensate(plan: Plan, adapter: Adapter, model: Any, blocks: list[Block], data: Any, limit: int) -> None:
+    seen = UnitStatistics(adapter, model).run(model, data, limit)
+    names = {id(w.variable): w.name for w in adapter.weights(adapter.backbone(model))}
+    for block in blocks:
+        sites = [(FFN, block.feed_forward.place, block.feed_forward.down)]
+        sites += [(HEADS, a.place, a.output) for a in (block.attention, block.cross_attention) if a is not None]
+        for unit, place, projection in sites:
+            kept = plan.keep.get((unit, place))
+            if kept is None or not projection.has_bias:
+                continue
+            kernel = np.asarray(projection.layer.kernel, np.float64)
+            kernel = kernel.reshape(-1, kernel.shape[-1])
+            mean = seen.mean(unit, place).reshape(-1)
+            units = block.ffn_width if unit == FFN else len(mean) // block.head_dim
+            gone = np.setdiff1d(np.arange(units), kept)
+            inner = len(mean) // units
+            rows = (gone[:, None] * inner + np.arange(inner)).reshape(-1)
+            plan.bias[names[id(projection.layer.bias)]] = mean[rows] @ kernel[rows]
+
+
+__all__ = ["KV_HEADS", "plan_shrink", "shrink"]

@@ -1,0 +1,276 @@
+"""Physically smaller models: which units go, and the model without them.
+
+A `Plan` says what stays. `apply_plan` builds the smaller model from it; `mask_model` keeps the sizes and zeroes the same
+weights, which is the reference the smaller model is held to.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfvllm.errors import InputError
+from tfvllm.models import (
+    FFN,
+    HEADS,
+    KV_HEADS,
+    VOCABULARY,
+    WIDTH,
+    Adapter,
+    Block,
+    BlockShape,
+    Structure,
+    adapter_for,
+    find_backbone,
+    original_class,
+    shrunk_class,
+    shrunk_task_class,
+)
+from tfvllm.models.base import Axes, keep_indices
+
+Place = tuple[str, str]  # (unit, place), as in `Axis`
+
+
+@dataclass
+class Plan:
+    """What stays of a model.
+
+    Attributes:
+        layers: kept block indices by stack, ascending.
+        keep: kept units by (unit, place), ascending; what is absent stays whole. Places name the original blocks.
+        bias: additions to output biases by weight name (compensation), in the original's width.
+        tokenizer: the tokenizer that goes with a smaller vocabulary.
+    """
+
+    layers: dict[str, list[int]]
+    keep: dict[Place, np.ndarray] = field(default_factory=dict)
+    bias: dict[str, np.ndarray] = field(default_factory=dict)
+    tokenizer: Any = None
+
+    def sizes(self) -> dict[str, int]:
+        """Kept counts by "unit place", for reports."""
+        return {f"{unit} {place}".strip(): len(kept) for (unit, place), kept in sorted(self.keep.items())}
+
+
+def full_plan(model: Any) -> Plan:
+    """The plan that removes nothing."""
+    adapter = adapter_for(model)
+    stacks = adapter.stacks(adapter.backbone(model))
+    return Plan(layers={kind: list(range(len(layers))) for kind, layers in stacks.items()})
+
+
+def planned_structure(adapter: Adapter, model: Any, plan: Plan) -> Structure:
+    """The block sizes of the model that `plan` leaves."""
+    structure = adapter.structure(model)
+
+    def left(unit: str, place: str, whole: int) -> int:
+        kept = plan.keep.get((unit, place))
+        return whole if kept is None else len(kept)
+
+    planned: Structure = {}
+    for kind, kept in plan.layers.items():
+        planned[kind] = []
+        for index in kept:
+            shape = structure[kind][index]
+            place = f"{kind}.{index}"
+            cross = shape.cross_heads
+            planned[kind].append(
+                BlockShape(
+                    heads=left(HEADS, f"{place}.self", shape.heads),
+                    kv_heads=left(KV_HEADS, f"{place}.self", shape.kv_heads),
+                    head_dim=shape.head_dim,
+                    ffn=left(FFN, place, shape.ffn),
+                    cross_heads=None if cross is None else left(HEADS, f"{place}.cross", cross),
+                    traits=shape.traits,
+                )
+            )
+    return planned
+
+
+def apply_plan(model: Any, plan: Plan) -> Any:
+    """A new model without what `plan` removes, with the weights of what stays. `model` is left as it was.
+
+    Returns the original keras-nlp class where its config can say the new sizes, else its registered shrunk subclass.
+    """
+    adapter = adapter_for(model)
+    old = adapter.backbone(model)
+    structure = planned_structure(adapter, model, plan)
+    config = adapter.config(old)
+    if (WIDTH, "") in plan.keep:
+        config["hidden_dim"] = len(plan.keep[WIDTH, ""])
+    if (VOCABULARY, "") in plan.keep:
+        config["vocabulary_size"] = len(plan.keep[VOCABULARY, ""])
+    native = adapter.native(config, structure)
+    if native is not None:
+        backbone = original_class(old)(**native)
+    else:
+        entries = {kind: [shape.to_dict() for shape in shapes] for kind, shapes in structure.items()}
+        backbone = shrunk_class(old)(structure=entries, **config)
+    new = backbone if model is old else _around(model, old, backbone, plan, native is not None)
+    _copy_weights(adapter, model, new, plan)
+    if (WIDTH, "") in plan.keep:
+        adapter.width_changed(old, backbone)
+    return new
+
+
+def _around(model: Any, old: Any, backbone: Any, plan: Plan, native: bool) -> Any:
+    from keras_hub.models import Task
+
+    if isinstance(model, Task):
+        config = model.get_config()
+        config["backbone"] = backbone
+        config["preprocessor"] = _with_tokenizer(model.preprocessor, plan.tokenizer)
+        if (WIDTH, "") in plan.keep and config.get("hidden_dim") == old.hidden_dim:
+            config["hidden_dim"] = old.hidden_dim  # the head keeps its own inner width
+        return shrunk_task_class(model, native)(**config)
+    if (WIDTH, "") in plan.keep or (VOCABULARY, "") in plan.keep:
+        raise InputError(
+            f"width= and vocabulary= change what {type(model).__name__} around the backbone reads. Expected a backbone or a "
+            "keras-nlp task; shrink model.backbone and rebuild the head."
+        )
+
+    def clone(layer: Any) -> Any:
+        return backbone if layer is old else type(layer).from_config(layer.get_config())
+
+    new = keras.models.clone_model(model, clone_function=clone)
+    for before, after in zip(model.layers, new.layers):
+        if after is not backbone:
+            after.set_weights(before.get_weights())
+    return new
+
+
+def _with_tokenizer(preprocessor: Any, tokenizer: Any) -> Any:
+    if preprocessor is None or tokenizer is None:
+        return preprocessor
+    config = preprocessor.get_config()
+    config["tokenizer"] = tokenizer
+    return type(preprocessor)(**{k: v for k, v in config.items() if k not in ("config_file",)})
+
+
+def _copy_weights(adapter: Adapter, model: Any, new: Any, plan: Plan) -> None:
+    old = {weight.name: weight for weight in adapter.weights(model)} if _known(model) else {
+        weight.name: weight for weight in adapter.weights(adapter.backbone(model))
+    }
+    for weight in adapter.weights(new) if _known(new) else adapter.weights(adapter.backbone(new)):
+        source = old[original_name(weight.name, plan)]
+        value = np.asarray(source.variable)
+        if source.name in plan.bias:
+            value = value + plan.bias[source.name].astype(value.dtype)
+        value = taken(value, source.axes, plan.keep)
+        if value.shape != tuple(weight.variable.shape):
+            raise AssertionError(f"{weight.name}: {value.shape} for {tuple(weight.variable.shape)}")
+        weight.variable.assign(value)
+
+
+def _known(model: Any) -> bool:
+    from keras_hub.models import Backbone, Task
+
+    return isinstance(model, Backbone | Task)
+
+
+def original_name(name: str, plan: Plan) -> str:
+    """The name, in the original, of a weight of the planned model."""
+    kind, _, rest = name.partition(".")
+    if kind not in plan.layers:
+        return name
+    index, _, inner = rest.partition(".")
+    return f"{kind}.{plan.layers[kind][int(index)]}.{inner}" if index.isdigit() else name
+
+
+def taken(value: np.ndarray, axes: Axes, keep: Mapping[Place, np.ndarray]) -> np.ndarray:
+    """`value` without the units that `keep` leaves out along its axes."""
+    for position, axis in enumerate(axes):
+        if axis is not None and (axis.unit, axis.place) in keep:
+            value = np.take(value, keep_indices(axis, keep[axis.unit, axis.place]), axis=position)
+    return value
+
+
+def mask_model(model: Any, plan: Plan) -> None:
+    """Zeroes, in place, every head and neuron that `plan` removes: same sizes, same outputs as the shrunk model.
+
+    Compensation is added to the biases as well. Layers, width and vocabulary are not masks and are refused.
+    """
+    adapter = adapter_for(model)
+    whole = full_plan(model)
+    if plan.layers != whole.layers or (WIDTH, "") in plan.keep or (VOCABULARY, "") in plan.keep:
+        raise InputError("only heads and feed-forward neurons can be masked; expected a plan without layers, width, vocabulary.")
+    for weight in adapter.weights(adapter.backbone(model)):
+        value = np.array(weight.variable)
+        if weight.name in plan.bias:
+            value += plan.bias[weight.name].astype(value.dtype)
+        for position, axis in enumerate(weight.axes):
+            kept = None if axis is None else plan.keep.get((axis.unit, axis.place))
+            if kept is not None:
+                gone = np.setdiff1d(np.arange(value.shape[position]), keep_indices(axis, kept))
+                value[(slice(None),) * position + (gone,)] = 0
+        weight.variable.assign(value)
+
+
+def resolve(request: Any, total: int, what: str, *, round_to: int = 1, minimum: int = 1) -> int:
+    """How many of `total` stay. A float is the share removed, an int the number kept.
+
+    Raises:
+        InputError: a share outside [0, 1), a count outside [1, total], nothing left.
+    """
+    if isinstance(request, bool) or not isinstance(request, int | float | np.integer | np.floating):
+        raise InputError(f"{what}={request!r}: expected a share to remove in [0, 1), or an int, the number to keep.")
+    if isinstance(request, int | np.integer):
+        if not minimum <= request <= total:
+            raise InputError(f"{what}={request}: expected {minimum} to {total} to keep (an int is the number kept).")
+        return int(request)
+    if not 0.0 <= request < 1.0:
+        raise InputError(f"{what}={request}: expected a share to remove in [0, 1); 1.0 would leave nothing.")
+    left = total * (1.0 - float(request))
+    if request == 0.0:
+        return total
+    if round_to > 1:
+        rounded = int(round(left / round_to)) * round_to
+        left = min(max(rounded, round_to), total)
+    left = int(round(left))
+    if left < minimum:
+        raise InputError(f"{what}={request}: leaves {left} of {total}, expected at least {minimum}. Ask for a smaller share.")
+    return left
+
+
+def per_layer(request: Any, count: int, what: str) -> list[Any]:
+    """`request` for each of `count` blocks: one value for all, or a list of that length."""
+    if isinstance(request, Sequence) and not isinstance(request, str):
+        if len(request) != count:
+            raise InputError(f"{what} has {len(request)} entries, expected {count}, one per block that stays.")
+        return list(request)
+    return [request] * count
+
+
+def best(scores: np.ndarray, count: int) -> np.ndarray:
+    """The indices of the `count` largest scores, ascending; of equals, the first stay."""
+    return np.sort(np.argsort(-scores, kind="stable")[:count])
+
+
+def head_unit(block: Block, cross: bool = False) -> str:
+    """What is removed from an attention: key/value groups, or single query heads where one group serves them all."""
+    attention = block.cross_attention if cross else block.attention
+    assert attention is not None
+    return HEADS if attention.kv_heads == 1 and attention.heads > 1 else KV_HEADS
+
+
+def head_keep(attention: Any, unit: str, kept: np.ndarray) -> dict[Place, np.ndarray]:
+    """Kept query and key/value heads for kept units of `attention`."""
+    if unit == HEADS:
+        return {(HEADS, attention.place): kept}
+    group = attention.heads // attention.kv_heads
+    queries = (kept[:, None] * group + np.arange(group)).reshape(-1)
+    return {(KV_HEADS, attention.place): kept, (HEADS, attention.place): queries}
+
+
+__all__ = [
+    "Plan",
+    "apply_plan",
+    "best",
+    "find_backbone",
+    "full_plan",
+    "mask_model",
+    "planned_structure",
+    "resolve",
+]

@@ -1,7 +1,7 @@
 """A Keras model that trains a student to do what its teacher does."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
@@ -9,9 +9,12 @@ import tensorflow as tf
 
 from tfvllm.distillation import inputs as batch_inputs
 from tfvllm.distillation.losses import DistillationLoss, ForwardKL
+from tfvllm.distillation.losses.base import check_classes
+from tfvllm.distillation.pairing import Pair, pairs_of, widths
 from tfvllm.distillation.reduction import weighted_mean
 from tfvllm.distillation.scheduled import Scheduled, check_scheduled, deserialize, serialize, value_at
 from tfvllm.errors import InputError
+from tfvllm.models.outputs import Outputs, run
 
 
 @keras.saving.register_keras_serializable(package="tfvllm")
@@ -30,13 +33,16 @@ class Distiller(keras.Model):
     and is frozen (`teacher.trainable` is set to False).
 
     Args:
-        teacher: the trained model. May be None in a Distiller that only predicts and evaluates.
+        teacher: the trained model; or several, as `{name: model}` or a list. None in a Distiller that only predicts and
+            evaluates.
         student: the model to train. Shares no variable with the teacher.
         losses: `{name: loss}` of `tfvllm.losses`. Each is reported as the metric `<name>_loss`. The default is
             `{"logits": ForwardKL(temperature=2.0)}`.
         loss_weights: `{name: weight}`, each 1.0 where not given; numbers or schedules of the training step (a
             `keras.optimizers.schedules.LearningRateSchedule` or a function of the step).
         task_weight: the weight of the task's own loss, a number or a schedule; 0 trains on the teacher alone.
+        teacher_weights: `{name: weight}` of several teachers, equal where not given. A loss is the weighted mean of the
+            losses against each teacher.
         mask: where padding is: "auto" (the input `padding_mask`, or a Keras mask), the name of an input, a function of
             the batch's inputs, or None where every position is real.
     Raises:
@@ -45,12 +51,13 @@ class Distiller(keras.Model):
 
     def __init__(
         self,
-        teacher: keras.Model | None = None,
+        teacher: Any = None,
         student: keras.Model | None = None,
         losses: Mapping[str, DistillationLoss] | DistillationLoss | None = None,
         loss_weights: Mapping[str, Scheduled] | None = None,
         task_weight: Scheduled = 0.2,
         *,
+        teacher_weights: Mapping[str, float] | None = None,
         mask: batch_inputs.Mask = "auto",
         name: str = "distiller",
         **kwargs: Any,
@@ -65,24 +72,78 @@ class Distiller(keras.Model):
         self.task_weight = check_scheduled(task_weight, "task_weight")
         self.mask = mask
         self._trackers = {key: keras.metrics.Mean(name=f"{key}_loss") for key in ("task", *self.distillation_losses)}
-        self._ran = threading.local()  # one per replica thread: the outputs of this batch's forward pass
+        self.teacher_weights = dict(teacher_weights or {})
+        self.projections: dict[
+            str, list[keras.layers.Dense]
+        ] = {}  # student width -> teacher width, by loss and teacher
+        self._ran = threading.local()  # one per replica thread: the student's outputs for this batch
         self._held = _Held()
         self.teacher = teacher
         self.built = student.built
 
     @property
-    def teacher(self) -> keras.Model | None:
-        """The teacher. It is no part of this model's weights, and is not saved with it."""
-        return self._held.teacher
+    def teacher(self) -> Any:
+        """The teacher, `{name: teacher}` of several, or None. It is no part of this model's weights nor of its file."""
+        teachers = self._held.teachers
+        return (teachers.get("teacher") if len(teachers) == 1 else dict(teachers)) if teachers else None
 
     @teacher.setter
-    def teacher(self, teacher: keras.Model | None) -> None:
-        if teacher is not None:
-            if not isinstance(teacher, keras.Model):
-                raise InputError(f"teacher must be a keras.Model, found {type(teacher).__name__}.")
-            _check_pair(teacher, self.student)
-            teacher.trainable = False
-        self._held.teacher = teacher
+    def teacher(self, teacher: Any) -> None:
+        teachers = _named(teacher)
+        unknown = sorted(set(self.teacher_weights) - set(teachers))
+        if teachers and unknown:
+            raise InputError(f"teacher_weights names {unknown}, but the teachers are {sorted(teachers)}.")
+        plans = {}
+        for name, model in teachers.items():
+            if not isinstance(model, keras.Model):
+                raise InputError(f"the teacher must be a keras.Model, found {type(model).__name__}.")
+            _check_pair(model, self.student)
+            plans[name] = {key: pairs_of(loss, model, self.student) for key, loss in self.distillation_losses.items()}
+            self._check_classes(model)
+        for name, model in teachers.items():
+            self._make_projections(name, model, plans[name])
+            model.trainable = False
+        self._held.teachers, self._held.plans = teachers, plans
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "teacher":  # past Keras, which would take it for a layer of this model
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def _make_projections(self, teacher: str, model: keras.Model, plan: dict[str, list[Pair]]) -> None:
+        for key, pairs in plan.items():
+            loss = self.distillation_losses[key]
+            if loss.reads != "hidden_states":
+                continue
+            shapes = widths(pairs, model, self.student)
+            if loss.project == "auto" and all(narrow == wide for narrow, wide in shapes):
+                continue
+            self._projections_for(f"{key}_{teacher}", shapes)
+
+    def _projections_for(self, name: str, shapes: list[tuple[int, int]]) -> None:
+        made = self.projections.get(name)
+        if made is not None:
+            found = [tuple(layer.kernel.shape) for layer in made]
+            if found != [tuple(shape) for shape in shapes]:
+                raise InputError(
+                    f"the projections {name!r} were trained for widths (student, teacher) {found}, but this teacher "
+                    f"needs {shapes}. Use the teacher they were trained with, or make a new Distiller."
+                )
+            return
+        layers = []
+        for index, (narrow, wide) in enumerate(shapes):
+            layer = keras.layers.Dense(wide, use_bias=False, dtype="float32", name=f"{name}_projection_{index}")
+            layer.build((None, narrow))
+            layers.append(layer)
+        self.projections[name] = layers
+
+    def _check_classes(self, teacher: keras.Model) -> None:
+        """Refuses, before any training, logits over unlike classes."""
+        for loss in self.distillation_losses.values():
+            shapes = [getattr(model, "output_shape", None) for model in (teacher, self.student)]
+            if loss.reads == "logits" and all(isinstance(shape, tuple) and shape for shape in shapes):
+                check_classes(loss, *shapes)
 
     # ------------------------------------------------------------------ Keras lifecycle
 
@@ -111,7 +172,9 @@ class Distiller(keras.Model):
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """The student's prediction."""
-        return self.student(batch_inputs.select(self.student, inputs), training=training)
+        outputs = self._run(self.student, inputs, training, "student")
+        self._ran.outputs = outputs  # the loss reads inside this forward pass: the student runs once a batch
+        return outputs.answer
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool | None = True
@@ -119,6 +182,7 @@ class Distiller(keras.Model):
         """The total loss, a float32 scalar; each part updates its own metric."""
         if y_pred is None:
             y_pred = self(x, training=training)
+        student = self._ran.__dict__.pop("outputs", None)
         step = self._step()
         total = tf.zeros(())
         if self._compile_loss is not None and y is not None:
@@ -127,18 +191,22 @@ class Distiller(keras.Model):
             total += value_at(self.task_weight, step) * task
         for loss in self.student.losses:
             total += tf.reduce_sum(tf.cast(loss, tf.float32)) / _replicas()
-        if self.teacher is None:
+        if not self._held.teachers:
             if training:
-                raise InputError(
-                    "this Distiller has no teacher (a saved one is not part of it); set distiller.teacher first."
-                )
+                raise InputError(_NO_TEACHER)
             return total
-        logits = self._teacher_logits(x)
+        if student is None or student.answer is not y_pred:  # called by hand, without this model's own forward pass
+            student = self._run(self.student, x, training, "student") if self._reads("student") else Outputs(y_pred)
+        teachers = {name: self._run(model, x, False, name) for name, model in self._held.teachers.items()}
+        shares = {name: self.teacher_weights.get(name, 1.0) for name in teachers}
         for key, loss in self.distillation_losses.items():
-            values = loss(logits, _logits_of(y_pred, self.student), step=step)
-            mean, local_mean, count = weighted_mean(values, self._mask_for(values, x, y_pred, key), sample_weight)
-            self._trackers[key].update_state(local_mean, sample_weight=count)
-            total += value_at(self.loss_weights[key], step) * mean
+            value = tf.zeros(())
+            for name, teacher in teachers.items():
+                share = shares[name] / sum(shares.values())
+                for values, mask, part in self._values(key, loss, name, teacher, student, x, step):
+                    value += share * part * weighted_mean(values, mask, sample_weight)
+            self._trackers[key].update_state(value * _replicas(), sample_weight=_rows(x))
+            total += value_at(self.loss_weights[key], step) * value
         return total
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
@@ -149,14 +217,56 @@ class Distiller(keras.Model):
     def _step(self) -> Any:
         return self.optimizer.iterations if getattr(self, "optimizer", None) is not None else 0
 
-    def _teacher_logits(self, x: Any) -> tf.Tensor:
-        answer = self.teacher(batch_inputs.select(self.teacher, x), training=False)
-        return tf.stop_gradient(_logits_of(answer, self.teacher))
-
-    def _mask_for(self, values: tf.Tensor, x: Any, y_pred: Any, key: str) -> tf.Tensor | None:
-        if values.shape.rank < 2 or self.mask is None:
+    def _reads(self, whose: str) -> tuple[list[str], list[str]] | None:
+        """What losses read inside a model: (kinds of outputs of its blocks, names of its layers); None: nothing."""
+        plans = self._held.plans.values() if whose == "student" else [self._held.plans[whose]]
+        blocks, layers = [], []
+        for plan in plans:
+            for key, pairs in plan.items():
+                for pair in pairs:
+                    layer = pair.student if whose == "student" else pair.teacher
+                    if isinstance(layer, str):
+                        layers.append(layer)
+                    else:
+                        blocks.append(self.distillation_losses[key].reads)
+        if not blocks and not layers:
             return None
-        found = batch_inputs.padding_mask(x, y_pred, self.mask)
+        return list(dict.fromkeys(blocks)), list(dict.fromkeys(layers))
+
+    def _run(self, model: keras.Model, x: Any, training: bool | None, whose: str) -> Outputs:
+        x = batch_inputs.select(model, x)
+        read, layers = self._reads(whose) or ((), ())
+        return run(model, x, read=read, layers=layers, training=training)
+
+    def _values(
+        self, key: str, loss: DistillationLoss, name: str, teacher: Outputs, student: Outputs, x: Any, step: Any
+    ) -> Iterator[tuple[tf.Tensor, tf.Tensor | None, float]]:
+        """(unreduced values, their mask, their share of the loss): one, or one for each kind of blocks."""
+        if loss.reads == "logits":
+            values = loss(
+                _logits_of(teacher.answer, self._held.teachers[name]),
+                _logits_of(student.answer, self.student),
+                step=step,
+            )
+            yield values, self._mask_for(key, values.shape.rank, x, student.answer, "decoder"), 1.0
+            return
+        pairs = self._held.plans[name][key]
+        for kind in dict.fromkeys(pair.kind for pair in pairs):
+            of_kind = [pair for pair in pairs if pair.kind == kind]
+            of_teacher = [pair.of_teacher(teacher, loss.reads) for pair in of_kind]
+            of_student = [pair.of_student(student, loss.reads) for pair in of_kind]
+            projections = self.projections.get(f"{key}_{name}")
+            if projections is not None:
+                chosen = [layer for layer, pair in zip(projections, pairs) if pair.kind == kind]
+                of_student = [layer(tf.cast(state, tf.float32)) for layer, state in zip(chosen, of_student)]
+            rank = 2 if loss.reads != "hidden_states" else of_student[0].shape.rank - 1
+            mask = self._mask_for(key, rank, x, student.answer, kind) if rank == 2 else None
+            yield loss(of_teacher, of_student, mask=mask, step=step), mask, len(of_kind) / len(pairs)
+
+    def _mask_for(self, key: str, rank: int, x: Any, y_pred: Any, kind: str) -> tf.Tensor | None:
+        if rank < 2 or self.mask is None:
+            return None
+        found = batch_inputs.padding_mask(x, y_pred, self.mask, kind)
         if found is None:
             names = sorted(x) if isinstance(x, Mapping) else "a single tensor"
             raise InputError(
@@ -182,10 +292,8 @@ class Distiller(keras.Model):
         **kwargs: Any,
     ) -> keras.callbacks.History:
         """As `keras.Model.fit`; raw strings in `x` and `validation_data` go through the student's preprocessor."""
-        if self.teacher is None:
-            raise InputError(
-                "this Distiller has no teacher (a saved one is not part of it); set distiller.teacher first."
-            )
+        if not self._held.teachers:
+            raise InputError(_NO_TEACHER)
         if batch_inputs.has_strings(x):
             if validation_split and validation_data is None:
                 (x, y, sample_weight), validation_data = batch_inputs.split_rows(
@@ -273,14 +381,20 @@ class Distiller(keras.Model):
             },
             "loss_weights": {key: serialize(weight) for key, weight in self.loss_weights.items()},
             "task_weight": serialize(self.task_weight),
+            "teacher_weights": dict(self.teacher_weights),
             "mask": keras.saving.serialize_keras_object(self.mask) if callable(self.mask) else self.mask,
+            "projections": {
+                name: [list(layer.kernel.shape) for layer in layers] for name, layers in self.projections.items()
+            },
             "name": self.name,
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> "Distiller":
         load = keras.saving.deserialize_keras_object
-        return cls(
+        config = dict(config)
+        projections = config.pop("projections", {})
+        distiller = cls(
             **{
                 **config,
                 "student": load(config["student"], custom_objects=custom_objects),
@@ -290,7 +404,12 @@ class Distiller(keras.Model):
                 "mask": load(config["mask"]) if isinstance(config["mask"], dict) else config["mask"],
             }
         )
+        for name, shapes in projections.items():
+            distiller._projections_for(name, shapes)
+        return distiller
 
+
+_NO_TEACHER = "this Distiller has no teacher (it is not saved with it); set distiller.teacher before training."
 
 _FROM_LOGITS = {
     "sparse_categorical_crossentropy": lambda: keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -302,7 +421,19 @@ _FROM_LOGITS = {
 class _Held:
     """Holds the teacher where Keras does not look, so that its weights are neither trained nor saved."""
 
-    teacher: keras.Model | None = None
+    def __init__(self) -> None:
+        self.teachers: dict[str, keras.Model] = {}
+        self.plans: dict[str, dict[str, list[Pair]]] = {}
+
+
+def _named(teacher: Any) -> dict[str, keras.Model]:
+    if teacher is None:
+        return {}
+    if isinstance(teacher, Mapping):
+        return dict(teacher)
+    if isinstance(teacher, (list, tuple)):
+        return {f"teacher_{index}": model for index, model in enumerate(teacher)}
+    return {"teacher": teacher}
 
 
 def _checked_losses(losses: Any) -> dict[str, DistillationLoss]:

@@ -1,10 +1,38 @@
 """Which teacher layer each student layer follows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tfvllm.errors import InputError
 
 Pairs = list[tuple[int, int]]
+LayerMap = str | Sequence[tuple[Any, Any]] | Mapping[str, Any]
+
+NAMES = ("uniform", "last", "skip")
+
+
+def check_layers(layers: LayerMap, whose: str, *, names: bool = True) -> Any:
+    """Returns `layers` in a JSON-able form (pairs as lists). Raises `InputError` where it is no map of layers.
+
+    Args:
+        layers: a name, pairs, or `{"encoder": …, "decoder": …}` of these.
+        names: whether pairs of layer names will do.
+    """
+    if isinstance(layers, Mapping):
+        unknown = sorted(set(layers) - {"encoder", "decoder"})
+        if unknown or not layers:
+            raise InputError(f'{whose}: layers by kind are named "encoder" and "decoder", found {sorted(layers)}.')
+        return {kind: check_layers(part, whose, names=False) for kind, part in layers.items()}
+    if isinstance(layers, str):
+        if layers not in NAMES:
+            raise InputError(f'{whose}: layers must be "uniform", "last", "skip" or pairs of layers, found {layers!r}.')
+        return layers
+    pairs = [list(pair) if isinstance(pair, (list, tuple)) else [pair] for pair in layers]
+    kinds = (int, str) if names else (int,)
+    if not pairs or any(len(p) != 2 or type(p[0]) is not type(p[1]) or not isinstance(p[0], kinds) for p in pairs):
+        what = "two numbers or two names of layers" if names else "two numbers of layers"
+        raise InputError(f"{whose}: every pair of layers is (teacher's, student's), {what}; found {layers!r}.")
+    return pairs
 
 
 def spread(chosen: int, total: int) -> list[int]:
@@ -27,7 +55,7 @@ def layer_pairs(layers: str | Sequence[tuple[int, int]], teacher: int, student: 
         InputError: for an unknown name, or a layer that does not exist.
     """
     if isinstance(layers, str):
-        if layers not in ("uniform", "last", "skip"):
+        if layers not in NAMES:
             raise InputError(f'layers must be "uniform", "last", "skip" or pairs of layers, found {layers!r}.')
         if student > teacher:
             raise InputError(

@@ -7,7 +7,7 @@ from tfvllm.errors import InputError
 
 def weighted_mean(
     values: tf.Tensor, mask: tf.Tensor | None = None, sample_weight: tf.Tensor | None = None
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+) -> tf.Tensor:
     """Σ mask · sample_weight · values / Σ mask.
 
     Masked positions do not count at all: the mean equals that of the batch cut to its real positions. As in Keras,
@@ -19,8 +19,7 @@ def weighted_mean(
         sample_weight: float [batch], [batch, 1] or the shape of `values`, or None. Weights for positions that the
             values do not have (a decoder's, for values of an encoder) count by their largest in the row.
     Returns:
-        Float32 scalars: this replica's share of the mean over all replicas (the shares add up to it); the mean over
-        this replica alone; the count behind it.
+        A float32 scalar: this replica's share of the mean over all replicas (the shares add up to it).
     """
     weights = tf.ones_like(values)
     count = tf.cast(tf.size(values), tf.float32)
@@ -33,10 +32,9 @@ def weighted_mean(
         weights *= _fitted(tf.cast(sample_weight, tf.float32), values)
     kept = weights != 0
     total = tf.reduce_sum(tf.where(kept, values, 0.0) * weights)
-    everywhere = count
     if tf.distribute.get_strategy().num_replicas_in_sync > 1 and not tf.distribute.in_cross_replica_context():
-        everywhere = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, count)
-    return tf.math.divide_no_nan(total, everywhere), tf.math.divide_no_nan(total, count), count
+        count = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, count)
+    return tf.math.divide_no_nan(total, count)
 
 
 def _fitted(weights: tf.Tensor, values: tf.Tensor) -> tf.Tensor:

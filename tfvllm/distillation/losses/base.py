@@ -1,6 +1,6 @@
 """What every distillation loss has in common."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -20,11 +20,14 @@ class DistillationLoss:
 
     reads = "logits"
 
-    def __call__(self, teacher: Any, student: Any, step: int | tf.Tensor = 0) -> tf.Tensor:
+    def __call__(
+        self, teacher: Any, student: Any, mask: tf.Tensor | None = None, step: int | tf.Tensor = 0
+    ) -> tf.Tensor:
         """The difference, float32.
 
         Args:
             teacher, student: what `reads` names. Logits have shape [batch, classes] or [batch, length, vocabulary].
+            mask: bool [batch, length], which positions are real; only for losses that relate positions to each other.
             step: the training step, int32 scalar, for scheduled settings.
         Returns:
             One value for each example ([batch]) or position ([batch, length]).
@@ -58,8 +61,10 @@ class Divergence(DistillationLoss):
     def __init__(self, temperature: Scheduled = 1.0):
         self.temperature = check_scheduled(temperature, "temperature", positive=True)
 
-    def __call__(self, teacher: tf.Tensor, student: tf.Tensor, step: int | tf.Tensor = 0) -> tf.Tensor:
-        check_classes(self, teacher, student)
+    def __call__(
+        self, teacher: tf.Tensor, student: tf.Tensor, mask: tf.Tensor | None = None, step: int | tf.Tensor = 0
+    ) -> tf.Tensor:
+        check_classes(self, teacher.shape, student.shape)
         temperature = value_at(self.temperature, step)
         log_p = tf.stop_gradient(log_probabilities(teacher, temperature))
         log_q = log_probabilities(student, temperature)
@@ -77,9 +82,9 @@ class Divergence(DistillationLoss):
         return cls(**{**config, "temperature": deserialize(config["temperature"])})
 
 
-def check_classes(loss: DistillationLoss, teacher: tf.Tensor, student: tf.Tensor) -> None:
-    """Refuses logits over unlike or single classes, which have no distributions to compare."""
-    of_teacher, of_student = teacher.shape[-1], student.shape[-1]
+def check_classes(loss: DistillationLoss, teacher: Sequence[int | None], student: Sequence[int | None]) -> None:
+    """Refuses logits (of these shapes) over unlike or single classes, which have no distributions to compare."""
+    of_teacher, of_student = teacher[-1], student[-1]
     if of_teacher != of_student:
         raise InputError(
             f"{type(loss).__name__} compares logits over the same classes, but the teacher has {of_teacher} and the "

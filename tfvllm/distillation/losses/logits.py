@@ -12,7 +12,9 @@ class Logits(DistillationLoss):
     Unlike the divergences it fixes the logits' offset too, and works with a single logit (binary or regression heads).
     """
 
-    def __call__(self, teacher: tf.Tensor, student: tf.Tensor, step: int | tf.Tensor = 0) -> tf.Tensor:
-        check_classes(self, teacher, student)
+    def __call__(
+        self, teacher: tf.Tensor, student: tf.Tensor, mask: tf.Tensor | None = None, step: int | tf.Tensor = 0
+    ) -> tf.Tensor:
+        check_classes(self, teacher.shape, student.shape)
         gap = tf.cast(student, tf.float32) - tf.stop_gradient(tf.cast(teacher, tf.float32))
         return tf.reduce_mean(tf.square(gap), axis=-1)

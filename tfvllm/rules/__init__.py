@@ -1,1 +1,46 @@
+"""The pipelines: named steps in order. The only place where order is decided."""
 
+from tfvllm.graph.rewriter import Rule, Step
+from tfvllm.rules.collapse_reshapes import CollapseReshapes, CollapseTransposes, TransposeToReshape
+from tfvllm.rules.delete_dead import DeleteDead
+from tfvllm.rules.drop_broadcasts import DropBroadcasts
+from tfvllm.rules.drop_identities import DropIdentities
+from tfvllm.rules.einsum_to_matmul import EinsumToMatMul
+from tfvllm.rules.fold_constants import FoldConstants
+from tfvllm.rules.fold_scale import FoldScale
+from tfvllm.rules.fold_weights import FoldWeights
+from tfvllm.rules.fuse_matmul import FuseActivation, FuseGelu, FuseMatMulBias, FuseResidual
+from tfvllm.rules.hoist_slices import HoistSlices
+from tfvllm.rules.layer_norm import FuseLayerNorm
+from tfvllm.rules.merge_duplicates import MergeDuplicates
+from tfvllm.rules.merge_parallel_matmuls import MergeParallelMatMuls
+from tfvllm.rules.sink_reshapes import SinkReshapeBias, SinkReshapePair, SinkReshapeUnary
+from tfvllm.rules.transpose_matmul import FoldTransposeLeft, FoldTransposeRight, TransposedProduct
+
+_registered: list[Rule] = []
+
+
+def pipeline() -> list[Step]:
+    """The steps of `simplify`, in order; rules that users registered come before the last step."""
+    clean = (DropIdentities(), FoldConstants(), MergeDuplicates(), DeleteDead())
+    return [
+        Step("clean", clean),
+        Step(
+            "linear",
+            (DropBroadcasts(), EinsumToMatMul(), SinkReshapeUnary(), SinkReshapeBias(), SinkReshapePair(), FoldScale()),
+        ),
+        Step("layout", (CollapseReshapes(), CollapseTransposes(), TransposeToReshape(), *clean)),
+        Step("attention", (TransposedProduct(), FoldTransposeLeft(), FoldTransposeRight())),
+        Step("norms", (FuseLayerNorm(), SinkReshapePair(), SinkReshapeUnary(), CollapseReshapes(), *clean)),
+        Step("demand", (HoistSlices(),), repeat=False),
+        Step("merge", (MergeParallelMatMuls(),), repeat=False),
+        Step("user", tuple(_registered)),
+        Step("fuse", (FuseMatMulBias(), FuseGelu(), FuseActivation(), FuseResidual())),
+        Step("weights", (FoldWeights(), *clean)),
+    ]
+
+
+def register(rule: Rule) -> Rule:
+    """Adds a rule of the user's to every later `simplify`; returns it."""
+    _registered.append(rule)
+    return rule

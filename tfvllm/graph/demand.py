@@ -1,0 +1,221 @@
+"""What the results demand of every value: all of it, or only some positions along one axis.
+
+Demand flows from the results backwards. A classifier that reads position 0 of the last hidden state demands one row
+in every `seq` of everything that is computed row by row before it: layer norms, dense layers, residuals, activations,
+up to the attention's query; keys and values are still demanded in full.
+
+`Rows(axis, extent, index)` describes such a demand on a value whose axis has `n·extent` positions: those with
+`position mod extent == index`. The plain case, one position of an axis, has n = 1; a flattened [batch·seq, width] has
+n = batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tfvllm.graph import dims
+from tfvllm.graph.ir import Graph, Node, Value
+
+FULL = "full"
+
+
+@dataclass(frozen=True)
+class Rows:
+    axis: int
+    extent: Any  # int or Dim
+    index: int
+
+    def outer(self, value: Value) -> Any:
+        """How many positions are demanded along the axis."""
+        return dims.divide(value.shape[self.axis], self.extent)  # type: ignore[index]
+
+
+Demand = Any  # FULL or Rows
+
+
+def analyse(graph: Graph) -> dict[Value, Demand]:
+    """The demand on every value that is demanded at all."""
+    demand: dict[Value, Demand] = {}
+    effects = set(graph.effects)
+    for value in graph.outputs.values():
+        demand[value] = FULL
+    for node in reversed(graph.live()):
+        wanted = [demand.get(v) for v in node.outputs]
+        if all(w is None for w in wanted) and node not in effects:
+            continue
+        for value, needed in zip(node.inputs, on_inputs(node, wanted[0] if len(wanted) == 1 else FULL)):
+            known = demand.get(value)
+            demand[value] = needed if known is None or known == needed else FULL
+    return demand
+
+
+def on_inputs(node: Node, wanted: Demand) -> list[Demand]:
+    """What a demand on a node's output demands of its inputs; all FULL where the demand cannot pass through."""
+    everything = [FULL] * len(node.inputs)
+    if node.op == "StridedSlice" and wanted == FULL:
+        picked = selected_row(node)
+        return everything if picked is None else [picked, *everything[1:]]
+    if not isinstance(wanted, Rows):
+        return everything
+    rule = _RULES.get(node.op)
+    passed = rule(node, wanted) if rule is not None else None
+    return everything if passed is None else passed
+
+
+def passes(node: Node, wanted: Demand) -> bool:
+    """Whether a partial demand on a node's output can be met without computing the rest."""
+    return isinstance(wanted, Rows) and any(isinstance(d, Rows) for d in on_inputs(node, wanted))
+
+
+def selected_row(node: Node) -> Rows | None:
+    """The demand of `x[:, i, :]` on x: one constant, non-negative position of one axis, everything of the others."""
+    x = node.inputs[0]
+    begins, ends, strides = (v.content for v in node.inputs[1:4])
+    if x.shape is None or begins is None or ends is None or strides is None:
+        return None
+    if node.attr("ellipsis_mask", 0) or node.attr("new_axis_mask", 0) or any(s != 1 for s in strides):
+        return None
+    found = None
+    for axis in range(len(begins)):
+        bit = 1 << axis
+        shrink = bool(node.attr("shrink_axis_mask", 0) & bit)
+        whole = node.attr("begin_mask", 0) & bit and node.attr("end_mask", 0) & bit and not shrink
+        if whole:
+            continue
+        index = 0 if node.attr("begin_mask", 0) & bit and not shrink else begins[axis]
+        single = shrink or (not node.attr("end_mask", 0) & bit and ends[axis] == dims.add(index, 1))
+        if not single or not isinstance(index, int) or index < 0 or axis == 0 or found is not None:
+            return None
+        if isinstance(x.shape[axis], int) and index >= x.shape[axis]:
+            return None
+        found = Rows(axis, x.shape[axis], index)
+    return found
+
+
+# ------------------------------------------------------------------------------------ how demand passes through an op
+
+
+def _elementwise(node: Node, wanted: Rows) -> list[Demand] | None:
+    out = node.output
+    if out.shape is None:
+        return None
+    result: list[Demand] = []
+    for value in node.inputs:
+        if value.shape is None:
+            return None
+        axis = wanted.axis - (len(out.shape) - len(value.shape))
+        if axis < 0 or value.shape[axis] == 1:
+            result.append(FULL)
+        elif value.shape[axis] == out.shape[wanted.axis]:
+            result.append(Rows(axis, wanted.extent, wanted.index))
+        else:
+            return None
+    return result
+
+
+def _along_other_axes(node: Node, wanted: Rows) -> list[Demand] | None:
+    """Softmax, LayerNorm, BiasAdd: work along the last axis, row by row otherwise."""
+    out = node.output
+    if out.shape is None or node.attr("data_format", "NHWC") != "NHWC" or wanted.axis == len(out.shape) - 1:
+        return None
+    return [wanted, *[FULL] * (len(node.inputs) - 1)]
+
+
+def _matmul(node: Node, wanted: Rows) -> list[Demand] | None:
+    if wanted.axis != 0 or node.attr("transpose_a"):
+        return None
+    result: list[Demand] = [wanted, *[FULL] * (len(node.inputs) - 1)]
+    fused = node.attr("fused_ops", [])
+    if "Add" in fused:  # the residual, one row for each row of the product
+        result[2 + fused.index("Add")] = wanted
+    return result
+
+
+def _batch_matmul(node: Node, wanted: Rows) -> list[Demand] | None:
+    x, out = node.inputs[0], node.output
+    if out.shape is None or x.shape is None or len(x.shape) != len(out.shape) or wanted.axis != len(out.shape) - 2:
+        return None
+    axis = len(x.shape) - (1 if node.attr("adj_x") else 2)
+    return [Rows(axis, wanted.extent, wanted.index), *[FULL] * (len(node.inputs) - 1)]
+
+
+def _reshape(node: Node, wanted: Rows) -> list[Demand] | None:
+    x, out = node.inputs[0], node.output
+    if x.shape is None or out.shape is None:
+        return None
+    mapped = reshaped_axis(out.shape, x.shape, wanted)
+    return None if mapped is None else [mapped, *[FULL] * (len(node.inputs) - 1)]
+
+
+def reshaped_axis(shape: tuple, other: tuple, wanted: Rows) -> Rows | None:
+    """The same positions, seen in another shape of the same elements; None where no one axis holds them."""
+    # Elements after the demanded axis, and elements in one period of it: both shapes must cut there.
+    inner = dims.product(shape[wanted.axis + 1 :])
+    period = dims.multiply(inner, wanted.extent)
+    for axis in range(len(other)):
+        if dims.product(other[axis + 1 :]) == inner:
+            if other[axis] == 1 and wanted.extent != 1:
+                continue
+            size = dims.multiply(inner, other[axis])
+            outer = dims.divide(size, period)
+            if dims.multiply(outer, period) == size:
+                return Rows(axis, wanted.extent, wanted.index)
+    return None
+
+
+def _transpose(node: Node, wanted: Rows) -> list[Demand] | None:
+    perm = node.inputs[1].content
+    if perm is None:
+        return None
+    return [Rows(perm[wanted.axis], wanted.extent, wanted.index), FULL]
+
+
+def _einsum(node: Node, wanted: Rows) -> list[Demand] | None:
+    equation = node.attr("equation").replace(" ", "")
+    left, _, right = equation.partition("->")
+    if "." in equation:
+        return None
+    label = right[wanted.axis]
+    operands = left.split(",")
+    if sum(label in o for o in operands) != 1 or any(o.count(label) > 1 for o in operands):
+        return None
+    return [Rows(o.index(label), wanted.extent, wanted.index) if label in o else FULL for o in operands]
+
+
+def _reduce(node: Node, wanted: Rows) -> list[Demand] | None:
+    x, axes = node.inputs[0], node.inputs[1].content
+    if x.shape is None or axes is None:
+        return None
+    reduced = {a % len(x.shape) for a in (axes if isinstance(axes, tuple) else (axes,))}
+    kept = [i for i in range(len(x.shape)) if node.attr("keep_dims") or i not in reduced]
+    axis = kept[wanted.axis]
+    return None if axis in reduced else [Rows(axis, wanted.extent, wanted.index), FULL]
+
+
+_RULES: dict[str, Callable[[Node, Rows], list[Demand] | None]] = {
+    "MatMul": _matmul,
+    "_FusedMatMul": _matmul,
+    "BatchMatMulV2": _batch_matmul,
+    "Reshape": _reshape,
+    "ExpandDims": _reshape,
+    "Squeeze": _reshape,
+    "Transpose": _transpose,
+    "Einsum": _einsum,
+    "Mean": _reduce,
+    "Sum": _reduce,
+    "Max": _reduce,
+    "Min": _reduce,
+    "BiasAdd": _along_other_axes,
+    "Softmax": _along_other_axes,
+    "LogSoftmax": _along_other_axes,
+    "_MklLayerNorm": _along_other_axes,
+}
+for _op in (
+    *("AddV2", "Add", "Sub", "Mul", "RealDiv", "Pow", "Maximum", "Minimum", "SquaredDifference", "SelectV2"),
+    *("Relu", "Relu6", "Elu", "Selu", "LeakyRelu", "Tanh", "Sigmoid", "Erf", "Exp", "Log", "Sqrt", "Rsqrt", "Square"),
+    *("Neg", "Abs", "Softplus", "Softsign", "Cast", "Identity", "StopGradient"),
+    *("Less", "LessEqual", "Greater", "GreaterEqual", "Equal", "NotEqual", "LogicalAnd", "LogicalOr", "LogicalNot"),
+):
+    _RULES[_op] = _elementwise

@@ -1,0 +1,40 @@
+"""What a rule promises about the numbers it gives, and how far apart they may then be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Guarantee:
+    """The promise of one rule. `max_error` is the largest relative error it may add of its own accord."""
+
+    max_error: float = 0.0
+
+    def __str__(self):
+        return type(self).__name__
+
+
+@dataclass(frozen=True)
+class Exact(Guarantee):
+    """The very same bits, NaN and infinities included."""
+
+
+@dataclass(frozen=True)
+class Reordered(Guarantee):
+    """The same terms, summed or multiplied in another order, in the same precision.
+
+    The result may differ from the original by rounding alone; against a float64 evaluation of the original graph its
+    error is of the size of the original's own error.
+    """
+
+
+@dataclass(frozen=True)
+class Approximate(Guarantee):
+    """Another formula: at most `max_error` (relative to the largest magnitude) on `domain`, as `source` shows."""
+
+    domain: str = ""
+    source: str = ""
+
+    def __str__(self):
+        return f"Approximate({self.max_error:g} on {self.domain}; {self.source})"

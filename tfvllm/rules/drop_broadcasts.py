@@ -1,0 +1,22 @@
+"""An operand that is broadcast by hand, though the op would do it."""
+
+from tfvllm.graph.guarantee import Exact
+from tfvllm.graph.pattern import op
+from tfvllm.graph.rewriter import Declined, Rule
+
+_BINARY = ("AddV2", "Sub", "Mul", "RealDiv", "Maximum", "Minimum", "SquaredDifference")
+
+
+class DropBroadcasts(Rule):
+    """x + broadcast(p, shape(x)) -> x + p."""
+
+    guarantee = Exact()
+
+    def pattern(self, x, p, s):
+        return op.any_of(*_BINARY)(x, op.BroadcastTo(p, s, name="wide"), name="out")
+
+    def replacement(self, b, m):
+        if m.x.shape is None or m.x.shape != m.wide.shape:
+            raise Declined("the other operand is not known to have the broadcast shape")
+        node = m.node("out")
+        return b.op(node.op, [m.x, m.p] if node.inputs[1] is m.wide else [m.p, m.x])[0]

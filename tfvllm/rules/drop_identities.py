@@ -1,0 +1,66 @@
+"""Nodes that give back what they are given."""
+
+import numpy as np
+
+from tfvllm.graph.guarantee import Exact
+from tfvllm.graph.ir import Graph, Node, Value
+from tfvllm.graph.rewriter import Pass
+
+_ALWAYS = ("Identity", "StopGradient", "Snapshot", "PreventGradient", "PlaceholderWithDefault")
+
+
+class DropIdentities(Pass):
+    """Identity(x), Cast to its own type, Reshape to its own shape, Transpose in order, x·1, x/1, … -> x."""
+
+    guarantee = Exact()
+
+    def run(self, rewriter):
+        graph = rewriter.graph
+        changed = False
+        for node in graph.order():
+            if not node.outputs or not (node.output.readers or graph.is_result(node.output)):
+                continue
+            same = self._same(graph, node)
+            if same is None or not rewriter.allowed(self, node):
+                continue
+            rewriter.fire(self, node, [node])
+            graph.replace(node.output, same)
+            changed = True
+        return changed
+
+    @staticmethod
+    def _same(graph: Graph, node: Node) -> Value | None:
+        if not node.inputs or len(node.outputs) != 1:
+            return None
+        x, y = node.inputs[0], node.output
+        if node.op in _ALWAYS and node.op != "PlaceholderWithDefault":
+            return x
+        if node.op == "Cast":
+            return x if x.dtype == y.dtype else None
+        if node.op in ("Reshape", "BroadcastTo", "EnsureShape", "Slice", "StridedSlice", "Tile", "Squeeze"):
+            if x.shape is None or x.shape != y.shape:
+                return None
+            if node.op == "StridedSlice" and node.inputs[3].content is not None:
+                # Equal shapes with strides of 1 leave no room for another start.
+                return x if all(s == 1 for s in node.inputs[3].content) else None
+            return x if node.op != "StridedSlice" else None
+        if node.op == "Transpose":
+            perm = node.inputs[1].content
+            return x if perm is not None and tuple(perm) == tuple(range(len(perm))) else None
+        if node.op == "ConcatV2" and len(node.inputs) == 2:
+            return x
+        if node.op in ("Mul", "RealDiv", "Div", "Pow"):
+            pairs = [(node.inputs[0], node.inputs[1])]
+            if node.op == "Mul":
+                pairs.append((node.inputs[1], node.inputs[0]))
+            for kept, other in pairs:
+                array = graph.constant(other)
+                if array is not None and array.size and np.all(array == 1) and kept.shape == y.shape is not None:
+                    return kept
+        if node.op == "SelectV2":
+            array = graph.constant(node.inputs[0])
+            if array is not None and array.size:
+                for choice, branch in ((True, node.inputs[1]), (False, node.inputs[2])):
+                    if np.all(array == choice) and branch.shape is not None and branch.shape == y.shape:
+                        return branch
+        return None

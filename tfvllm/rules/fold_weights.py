@@ -1,0 +1,118 @@
+"""What follows from unchanging weights alone is computed once, now, into a new variable."""
+
+import numpy as np
+
+from tfvllm.graph import convert, ops
+from tfvllm.graph.guarantee import Exact
+from tfvllm.graph.ir import Graph, Node, Value
+from tfvllm.graph.rewriter import Pass
+
+SMALL = 1 << 20  # bytes that may be added for a folded weight whose sources stay in use
+
+
+class FoldWeights(Pass):
+    """f(w1, w2, …) -> w.   The sources go unless something else still reads them.
+
+    A result is kept only if the model does not grow by it: it replaces its sources, or it is under 1 MiB.
+    """
+
+    guarantee = Exact()  # TensorFlow's own kernels compute the new weight
+
+    def run(self, rewriter):
+        graph = rewriter.graph
+        frontier = [v for v in self._frontier(graph) if rewriter.allowed(self, v.node)]
+        if rewriter.limit is not None:
+            frontier = frontier[: max(0, rewriter.limit - len(rewriter.fired))]
+        changed = False
+        for value in frontier:
+            sources = _sources(graph, value)
+            size = _bytes(value)
+            leaving = sum(_bytes(s) for s in sources if self._only_feeds(graph, s, value))
+            if size is None or (size > leaving + SMALL):
+                rewriter.decline(
+                    self, value.node, "the folded weight would be kept beside its sources, which others read"
+                )
+                continue
+            given = {s: graph.array(s) for s in sources}
+            (array,) = convert.evaluate(graph, [value], given)
+            if any(s.node.op == "ReadVariableOp" for s in sources):
+                new = graph.weight(graph.unique(value.node.name + "/folded"), array, value.dtype)
+            else:
+                continue
+            rewriter.fire(self, value.node, [value.node], [new.node])
+            graph.replace(value, new)
+            changed = True
+        return changed
+
+    @staticmethod
+    def _frontier(graph: Graph) -> list[Value]:
+        static: set[Node] = set()
+        leaves: set[Node] = set()
+        for node in graph.order():
+            if node.op == "Const" or (node.outputs and graph.is_weight(node.output)):
+                leaves.add(node)
+            elif (
+                node.inputs
+                and len(node.outputs) == 1
+                and ops.is_pure(node.op)
+                and all(v.node in static or v.node in leaves for v in node.inputs)
+                and not all(v.node.op == "Const" for v in node.inputs)
+            ):
+                static.add(node)
+        return [
+            n.output
+            for n in graph.order()
+            if n in static and (graph.is_result(n.output) or any(r not in static for r in graph.readers(n.output)))
+        ]
+
+    @staticmethod
+    def _only_feeds(graph: Graph, source: Value, value: Value) -> bool:
+        """Whether everything that reads a source does so for `value`."""
+        inside: set[Node] = set()
+        stack = [value.node]
+        while stack:
+            node = stack.pop()
+            if node not in inside:
+                inside.add(node)
+                stack.extend(v.node for v in node.inputs)
+        handle = source.node.inputs[0] if source.node.op == "ReadVariableOp" else source
+        reads = [r for r in graph.readers(handle) if r in inside] if handle is not source else [source.node]
+        if handle is not source and len(reads) != len(graph.readers(handle)):
+            return False
+        for node in inside:
+            if node is value.node or node.op in ("Placeholder", "Const") or source.node not in _feeds(node):
+                continue
+            if any(r not in inside for v in node.outputs for r in graph.readers(v)):
+                return False
+        return True
+
+
+def _feeds(node: Node) -> set[Node]:
+    seen: set[Node] = set()
+    stack = [node]
+    while stack:
+        n = stack.pop()
+        if n not in seen:
+            seen.add(n)
+            stack.extend(v.node for v in n.inputs)
+    return seen
+
+
+def _sources(graph: Graph, value: Value) -> list[Value]:
+    found: dict[Value, None] = {}
+    stack = [value]
+    seen = set()
+    while stack:
+        v = stack.pop()
+        if graph.is_weight(v):
+            found[v] = None
+        elif v not in seen:
+            seen.add(v)
+            stack.extend(v.node.inputs)
+    return list(found)
+
+
+def _bytes(value: Value) -> int | None:
+    if value.shape is None or not all(isinstance(d, int) for d in value.shape):
+        return None
+    return int(np.prod(value.shape, dtype=np.int64)) * value.dtype.size

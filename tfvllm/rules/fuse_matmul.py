@@ -1,0 +1,118 @@
+"""A product, its bias, its activation and its residual in one kernel (oneDNN)."""
+
+from tfvllm.graph.guarantee import Approximate, Exact
+from tfvllm.graph.pattern import add, either, op
+from tfvllm.graph.rewriter import Declined, Rule, Skip
+
+_ACTIVATIONS = {"Relu": "Relu", "Relu6": "Relu6", "Elu": "Elu", "Tanh": "Tanh", "Sigmoid": "Sigmoid"}
+
+
+class FuseMatMulBias(Rule):
+    """x @ w + b -> _FusedMatMul[BiasAdd](x, w, b)."""
+
+    guarantee = Exact()
+    targets = ("onednn",)
+    emits = ("_FusedMatMul",)
+
+    def pattern(self, x, w, bias):
+        return op.BiasAdd(op.MatMul(x, w, name="product"), bias, name="out")
+
+    def condition(self, graph, m):
+        if m.node("product").attr("transpose_a"):
+            raise Declined("the first operand is transposed")
+        if m.x.dtype.name not in ("float32", "bfloat16"):
+            raise Declined(f"no fused kernel for {m.x.dtype.name}")
+        if graph.sole_reader(m.product) is None:
+            raise Declined("the product without its bias is read elsewhere")
+
+    def replacement(self, b, m):
+        return b.op(
+            "_FusedMatMul",
+            [m.x, m.w, m.bias],
+            num_args=1,
+            fused_ops=["BiasAdd"],
+            transpose_b=m.node("product").attr("transpose_b"),
+        )[0]
+
+
+def _extend(b, fused, extra: str, arguments=()):
+    node = fused.node
+    return b.op(
+        "_FusedMatMul",
+        [*node.inputs, *arguments],
+        num_args=node.attr("num_args") + len(arguments),
+        fused_ops=[*node.attr("fused_ops"), extra],
+        transpose_b=node.attr("transpose_b"),
+    )[0]
+
+
+def _check(graph, m):
+    if m.y.node.op != "_FusedMatMul":
+        raise Skip("not a product")
+    if m.y.node.attr("fused_ops") != ["BiasAdd"]:
+        raise Declined("the product has something fused already")
+    inside = set(m.nodes)
+    if graph.is_result(m.y) or any(reader not in inside for reader in graph.readers(m.y)):
+        raise Declined("the product without its activation is read elsewhere")
+
+
+class FuseActivation(Rule):
+    """relu(x @ w + b) -> _FusedMatMul[BiasAdd, Relu](x, w, b), and Relu6, Elu, Tanh, Sigmoid."""
+
+    guarantee = Approximate(
+        max_error=2e-6, domain="all finite x", source="oneDNN eltwise polynomials, measured against float64"
+    )
+    targets = ("onednn",)
+    emits = ("_FusedMatMul",)
+
+    def pattern(self, y):
+        return op.any_of(*_ACTIVATIONS)(y, name="out")
+
+    def condition(self, graph, m):
+        _check(graph, m)
+
+    def replacement(self, b, m):
+        return _extend(b, m.y, _ACTIVATIONS[m.node("out").op])
+
+
+class FuseGelu(Rule):
+    """½·y·(1 + erf(y/√2)), y = x @ w + b -> _FusedMatMul[BiasAdd, GeluExact](x, w, b); the tanh form: GeluApproximate."""
+
+    guarantee = Approximate(
+        max_error=4e-6, domain="all finite x", source="oneDNN eltwise polynomials, measured against float64"
+    )
+    targets = ("onednn",)
+    emits = ("_FusedMatMul",)
+
+    def pattern(self, y):
+        cube = either(op.Pow(y, 3.0), op.Mul(y, op.Mul(y, y)), op.Mul(y, op.Square(y)))
+        inner = op.Mul(add(y, op.Mul(cube, 0.044715)), 0.7978845608)
+        erf = op.Erf(either(op.Mul(y, 0.7071067812), op.RealDiv(y, 1.4142135624)), name="erf")
+        gate = add(either(op.Tanh(inner, name="tanh"), erf), 1.0)
+        half = op.Mul(y, 0.5)
+        return either(op.Mul(half, gate), op.Mul(y, op.Mul(gate, 0.5)), op.Mul(op.Mul(y, gate), 0.5))
+
+    def condition(self, graph, m):
+        _check(graph, m)
+
+    def replacement(self, b, m):
+        return _extend(b, m.y, "GeluExact" if m.get("erf") is not None else "GeluApproximate")
+
+
+class FuseResidual(Rule):
+    """(x @ w + b) + r -> _FusedMatMul[BiasAdd, Add](x, w, b, r)."""
+
+    guarantee = Exact()
+    targets = ("onednn",)
+    emits = ("_FusedMatMul",)
+
+    def pattern(self, y, r):
+        return add(y, r, name="out")
+
+    def condition(self, graph, m):
+        _check(graph, m)
+        if m.r.shape is None or m.r.shape != m.y.shape:
+            raise Declined("the residual has another shape, or one that cannot be proved equal")
+
+    def replacement(self, b, m):
+        return _extend(b, m.y, "Add", [m.r])

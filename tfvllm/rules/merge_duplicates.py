@@ -1,0 +1,49 @@
+"""Common subexpressions: what is computed twice is computed once."""
+
+from tfvllm.graph import ops
+from tfvllm.graph.guarantee import Exact
+from tfvllm.graph.ir import Graph, Node
+from tfvllm.graph.rewriter import Pass
+
+
+class MergeDuplicates(Pass):
+    """f(x), f(x) -> y = f(x), y, y.   Constants, reads of unchanging weights, and sizes that are provably equal too."""
+
+    guarantee = Exact()
+
+    def run(self, rewriter):
+        graph = rewriter.graph
+        seen: dict[tuple, Node] = {}
+        contents: dict[tuple, Node] = {}
+        changed = False
+        for node in graph.order():
+            if not node.outputs or node in graph.inputs.values():
+                continue
+            first = self._twin(graph, node, seen, contents)
+            if first is None or not any(v.readers or graph.is_result(v) for v in node.outputs):
+                continue
+            if not rewriter.allowed(self, node):
+                continue
+            rewriter.fire(self, node, [node])
+            for old, new in zip(node.outputs, first.outputs):
+                graph.replace(old, new)
+            changed = True
+        return changed
+
+    @staticmethod
+    def _twin(graph: Graph, node: Node, seen: dict, contents: dict) -> Node | None:
+        read = graph.is_weight(node.output)
+        if not read and (not ops.is_pure(node.op) or node.op == "Placeholder"):
+            return None
+        value = node.output
+        if len(node.outputs) == 1 and node.op != "Const" and value.content is not None:
+            rank = 1 if isinstance(value.content, tuple) else 0
+            first = contents.setdefault((value.dtype, rank, value.content), node)
+            if first is not node:
+                return first
+        inputs = [(id(v.node), v.index) for v in node.inputs]
+        if node.op in ops.COMMUTATIVE:
+            inputs.sort()
+        attrs = tuple(sorted((k, a.SerializeToString(deterministic=True)) for k, a in node.attrs.items()))
+        first = seen.setdefault((node.op, tuple(inputs), attrs), node)
+        return None if first is node else first

@@ -144,21 +144,37 @@ class Prune(_Block):
         return self
 
 
+Part = Annotated[float, Field(gt=0.0, lt=1.0)] | Count
+
+
 class Shrink(_Training):
-    """Remove structure from the student, then distil again for `epochs` to recover."""
+    """Remove structure from the student, then distil again for `epochs` to recover.
+
+    A float is the share removed, a whole number the count kept. The vocabulary is cut last, after recovery, so that
+    teacher and student read the same token ids until then.
+    """
 
     epochs: Annotated[int, Field(ge=0)] = 1
-    ffn: Annotated[float, Field(gt=0.0, le=1.0)] | Count | None = Field(0.5, description="share or number to keep")
-    heads: Annotated[float, Field(gt=0.0, le=1.0)] | Count | None = None
-    vocabulary: Annotated[float, Field(gt=0.0, le=1.0)] | Count | None = None
-    importance: Literal["taylor", "activation", "magnitude", "wanda"] = "taylor"
-    calibration: Count = Field(512, description="training sentences used to score importance")
+    learning_rate: Rate = 3e-4
+    heads: Part | None = None
+    ffn: Part | None = None
+    width: Part | None = None
+    vocabulary: Literal["seen"] | Part | None = Field(None, description="seen: keep the tokens that train uses")
+    importance: Literal["taylor", "activation", "magnitude"] = "taylor"
+    calibration: Count = Field(1024, description="training sentences used to score importance")
+
+    @model_validator(mode="after")
+    def _something_to_remove(self) -> "Shrink":
+        if (self.heads, self.ffn, self.width, self.vocabulary) == (None, None, None, None):
+            raise ValueError("expected at least one of shrink.heads, shrink.ffn, shrink.width, shrink.vocabulary, found none")
+        return self
 
 
 class Export(_Block):
     """The student as a SavedModel: strings in, `classes` and `scores` out."""
 
-    precision: Literal["float32", "bfloat16"] = "float32"
+    check: Literal["here", "fresh"] = Field("here", description="compare with the Keras model here or in a fresh process")
+    serving_kit: bool = Field(False, description="also write batching parameters, a Dockerfile and a KServe manifest")
 
 
 class Simplify(_Block):

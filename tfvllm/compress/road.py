@@ -1,47 +1,63 @@
-"""The road: data, teacher, student, distillation, pruning, shrinking, export, simplifying, measuring, report."""
+"""The road to a smaller model: data, teacher, student, distillation with masks, shrinking. Each method is one step."""
 
 import json
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 import keras_nlp
 import numpy as np
+import tensorflow as tf
 
 from tfvllm import data as text_data
-from tfvllm.compress import training
-from tfvllm.compress.console import Console
+from tfvllm.compress import classifiers, training
+from tfvllm.compress.classifiers import load_model, save_model
 from tfvllm.compress.steps import Done, Workspace
 from tfvllm.compress.vocabulary import learn_vocabulary
 from tfvllm.errors import InputError
-from tfvllm.files import digest, write_text
-from tfvllm.recipe import Recipe, preset_folder
+from tfvllm.files import digest, new_directory, write_text
+from tfvllm.recipe import Distill, Recipe
+
+_TRAINING = ("epochs", "batch_size", "learning_rate", "warmup", "weight_decay")
+_OBJECTIVE = ("temperature", "logits", "task", "hidden", "augment")
 
 
 class Road:
-    """One run: each method is one step and hands its result to the next."""
+    """One run's training steps. Each returns a `Done`; `model_of(done)` is its Keras model."""
 
-    def __init__(self, recipe: Recipe, workspace: Workspace, console: Console):
+    def __init__(self, recipe: Recipe, workspace: Workspace):
         self.recipe = recipe
         self.workspace = workspace
-        self.console = console
+        self.console = workspace.console
+        self.text: text_data.TextData
+        self.preprocessor: Any = None  # the teacher's; the student shares it
         self._tokens: dict[str, training.Tokens] = {}
-        self._teacher: keras.Model | None = None
+        self._teacher: Done | None = None
+        self._models: dict[str, keras.Model] = {}
+
+    def model_of(self, done: Done) -> keras.Model:
+        """The Keras model that a step made, loaded once."""
+        if done.key not in self._models:
+            self._models[done.key] = load_model(done.directory / "model.keras")
+        return self._models[done.key]
 
     # --- data -------------------------------------------------------------------------------------------------------
 
     def data(self) -> Done:
+        """Reads the sentences, or writes synthetic ones."""
         block = self.recipe.data
         if block.path is None:
-            synthetic = block.synthetic.model_dump()
+            assert block.synthetic is not None
+            wanted = block.synthetic.model_dump()
             folder = self.workspace.out / "data"
-            marker = folder / "synthetic.json"
-            if not marker.is_file() or json.loads(marker.read_text()) != synthetic:
-                text_data.write_synthetic(folder, **synthetic, overwrite=True)
-                write_text(marker, json.dumps(synthetic))
+            made = folder / "synthetic.json"
+            if not made.is_file() or json.loads(made.read_text()) != wanted:
+                text_data.write_synthetic(folder, **wanted, overwrite=True)
+                write_text(made, json.dumps(wanted))
             self.text = text_data.load(folder, names=block.labels or {"0": "negative", "1": "positive"})
             self.text.notes.insert(0, text_data.SYNTHETIC_NOTE)
-            source = "synthetic reviews"
         else:
             self.text = text_data.load(
                 block.path,
@@ -52,34 +68,35 @@ class Road:
                 seed=self.recipe.seed,
                 names=block.labels,
             )
-            source = self.text.source
+        text = self.text
 
         def build(directory: Path, work: Path) -> dict[str, Any]:
             return {
-                "source": source,
+                "source": "synthetic reviews" if block.path is None else text.source,
                 "synthetic": block.path is None,
-                "labels": self.text.labels,
-                "train": len(self.text.train),
-                "dev": len(self.text.dev),
-                "test": len(self.text.test) if self.text.test else 0,
-                "notes": self.text.notes,
+                "labels": text.labels,
+                "train": len(text.train),
+                "dev": len(text.dev),
+                "test": len(text.test) if text.test else 0,
+                "notes": text.notes,
             }
 
-        content = {"digest": self.text.digest(), "max_length": block.max_length}
-        done = self.workspace.do("data", content, [], build)
-        for note in self.text.notes:
+        done = self.workspace.do("data", {"digest": text.digest(), "max_length": block.max_length}, [], build)
+        self.console.line(f"  {len(text.train)} sentences to train on, {len(text.dev)} dev, labels {', '.join(text.labels)}")
+        for note in text.notes:
             self.console.line(f"  note: {note}")
         return done
 
     def tokens(self, split: str) -> training.Tokens:
         """The tokenised split, made once with the teacher's preprocessor, which the student shares."""
         if split not in self._tokens:
-            self._tokens[split] = training.tokenize(getattr(self.text, split), self.teacher_model.preprocessor)
+            self._tokens[split] = training.tokenize(getattr(self.text, split), self.preprocessor)
         return self._tokens[split]
 
     # --- teacher ----------------------------------------------------------------------------------------------------
 
     def teacher(self, data: Done) -> Done:
+        """Trains the teacher, or takes a trained one."""
         block = self.recipe.teacher
         parameters: dict[str, Any] = {"seed": self.recipe.seed, **block.model_dump()}
         if block.model is not None:
@@ -90,36 +107,26 @@ class Road:
 
         def build(directory: Path, work: Path) -> dict[str, Any]:
             keras.utils.set_random_seed(self.recipe.seed)
-            model = self._new_teacher()
-            self._teacher = model
-            trained = {}
-            if block.epochs and block.model is None:
-                trained = self._fit_teacher(model, work)
+            model = self._untrained_teacher()
+            self.preprocessor = model.preprocessor
+            trained = self._train_teacher(model, work) if block.epochs and block.model is None else {}
             save_model(model, directory / "model.keras")
             return {**trained, **self._describe(model)}
 
-        done = self.workspace.do("teacher", parameters, [data], build)
-        if self._teacher is None:
-            self._teacher = load_model(done.directory / "model.keras")
-        self.console.line(f"  teacher: {describe_scores(done.result)}")
-        return done
-
-    @property
-    def teacher_model(self) -> keras.Model:
-        assert self._teacher is not None
+        self._teacher = self._say(self.workspace.do("teacher", parameters, [data], build))
+        self.preprocessor = self.model_of(self._teacher).preprocessor
         return self._teacher
 
-    def _new_teacher(self) -> keras.Model:
+    def _untrained_teacher(self) -> keras.Model:
         block, length, classes = self.recipe.teacher, self.recipe.data.max_length, len(self.text.labels)
         if block.model is not None:
-            return self._given_teacher(Path(block.model))
+            return classifiers.from_file(Path(block.model), classes)
         if block.preset is not None:
-            return preset_classifier(block.preset, classes, length)
+            return classifiers.from_preset(block.preset, classes, length)
         vocabulary = learn_vocabulary(self.text.train.texts, block.vocabulary)
-        return bert_classifier(
-            vocabulary,
+        return classifiers.bert_classifier(
+            classifiers.bert_tokens(vocabulary, length),
             classes=classes,
-            length=length,
             layers=block.layers,
             heads=block.heads,
             hidden=block.hidden,
@@ -127,120 +134,232 @@ class Road:
             dropout=block.dropout,
         )
 
-    def _given_teacher(self, path: Path) -> keras.Model:
-        try:
-            model = load_model(path)
-        except Exception as error:
-            line = " ".join(str(error).split())[:200]
-            raise InputError(f"teacher.model: expected a saved Keras model, could not load {path}: {line}") from error
-        if not isinstance(model, keras_nlp.models.TextClassifier) or model.preprocessor is None:
-            raise InputError(
-                f"teacher.model: expected a keras_nlp TextClassifier with its preprocessor, found {type(model).__name__}."
-            )
-        if model.num_classes != len(self.text.labels):
-            raise InputError(
-                f"teacher.model: expected {len(self.text.labels)} classes as in the data, found {model.num_classes}."
-            )
-        return model
-
-    def _fit_teacher(self, model: keras.Model, work: Path) -> dict[str, Any]:
+    def _train_teacher(self, model: keras.Model, work: Path) -> dict[str, Any]:
         block = self.recipe.teacher
-        train = self.tokens("train")
-        steps = block.epochs * -(-len(train) // block.batch_size)
-        trained = plain_classifier(model)
-        trained.compile(
-            optimizer=training.adamw(block.learning_rate, steps, block.warmup, block.weight_decay),
-            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-            jit_compile=False,
+        trained = classifiers.plain(model)
+        trained.compile(optimizer=self._optimizer(block), loss=_cross_entropy(), jit_compile=False)
+        return self._fit(trained, trained, block, work, "teacher")
+
+    # --- student ----------------------------------------------------------------------------------------------------
+
+    def student(self, teacher: Done) -> Done:
+        """The untrained student: copied layers of the teacher, or a fresh BERT shape with its tokenizer."""
+        block = self.recipe.student
+        assert block is not None
+
+        def build(directory: Path, work: Path) -> dict[str, Any]:
+            from tfvllm.distillation import student_from
+
+            keras.utils.set_random_seed(self.recipe.seed + 1)
+            if block.start == "teacher":
+                model = student_from(self.model_of(teacher), layers=block.layers)
+            else:
+                model = self._fresh_student(self.model_of(teacher))
+            save_model(model, directory / "model.keras")
+            return self._describe(model)
+
+        parameters = {"seed": self.recipe.seed, **block.model_dump()}
+        return self._say(self.workspace.do("student", parameters, [teacher], build))
+
+    def _fresh_student(self, teacher: keras.Model) -> keras.Model:
+        block = self.recipe.student
+        assert block is not None and isinstance(block.layers, int)
+        if not isinstance(teacher, keras_nlp.models.BertTextClassifier):
+            raise InputError(
+                f"student.start: expected teacher (layers copied) for a {type(teacher).__name__}, found scratch: "
+                "only BERT-shaped students can be made from scratch."
+            )
+        shape = teacher.backbone.get_config()
+        return classifiers.bert_classifier(
+            teacher.preprocessor,
+            classes=len(self.text.labels),
+            layers=block.layers,
+            heads=block.heads or shape["num_heads"],
+            hidden=block.hidden or shape["hidden_dim"],
+            ffn=block.ffn or shape["intermediate_dim"],
+            dropout=shape["dropout"],
         )
+
+    # --- distillation, with masks -----------------------------------------------------------------------------------
+
+    def distill(self, student: Done) -> Done:
+        """Trains the student on the teacher; masks grow meanwhile where the recipe prunes."""
+        block, prune = self.recipe.distill, self.recipe.prune
+        assert block is not None
+        parameters = {"seed": self.recipe.seed, **block.model_dump(), "prune": prune.model_dump() if prune else None}
+
+        def build(directory: Path, work: Path) -> dict[str, Any]:
+            model = load_model(student.directory / "model.keras")
+            keras.utils.set_random_seed(self.recipe.seed + 2)
+            callbacks, best_from = [], 0
+            if prune:
+                from tfvllm.schedules import PolynomialDecay
+
+                steps = self._steps(block)
+                schedule = PolynomialDecay(
+                    prune.initial,
+                    prune.sparsity,
+                    round(prune.begin * steps),
+                    max(round(prune.begin * steps) + 1, round(prune.end * steps)),
+                    frequency=prune.frequency,
+                )
+                callbacks = [_pruning(model, schedule)]
+                best_from = math.ceil(prune.end * block.epochs)
+            trained = self._distill(model, block, block, work, "distil", callbacks, best_from)
+            save_model(model, directory / "model.keras")
+            return {**trained, **self._describe(model)}
+
+        return self._say(self.workspace.do("distill", parameters, [student], build))
+
+    def _distill(self, model, objective, rates, work, title, callbacks=(), best_from=0) -> dict[str, Any]:
+        """Trains `model` on the teacher: `objective` says what to learn, `rates` for how long and how fast."""
+        from tfvllm import Distiller, losses
+
+        assert self._teacher is not None
+        terms: dict[str, Any] = {"logits": losses.ForwardKL(temperature=objective.temperature)}
+        weights = {"logits": objective.logits}
+        if objective.hidden:
+            terms["hidden"] = losses.HiddenStates(layers="uniform")
+            weights["hidden"] = objective.hidden
+        distiller = Distiller(
+            self.model_of(self._teacher), model, losses=terms, loss_weights=weights, task_weight=objective.task
+        )
+        distiller.compile(optimizer=self._optimizer(rates), loss=_cross_entropy(), jit_compile=False)
+        change = None
+        if objective.augment:
+            tokenizer = self.preprocessor.tokenizer
+            special = [tokenizer.token_to_id(token) for token in tokenizer.special_tokens]
+            change = training.random_words(objective.augment, special, getattr(tokenizer, "mask_token_id", None))
+        return self._fit(distiller, model, rates, work, title, callbacks, change, best_from)
+
+    # --- structure --------------------------------------------------------------------------------------------------
+
+    def shrink(self, student: Done) -> Done:
+        """Removes heads, neurons or channels, distils again to recover, and cuts the vocabulary last."""
+        from tfvllm import pruning
+
+        block, prune = self.recipe.shrink, self.recipe.prune
+        assert block is not None
+        objective = self.recipe.distill or Distill()
+        structure = {name: getattr(block, name) for name in ("heads", "ffn", "width")}
+        parameters = {
+            "seed": self.recipe.seed,
+            **block.model_dump(),
+            "objective": {name: getattr(objective, name) for name in _OBJECTIVE},
+            "sparsity": prune.sparsity if prune else None,
+        }
+
+        def build(directory: Path, work: Path) -> dict[str, Any]:
+            model = load_model(student.directory / "model.keras")
+            keras.utils.set_random_seed(self.recipe.seed + 3)
+            told: dict[str, Any] = {}
+            if any(value is not None for value in structure.values()):
+                removed = work / "structure"  # kept, so that a resumed recovery goes on from the very same model
+                if removed.is_dir():
+                    model = load_model(removed / "model.keras")
+                else:
+                    model.compile(loss=_cross_entropy())  # taylor scores are gradients of this loss
+                    model = pruning.shrink(
+                        model,
+                        **structure,
+                        importance=block.importance,
+                        data=self._calibration(block.calibration),
+                        limit=-(-block.calibration // 32),
+                    )
+                    with new_directory(removed) as partial:
+                        save_model(model, partial / "model.keras")
+                told["before_recovery"] = self._describe(model)
+                self.console.line(f"  structure removed: {describe_scores(told['before_recovery'])}")
+                if block.epochs:
+                    callbacks = []
+                    if prune:
+                        from tfvllm.schedules import ConstantSparsity
+
+                        callbacks = [_pruning(model, ConstantSparsity(prune.sparsity, 0, frequency=prune.frequency))]
+                    told |= self._distill(model, objective, block, work, "recover", callbacks)
+            if block.vocabulary is not None:
+                model = pruning.shrink(
+                    model, vocabulary=block.vocabulary, data=self._calibration(len(self.text.train)), limit=10**9
+                )
+            save_model(model, directory / "model.keras")
+            return {**told, **self._describe(model)}
+
+        return self._say(self.workspace.do("shrink", parameters, [student], build))
+
+    def _calibration(self, count: int) -> tf.data.Dataset:
+        """`count` training sentences, spread evenly over the file, with their labels, in batches of 32."""
+        rows = np.unique(np.linspace(0, len(self.text.train) - 1, count).astype(int))
+        texts = [self.text.train.texts[row] for row in rows]
+        labels = [self.text.train.labels[row] for row in rows]
+        return tf.data.Dataset.from_tensor_slices((texts, labels)).batch(32)
+
+    # --- shared -----------------------------------------------------------------------------------------------------
+
+    def _steps(self, rates: Any) -> int:
+        return rates.epochs * -(-len(self.tokens("train")) // rates.batch_size)
+
+    def _optimizer(self, rates: Any) -> keras.optimizers.Optimizer:
+        return training.adamw(rates.learning_rate, self._steps(rates), rates.warmup, rates.weight_decay)
+
+    def _fit(
+        self,
+        model: keras.Model,
+        student: keras.Model,
+        rates: Any,
+        work: Path,
+        title: str,
+        callbacks: Sequence = (),
+        change: Callable | None = None,
+        best_from: int = 0,
+    ) -> dict[str, Any]:
         return training.fit(
-            trained,
-            trained,
-            train,
+            model,
+            student,
+            self.tokens("train"),
             self.tokens("dev"),
-            epochs=block.epochs,
-            batch_size=block.batch_size,
+            epochs=rates.epochs,
+            batch_size=rates.batch_size,
             seed=self.recipe.seed,
             state=work / "epochs",
             console=self.console,
-            title="teacher",
+            title=title,
+            callbacks=callbacks,
+            change=change,
+            best_from=best_from,
         )
 
-    # --- what is measured of a Keras model --------------------------------------------------------------------------
-
     def _describe(self, model: keras.Model) -> dict[str, Any]:
+        """Parameters, share of weights that are not zero, accuracy on dev and test."""
+        result: dict[str, Any] = {}
+        own = self.preprocessor.tokenizer.vocabulary_size() == model.preprocessor.tokenizer.vocabulary_size()
         function = training.logits_function(model)
-        scores = {"dev_accuracy": training.accuracy(model, self.tokens("dev"), function=function)}
-        if self.text.test:
-            scores["test_accuracy"] = training.accuracy(model, self.tokens("test"), function=function)
+        for split in ("dev", "test"):
+            if part := getattr(self.text, split):
+                tokens = self.tokens(split) if own else training.tokenize(part, model.preprocessor)
+                result[f"{split}_accuracy"] = training.accuracy(model, tokens, function=function)
         weights = [np.asarray(weight) for weight in model.weights]
         total = sum(weight.size for weight in weights)
-        return {
-            **scores,
-            "parameters": int(total),
-            "nonzero_share": float(sum(np.count_nonzero(weight) for weight in weights) / total),
-        }
+        nonzero = sum(int(np.count_nonzero(weight)) for weight in weights)
+        return {**result, "weights": int(total), "nonzero_share": nonzero / total}
+
+    def _say(self, done: Done) -> Done:
+        self.console.line(f"  {done.name}: {describe_scores(done.result)}")
+        return done
 
 
 def describe_scores(result: dict[str, Any]) -> str:
-    """One line: parameters and accuracies."""
-    scores = [f"{split} accuracy {result[f'{split}_accuracy']:.2%}" for split in ("dev", "test") if f"{split}_accuracy" in result]
-    return ", ".join([f"{result['parameters'] / 1e6:.2f} M parameters", *scores])
+    """One line: size and accuracies."""
+    scores = [
+        f"{split} accuracy {result[f'{split}_accuracy']:.2%}" for split in ("dev", "test") if f"{split}_accuracy" in result
+    ]
+    return ", ".join([f"{result['weights'] / 1e6:.2f} M weights ({result['nonzero_share']:.0%} not zero)", *scores])
 
 
-def save_model(model: keras.Model, path: Path) -> None:
-    """Saves a model without its optimiser."""
-    model.save(path, include_optimizer=False)
+def _cross_entropy() -> keras.losses.Loss:
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
-def load_model(path: Path) -> keras.Model:
-    """Loads a `.keras` model for inference or further training."""
-    return keras.saving.load_model(path, compile=False)
+def _pruning(model: keras.Model, schedule: Any) -> keras.callbacks.Callback:
+    from tfvllm.callbacks import MagnitudePruning
 
-
-def plain_classifier(model: keras.Model) -> keras.Model:
-    """The same layers and weights without the preprocessor, for training on tokens."""
-    return keras.Model(model.input, model.output)
-
-
-def bert_classifier(
-    vocabulary: list[str], *, classes: int, length: int, layers: int, heads: int, hidden: int, ffn: int, dropout: float
-) -> keras.Model:
-    """A BERT-shaped classifier with random weights and an uncased WordPiece tokenizer."""
-    tokenizer = keras_nlp.models.BertTokenizer(vocabulary=vocabulary, lowercase=True, strip_accents=True)
-    backbone = keras_nlp.models.BertBackbone(
-        vocabulary_size=len(vocabulary),
-        num_layers=layers,
-        num_heads=heads,
-        hidden_dim=hidden,
-        intermediate_dim=ffn,
-        max_sequence_length=length,
-        dropout=dropout,
-    )
-    return keras_nlp.models.BertTextClassifier(
-        backbone=backbone,
-        num_classes=classes,
-        dropout=dropout,
-        preprocessor=keras_nlp.models.BertTextClassifierPreprocessor(tokenizer, sequence_length=length),
-    )
-
-
-def preset_classifier(preset: str, classes: int, length: int) -> keras.Model:
-    """A classifier on a preset's backbone: a keras-nlp name, a folder, or `package:folder`."""
-    name = preset_folder(preset)
-    try:
-        model = keras_nlp.models.TextClassifier.from_preset(name, num_classes=classes)
-    except Exception as error:
-        line = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"teacher.preset: expected a keras-nlp preset or a folder with a Hugging Face model, "
-            f"could not load {name}: {line}"
-        ) from error
-    longest = getattr(model.backbone, "max_sequence_length", length)
-    if length > longest:
-        raise InputError(f"data.max_length: expected at most {longest} tokens, as the preset allows, found {length}.")
-    model.preprocessor.sequence_length = length
-    tokenizer = model.preprocessor.tokenizer
-    if isinstance(tokenizer, keras_nlp.models.BertTokenizer) and tokenizer.lowercase:
-        tokenizer.strip_accents = True  # BERT's uncased vocabularies have no accents; from_preset leaves this off
-    return model
+    return MagnitudePruning(model, schedule=schedule)

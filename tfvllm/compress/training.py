@@ -115,13 +115,13 @@ class Batches:
         return dataset.apply(tf.data.experimental.assert_cardinality(len(self))).prefetch(2)
 
 
-def random_words(vocabulary_size: int, special: Sequence[int], share: float, mask_id: int | None) -> Callable:
+def random_words(share: float, special: Sequence[int], mask_id: int | None) -> Callable:
     """Augmentation for distillation: replaces a share of the tokens by the mask token or by another token of the batch.
 
     The teacher judges the changed sentence, so no label is needed (Tang et al. 2019, arXiv:1903.12136, section 4.2).
-    Tokens are drawn from the batch itself, that is, by their frequency in the data.
+    Tokens are drawn from the batch itself, that is, by their frequency in the data. Half of the sentences stay as they
+    are, and the ids in `special` are never touched.
     """
-    del vocabulary_size
     kept = np.asarray(list(special))
 
     def change(features: dict, rng: np.random.Generator) -> dict:

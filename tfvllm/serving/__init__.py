@@ -1,1 +1,15 @@
+"""TF Serving's REST and gRPC protocols in front of SavedModels.
 
+status        error codes, and what they are in HTTP and gRPC
+tensors       JSON <-> numpy, as TF Serving reads and writes it (pure functions)
+servable      one SavedModel, loaded as TF Serving loads it: a session and its signatures
+executor      where servables run: in this process, or in worker processes that may die
+batching      many small requests -> one run
+versions      version folders: which are there, publish, roll back
+config        models.config and batching_parameters.txt
+manager       which versions are loaded, hot reload, labels
+core          Predict, Classify, Regress, MultiInference, status, metadata: what both protocols share
+rest, rpc     the two protocols
+metrics       Prometheus, under TF Serving's names
+server        all of it, started and stopped
+"""

@@ -1,0 +1,192 @@
+"""One SavedModel, loaded as TF Serving loads it: a session of its own, run by tensor names from its signatures.
+
+A session owns its variables and tables, so that closing it gives their memory back: versions come and go.
+"""
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from tfvllm.errors import InputError
+from tfvllm.serving.status import CODES, ServingError, invalid
+
+PREDICT = "tensorflow/serving/predict"
+CLASSIFY = "tensorflow/serving/classify"
+REGRESS = "tensorflow/serving/regress"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A tensor of a signature: its name in the graph, dtype ("float32", "string", …), shape (-1 unknown, None any)."""
+
+    tensor: str
+    dtype: str
+    shape: tuple[int, ...] | None
+
+    def describe(self) -> str:
+        """Such as `int32[batch, ?]`."""
+        if self.shape is None:
+            return f"{self.dtype}[...]"
+        return f"{self.dtype}[{', '.join('?' if size < 0 else str(size) for size in self.shape)}]"
+
+    def accepts(self, shape: Sequence[int]) -> bool:
+        """Whether an array of `shape` may be fed."""
+        if self.shape is None:
+            return True
+        return len(shape) == len(self.shape) and all(own in (-1, size) for own, size in zip(self.shape, shape))
+
+
+@dataclass(frozen=True)
+class Signature:
+    """A signature: name, method name, inputs and outputs by their public names; `proto` is its SignatureDef."""
+
+    name: str
+    method: str
+    inputs: Mapping[str, Spec]
+    outputs: Mapping[str, Spec]
+    proto: bytes = field(repr=False, default=b"")
+
+
+def numpy_dtype(name: str) -> np.dtype:
+    """The numpy dtype of a TensorFlow dtype name (strings are `object`)."""
+    if name == "string":
+        return np.dtype(object)
+    if name in ("bfloat16", "float8_e5m2", "float8_e4m3fn", "int4", "uint4"):
+        import ml_dtypes
+
+        return np.dtype(getattr(ml_dtypes, name))
+    return np.dtype(name)
+
+
+def find_saved_model(directory: str | os.PathLike) -> Path:
+    """`directory` itself if it is a SavedModel, else its highest version folder. Raises InputError."""
+    from tfvllm.serving import versions
+
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise InputError(f"no folder {directory}; expected a SavedModel, or a folder with versions 1/, 2/, …")
+    if (directory / "saved_model.pb").exists():
+        return directory
+    found = versions.find(directory)
+    if not found:
+        raise InputError(
+            f"{directory} holds no saved_model.pb and no version folder (1/, 2/, …) with one. "
+            "Export a model there first: tfvllm export MODEL.keras DST --task classify"
+        )
+    return found[max(found)]
+
+
+class Servable:
+    """A loaded SavedModel. `run` may be called from several threads at once.
+
+    Raises TfvllmError's InputError when the folder holds no loadable SavedModel.
+    """
+
+    def __init__(self, directory: str | os.PathLike, *, intra_op_threads: int = 0, inter_op_threads: int = 0):
+        from tfvllm import textops
+        from tfvllm.quietly import import_tensorflow
+
+        tf = import_tensorflow()
+        textops.load()
+        self.directory = Path(directory)
+        config = tf.compat.v1.ConfigProto(
+            intra_op_parallelism_threads=intra_op_threads, inter_op_parallelism_threads=inter_op_threads
+        )
+        self._graph = tf.Graph()
+        self._session = tf.compat.v1.Session(graph=self._graph, config=config)
+        self._callables: dict[tuple, object] = {}
+        self._lock = threading.Lock()
+        try:
+            with self._graph.as_default():
+                meta = _quietly(tf.compat.v1.saved_model.loader.load, self._session, ["serve"], str(directory))
+        except Exception as error:
+            self._session.close()
+            line = " ".join(str(error).split())[:300]
+            raise InputError(
+                f"{directory} does not load as a SavedModel: {line}. Try: tfvllm lint {directory}"
+            ) from error
+        self.signatures = {
+            name: _signature(name, definition)
+            for name, definition in sorted(meta.signature_def.items())
+            if name not in ("__saved_model_init_op", "__saved_model_train_op")
+        }
+        self._op_error = tf.errors.OpError
+
+    def run(
+        self, signature: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Runs a signature. `inputs` must be complete; `outputs` picks some (default: all).
+
+        Raises ServingError with TensorFlow's own code when the graph refuses the inputs.
+        """
+        spec = self.signatures[signature]
+        names = tuple(spec.outputs) if outputs is None else tuple(outputs)
+        feeds = tuple(sorted(inputs))
+        run = self._callable(signature, feeds, names)
+        try:
+            values = run(*(inputs[name] for name in feeds))
+        except self._op_error as error:
+            raise ServingError(CODES.get(error.error_code, "UNKNOWN"), _short(error.message)) from None
+        except (ValueError, TypeError) as error:
+            raise invalid(_short(str(error))) from None
+        except RuntimeError as error:
+            raise ServingError("UNAVAILABLE", _short(str(error))) from None
+        return dict(zip(names, values))
+
+    def close(self) -> None:
+        """Frees the session, its variables and tables."""
+        with self._lock:
+            self._callables.clear()
+        self._session.close()
+
+    def _callable(self, signature: str, feeds: tuple[str, ...], names: tuple[str, ...]):
+        key = (signature, feeds, names)
+        found = self._callables.get(key)
+        if found is None:
+            with self._lock:
+                spec = self.signatures[signature]
+                found = self._session.make_callable(
+                    [spec.outputs[name].tensor for name in names],
+                    feed_list=[self._graph.get_tensor_by_name(spec.inputs[name].tensor) for name in feeds],
+                )
+                self._callables[key] = found
+        return found
+
+
+def _quietly(load, *arguments):
+    import logging
+
+    logger = logging.getLogger("tensorflow")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        return load(*arguments)
+    finally:
+        logger.setLevel(level)
+
+
+def _signature(name: str, definition) -> Signature:
+    import tensorflow as tf
+
+    def spec(info) -> Spec:
+        shape = info.tensor_shape
+        sizes = None if shape.unknown_rank else tuple(dim.size if dim.size >= 0 else -1 for dim in shape.dim)
+        return Spec(info.name, tf.as_dtype(info.dtype).name, sizes)
+
+    return Signature(
+        name,
+        definition.method_name,
+        {key: spec(definition.inputs[key]) for key in sorted(definition.inputs)},
+        {key: spec(definition.outputs[key]) for key in sorted(definition.outputs)},
+        definition.SerializeToString(deterministic=True),
+    )
+
+
+def _short(message: str) -> str:
+    # The first line says what is wrong; the rest is a graph trace that helps no client.
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return (lines[0] if lines else "no message")[:1000]

@@ -1,0 +1,318 @@
+"""JSON bodies to numpy arrays and back, as TF Serving's REST API reads and writes them.
+
+Pure functions: bytes and specs in, arrays out, `ServingError` (INVALID_ARGUMENT) for everything that is not a
+request. Nothing else may come out of them, whatever the bytes are; the fuzz tests hold that.
+"""
+
+import base64
+import binascii
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from tfvllm.serving.servable import Signature, Spec, numpy_dtype
+from tfvllm.serving.status import invalid
+
+ROW, COLUMN = "row", "column"
+_INTEGERS = {"int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"}
+_FLOATS = {"float16", "bfloat16", "float32", "float64"}
+
+
+@dataclass
+class PredictBody:
+    """A parsed :predict body. `format` is ROW ("instances") or COLUMN ("inputs")."""
+
+    signature_name: str
+    inputs: dict[str, np.ndarray]
+    format: str
+
+
+@dataclass
+class ExamplesBody:
+    """A parsed :classify or :regress body: serialised `tf.Example`s."""
+
+    signature_name: str
+    examples: list[bytes] = field(default_factory=list)
+
+
+def parse_json(body: bytes) -> dict[str, Any]:
+    """A JSON object from `body`."""
+    if not body:
+        raise invalid("JSON Parse error: The document is empty. Expected an object with 'instances' or 'inputs'.")
+    try:
+        document = json.loads(body)
+    except UnicodeDecodeError as error:
+        raise invalid(f"JSON Parse error: the body is not UTF-8 ({error.reason} at byte {error.start}).") from None
+    except json.JSONDecodeError as error:
+        raise invalid(f"JSON Parse error: {error.msg} at offset: {error.pos}") from None
+    except RecursionError:
+        raise invalid("JSON Parse error: lists are nested too deeply.") from None
+    except ValueError as error:  # an integer of thousands of digits
+        raise invalid(f"JSON Parse error: {str(error)[:200]}") from None
+    if not isinstance(document, dict):
+        raise invalid(f"JSON Value: {_show(document)} Is not object. Expected an object with 'instances' or 'inputs'.")
+    return document
+
+
+def signature_name(document: Mapping[str, Any]) -> str:
+    """The "signature_name" of a request, "" where there is none."""
+    name = document.get("signature_name", "")
+    if not isinstance(name, str):
+        raise invalid(
+            f"JSON Value: {_show(name)} not formatted correctly. 'signature_name' key must be a string value."
+        )
+    return name
+
+
+def parse_predict(body: bytes, find_signature: Callable[[str], Signature]) -> PredictBody:
+    """A :predict body. `find_signature` takes the name in the body ("" for the default one)."""
+    document = parse_json(body)
+    name = signature_name(document)
+    inputs = find_signature(name).inputs
+    has_rows, has_columns = "instances" in document, "inputs" in document
+    if has_rows and has_columns:
+        raise invalid("Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist")
+    if has_rows:
+        return PredictBody(name, _from_rows(document["instances"], inputs), ROW)
+    if has_columns:
+        return PredictBody(name, _from_columns(document["inputs"], inputs), COLUMN)
+    raise invalid("Missing 'inputs' or 'instances' key")
+
+
+def _from_rows(rows: Any, inputs: Mapping[str, Spec]) -> dict[str, np.ndarray]:
+    if not isinstance(rows, list):
+        raise invalid(f"Expecting 'instances' to be an list/array; got {_kind(rows)}")
+    if not rows:
+        raise invalid("No values in 'instances' array")
+    if not _is_object(rows[0]):
+        if len(inputs) != 1:
+            raise invalid(
+                "instances is a plain list, but expecting list of objects as multiple input tensors required: "
+                f"{', '.join(inputs)}"
+            )
+        for i, row in enumerate(rows):
+            if _is_object(row):
+                raise invalid(f"Expecting value/list but got object at item {i} of input list")
+        name, spec = next(iter(inputs.items()))
+        return {name: _array(rows, name, spec, "instances")}
+    expected = set(inputs)
+    for i, row in enumerate(rows):
+        if not _is_object(row):
+            raise invalid(f"Expecting object but got {_kind(row)} at item {i} of input list")
+        if set(row) != expected:
+            raise invalid(
+                f"Failed to process element: {i} of 'instances' list. JSON object: {_show(row)} "
+                f"keys must be equal to: {','.join(inputs)}"
+            )
+    return {name: _array([row[name] for row in rows], name, spec, "instances") for name, spec in inputs.items()}
+
+
+def _from_columns(value: Any, inputs: Mapping[str, Spec]) -> dict[str, np.ndarray]:
+    if not _is_object(value):
+        if len(inputs) != 1:
+            raise invalid(
+                "inputs is a plain value/list, but expecting an object as multiple input tensors required: "
+                f"{', '.join(inputs)}"
+            )
+        name, spec = next(iter(inputs.items()))
+        return {name: _array(value, name, spec, "inputs")}
+    arrays = {}
+    for name, spec in inputs.items():
+        if name not in value:
+            raise invalid(f"Missing named input: {name} in 'inputs' object.")
+        arrays[name] = _array(value[name], name, spec, "inputs")
+    extra = [name for name in value if name not in inputs]
+    if extra:
+        raise invalid(f"Unknown named input: {_show(extra[0])} in 'inputs' object; expected {', '.join(inputs)}.")
+    return arrays
+
+
+def _array(value: Any, name: str, spec: Spec, where: str) -> np.ndarray:
+    """A JSON value (nested lists) as an array of the spec's dtype; refuses ragged lists and other types."""
+    # Level by level, so that the loops over the values run in C.
+    level, shape = [value], []
+    while True:
+        kinds = set(map(type, level))
+        if list not in kinds:
+            break
+        if kinds != {list}:
+            raise invalid(f"Failed to process input {name!r} of '{where}': values and lists are mixed at one level.")
+        sizes = set(map(len, level))
+        if len(sizes) != 1:
+            raise invalid(
+                f"Failed to process input {name!r} of '{where}': rows of unequal length {sorted(sizes)[:5]} at level "
+                f"{len(shape)}. Expected a rectangular {spec.describe()}: pad the rows."
+            )
+        shape.append(sizes.pop())
+        if len(shape) > 32:
+            raise invalid(f"Failed to process input {name!r} of '{where}': lists are nested too deeply.")
+        if not shape[-1]:
+            # Nothing below an empty list: the dims the spec knows stand, the others are empty.
+            rest = spec.shape[len(shape) :] if spec.shape is not None else ()
+            return np.empty([*shape, *(max(size, 0) for size in rest)], numpy_dtype(spec.dtype))
+        level = list(chain.from_iterable(level))
+    flat = _leaves(level, kinds, name, spec)
+    try:
+        return flat.reshape(shape)
+    except ValueError:
+        raise invalid(
+            f"Failed to process input {name!r} of '{where}': {len(level)} values do not fill {shape}"
+        ) from None
+
+
+def _leaves(values: list, kinds: set[type], name: str, spec: Spec) -> np.ndarray:
+    dtype = spec.dtype
+    if dtype == "string":
+        out = np.empty(len(values), object)
+        for i, value in enumerate(values):
+            out[i] = _bytes(value, name)
+        return out
+    if dtype in _FLOATS:
+        allowed = {int, float}
+    elif dtype in _INTEGERS:
+        allowed = {int}
+    elif dtype == "bool":
+        allowed = {bool}
+    else:
+        raise invalid(f"Conversion of JSON values to type {dtype} (input {name!r}) is not supported")
+    if not kinds <= allowed:
+        wrong = next(value for value in values if type(value) not in allowed)
+        raise invalid(
+            f"JSON Value: {_show(wrong)} Type: {_kind(wrong)} is not of expected type: {dtype} (input {name!r})"
+        )
+    try:
+        if dtype in _FLOATS:
+            wide = np.array(values, np.float64)
+            narrow = wide.astype(numpy_dtype(dtype)) if dtype != "float64" else wide
+            if dtype != "float64" and not np.array_equal(np.isfinite(wide), np.isfinite(narrow.astype(np.float64))):
+                wrong = wide[np.isfinite(wide) & ~np.isfinite(narrow.astype(np.float64))][0]
+                raise invalid(f"Cannot convert JSON value: {wrong:g} to {dtype} without loss of precision.")
+            return narrow
+        return np.array(values, numpy_dtype(dtype))
+    except OverflowError:
+        raise invalid(f"A value of input {name!r} does not fit in {dtype}.") from None
+
+
+def _bytes(value: Any, name: str) -> bytes:
+    if type(value) is str:
+        try:
+            return value.encode()
+        except UnicodeEncodeError:
+            raise invalid(f"input {name!r} holds half a surrogate pair; expected valid Unicode text.") from None
+    if _is_b64(value):
+        try:
+            text = value["b64"].encode("ascii")
+            # TF Serving also takes the URL-safe alphabet and missing padding.
+            text = text.translate(_URL_SAFE)
+            return base64.b64decode(text + b"=" * (-len(text) % 4), validate=True)
+        except (UnicodeEncodeError, binascii.Error):
+            raise invalid(f"Unable to base64 decode a value of input {name!r}") from None
+    if isinstance(value, dict):
+        raise invalid(f"JSON Value: {_show(value)} not formatted correctly for base64 data")
+    raise invalid(f"JSON Value: {_show(value)} Type: {_kind(value)} is not of expected type: string (input {name!r})")
+
+
+_URL_SAFE = bytes.maketrans(b"-_", b"+/")
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+def predict_answer(outputs: Mapping[str, np.ndarray], format: str) -> bytes:
+    """The body of a :predict answer: "predictions" for ROW, "outputs" for COLUMN."""
+    if not outputs:
+        raise invalid("Cannot convert empty tensor map to JSON")
+    if format == COLUMN:
+        values = {name: jsonable(array, name) for name, array in outputs.items()}
+        return dumps({"outputs": values if len(values) > 1 else next(iter(values.values()))})
+    sizes = {}
+    for name, array in outputs.items():
+        if array.ndim == 0:
+            raise invalid(
+                f"Tensor name: {name} has no shape information: it is one value for the whole batch. "
+                "Ask in the column format ('inputs' instead of 'instances')."
+            )
+        sizes[name] = array.shape[0]
+    if len(set(sizes.values())) > 1:
+        found = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise invalid(
+            f"Outputs have inconsistent batch sizes ({found}). "
+            "Ask in the column format ('inputs' instead of 'instances')."
+        )
+    columns = {name: jsonable(array, name) for name, array in outputs.items()}
+    if len(columns) == 1:
+        return dumps({"predictions": next(iter(columns.values()))})
+    return dumps({"predictions": [dict(zip(columns, row)) for row in zip(*columns.values())]})
+
+
+def jsonable(array: np.ndarray, name: str = "") -> Any:
+    """An array as nested lists. Names ending in `_bytes` give {"b64": …}; floats keep the shortest exact digits."""
+    if array.dtype == object or array.dtype.kind in "SU":
+        as_bytes = name.endswith("_bytes")
+        flat = [_text(value, as_bytes) for value in array.ravel().tolist()]
+    elif array.dtype == np.float64 or array.dtype.kind in "iub":
+        return array.tolist()
+    elif array.dtype.kind == "f" or numpy_float(array.dtype):
+        # 0.2 in float32 is written 0.2, not 0.20000000298023224
+        flat = list(map(float, map(str, array.astype(np.float32).ravel())))
+    else:
+        raise invalid(f"Failed to write JSON value for tensor type: {array.dtype}")
+    return _nest(flat, array.shape)
+
+
+def numpy_float(dtype: np.dtype) -> bool:
+    """Whether `dtype` is one of the small floats numpy itself does not know (bfloat16, float8)."""
+    return dtype.name.startswith(("bfloat", "float8"))
+
+
+def _nest(flat: list, shape: tuple[int, ...]) -> Any:
+    if not shape:
+        return flat[0]
+    if len(shape) == 1:
+        return flat
+    for size in reversed(shape[1:]):
+        count = len(flat) // size if size else 0
+        flat = [flat[i * size : (i + 1) * size] for i in range(count)] if size else flat
+    if 0 in shape[1:]:
+        return np.empty(shape, np.float64).tolist()
+    return flat
+
+
+def _text(value: Any, as_bytes: bool) -> Any:
+    if isinstance(value, str):
+        value = value.encode()
+    if as_bytes:
+        return {"b64": base64.b64encode(value).decode()}
+    return value.decode("utf-8", "replace")
+
+
+def dumps(value: Any) -> bytes:
+    """Compact JSON in UTF-8. NaN and Infinity are written as TF Serving writes them."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def error_body(message: str) -> bytes:
+    """`{"error": message}`."""
+    return dumps({"error": message.encode("utf-8", "replace").decode()})
+
+
+def _is_b64(value: Any) -> bool:
+    return isinstance(value, dict) and len(value) == 1 and isinstance(value.get("b64"), str)
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict) and not _is_b64(value)
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "Object", list: "Array", str: "String", bool: str(value), type(None): "Null"}
+    return names.get(type(value), "Number")
+
+
+def _show(value: Any) -> str:
+    text = repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=True, default=str)
+    return text if len(text) <= 100 else text[:97] + "..."

@@ -129,8 +129,8 @@ def load(
             if not file.is_file():
                 here = sorted(found.name for found in path.glob("*.tsv"))
                 raise InputError(
-                    f"{file} is missing; expected the {split} file in {path}, found {', '.join(here) or 'no .tsv file'}; "
-                    f"name it with data.{split} in the recipe."
+                    f"{file} is missing; expected the {split} file in {path}, "
+                    f"found {', '.join(here) or 'no .tsv file'}; name it with data.{split} in the recipe."
                 )
         parts = {split: read_tsv(file) for split, file in files.items()}
     else:

@@ -21,7 +21,8 @@ body { margin: 0; background: var(--paper); color: var(--ink); line-height: 1.5;
   font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "Noto Sans CJK SC", sans-serif; }
 main { max-width: 60rem; margin: 0 auto; padding: 1rem; }
 h1 { font-size: 1.6rem; line-height: 1.2; } h2 { font-size: 1.2rem; margin-top: 2rem; } h3 { font-size: 1rem; }
-.quiet { color: var(--quiet); } .note { border-left: 4px solid var(--s2); background: var(--panel); padding: .6rem .8rem; }
+.quiet { color: var(--quiet); }
+.note { border-left: 4px solid var(--s2); background: var(--panel); padding: .6rem .8rem; }
 .scroll { overflow-x: auto; -webkit-overflow-scrolling: touch; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
@@ -33,7 +34,8 @@ figure { margin: 1rem 0; } figure svg { max-width: 100%; height: auto; stroke-li
 figcaption { color: var(--quiet); font-size: .9rem; }
 .diagram { max-height: 80vh; overflow: auto; border: 1px solid var(--line); border-radius: 4px; padding: .5rem; }
 .diagram svg { max-width: none; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .6rem; padding: 0; list-style: none; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .6rem; padding: 0;
+  list-style: none; }
 .cards li { background: var(--panel); border-radius: 6px; padding: .6rem .8rem; }
 .cards b { display: block; font-size: 1.35rem; }
 """
@@ -185,4 +187,3 @@ def plot(draw: Callable[[Any], None], *, caption: str, size: tuple[float, float]
     svg = re.sub(r'(href="#|url\(#)', rf"\1{prefix}-", svg)
     svg = svg.replace("<svg ", f'<svg role="img" aria-label="{escape(caption)}" ', 1)
     return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
-

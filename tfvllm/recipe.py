@@ -1,5 +1,6 @@
 """The recipe of a compress run: what it may say, checked before any work starts."""
 
+import contextlib
 import difflib
 import importlib.util
 import os
@@ -166,14 +167,18 @@ class Shrink(_Training):
     @model_validator(mode="after")
     def _something_to_remove(self) -> "Shrink":
         if (self.heads, self.ffn, self.width, self.vocabulary) == (None, None, None, None):
-            raise ValueError("expected at least one of shrink.heads, shrink.ffn, shrink.width, shrink.vocabulary, found none")
+            raise ValueError(
+                "expected at least one of shrink.heads, shrink.ffn, shrink.width, shrink.vocabulary, found none"
+            )
         return self
 
 
 class Export(_Block):
     """The student as a SavedModel: strings in, `classes` and `scores` out."""
 
-    check: Literal["here", "fresh"] = Field("here", description="compare with the Keras model here or in a fresh process")
+    check: Literal["here", "fresh"] = Field(
+        "here", description="compare with the Keras model here or in a fresh process"
+    )
     serving_kit: bool = Field(False, description="also write batching parameters, a Dockerfile and a KServe manifest")
 
 
@@ -213,7 +218,9 @@ class Recipe(_Block):
     @model_validator(mode="after")
     def _steps_fit(self) -> "Recipe":
         if self.prune and not (self.distill and self.distill.epochs):
-            raise ValueError("expected a distill step (with epochs) beside prune, found none: masks grow while it trains")
+            raise ValueError(
+                "expected a distill step (with epochs) beside prune, found none: masks grow while it trains"
+            )
         if self.simplify and not self.export:
             raise ValueError("expected an export step beside simplify, found none: simplify works on its SavedModel")
         if self.benchmark and not self.export:
@@ -341,10 +348,8 @@ def _floats(content: Any, model: type[BaseModel]) -> Any:
             elif block is not None:
                 value = _floats(value, block)
             elif isinstance(value, str) and field.annotation is float:
-                try:
+                with contextlib.suppress(ValueError):
                     value = float(value)
-                except ValueError:
-                    pass
         read[key] = value
     return read
 

@@ -12,10 +12,10 @@ from tfvllm.bench.timing import Timing, compare
 from tfvllm.errors import InputError
 
 # Everyday words that WordPiece and BPE vocabularies of English hold whole: n words are about n tokens.
-_WORDS = (
+_WORDS = str.split(
     "the film was good and we had a great time with all of it but some people did not like what they saw "
     "because it is long and there are few new ideas in this story about an old man who lost his house"
-).split()
+)
 
 
 class ServedModel:
@@ -33,7 +33,8 @@ class ServedModel:
             ) from error
         if signature not in self._loaded.signatures:
             raise InputError(
-                f"{directory}: expected the signature {signature}, found {', '.join(self._loaded.signatures) or 'none'}."
+                f"{directory}: expected the signature {signature}, "
+                f"found {', '.join(self._loaded.signatures) or 'none'}."
             )
         self.function = self._loaded.signatures[signature]
         self.inputs: dict[str, tf.TensorSpec] = dict(self.function.structured_input_signature[1])
@@ -62,7 +63,10 @@ class ServedModel:
                 made[name] = tf.constant([" ".join(rng.choice(_WORDS, length)) for _ in range(batch)])
                 continue
             free = iter((batch, length))
-            shape = [size if size is not None else next(free, 1) for size in (spec.shape.as_list() if spec.shape.rank else [])]
+            shape = [
+                size if size is not None else next(free, 1)
+                for size in (spec.shape.as_list() if spec.shape.rank else [])
+            ]
             made[name] = tf.constant(_numbers(name, spec.dtype, shape, rng), spec.dtype)
         return made
 
@@ -79,7 +83,9 @@ def latest_version(directory: str | os.PathLike) -> Path:
         return directory
     versions = [child for child in directory.glob("*") if child.name.isdigit() and (child / "saved_model.pb").is_file()]
     if not versions:
-        raise InputError(f"{directory}: expected a SavedModel (a folder with saved_model.pb, or base/<number>), found none.")
+        raise InputError(
+            f"{directory}: expected a SavedModel (a folder with saved_model.pb, or base/<number>), found none."
+        )
     return max(versions, key=lambda child: int(child.name))
 
 

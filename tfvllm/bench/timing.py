@@ -41,9 +41,7 @@ class Timing:
         }
 
 
-def compare(
-    callables: Mapping[str, Callable[[], Any]], repeats: int = 30, warmup: int = 3
-) -> dict[str, Timing]:
+def compare(callables: Mapping[str, Callable[[], Any]], repeats: int = 30, warmup: int = 3) -> dict[str, Timing]:
     """Times every callable `repeats` times, taking turns, after `warmup` untimed rounds.
 
     Each callable must have finished its work when it returns (call `.numpy()` on its result). The order within a round

@@ -1,0 +1,95 @@
+"""The main job: a recipe in, a small, fast SavedModel and a measured report out."""
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tfvllm.files import write_text
+from tfvllm.recipe import Recipe
+
+if TYPE_CHECKING:
+    from tfvllm.compress.console import Console
+
+__all__ = ["run"]
+
+
+def run(
+    recipe: Recipe,
+    out: str | os.PathLike,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    console: "Console | None" = None,
+) -> dict[str, Any]:
+    """Does all steps of `recipe` in the folder `out` and returns the report.
+
+    `out` holds, when done: `saved_model/1` (the result), `teacher/1` (the baseline), `report.html`, `report.json`,
+    `recipe.json` and `steps/` (each step's own result, which `resume` builds on).
+
+    Args:
+        recipe: from `tfvllm.recipe.read_recipe` or `parse_recipe`.
+        out: a new folder, or an earlier run's with `resume` (go on; steps whose parameters or inputs changed are
+            redone) or `overwrite` (start afresh).
+        console: where progress goes; None says nothing.
+
+    Raises:
+        InputError: the data, a preset or `out` is not as expected.
+        TfvllmError: a step failed or was interrupted; finished steps are kept.
+        VerificationError: a SavedModel does not compute what its Keras model computes.
+    """
+    from tfvllm.compress.console import Console
+    from tfvllm.compress.steps import open_workspace
+
+    with open_workspace(out, console or Console(quiet=True), resume=resume, overwrite=overwrite) as workspace:
+        from tfvllm.compress import product, report
+        from tfvllm.compress.road import Road
+
+        write_text(workspace.out / "recipe.json", json.dumps(recipe.model_dump(mode="json"), indent=1) + "\n")
+        road = Road(recipe, workspace)
+        data = road.data()
+        teacher = road.teacher(data)
+        stages = [data, teacher]
+        if recipe.student:
+            stages.append(road.student(teacher))
+        if recipe.distill:
+            stages.append(road.distill(stages[-1]))
+        if recipe.shrink:
+            stages.append(road.shrink(stages[-1]))
+
+        products, simplified, measured = {}, None, None
+        if recipe.export:
+            products["teacher (Keras export)"] = product.export(recipe, workspace, road, teacher, baseline=True)
+            for done in stages[2:]:
+                if done.name != "student" or done is stages[-1]:
+                    products[_EXPORTED[done.name]] = product.export(recipe, workspace, road, done)
+            if recipe.simplify:
+                last = products[next(reversed(products))]
+                simplified = products["simplified"] = product.simplify(recipe, workspace, road, last)
+            final = products[next(reversed(products))]
+            product.publish(workspace, products["teacher (Keras export)"].directory / product.MODEL, "teacher")
+            product.publish(workspace, final.directory / product.MODEL, product.MODEL)
+        if recipe.benchmark:
+            measured = product.benchmark(recipe, workspace, road, list(products.items()))
+        content = report.build(recipe, workspace, stages, products, measured)
+        report.write(workspace, content, simplified)
+        return content
+
+
+_EXPORTED = {"student": "student", "distill": "distilled", "shrink": "shrunk"}
+
+
+def open_report(out: str | os.PathLike) -> tuple[Path, dict[str, Any]]:
+    """The HTML file and the data of an earlier run's report.
+
+    Raises:
+        InputError: `out` holds no report.
+    """
+    from tfvllm.errors import InputError
+
+    out = Path(out)
+    if not (out / "report.json").is_file() or not (out / "report.html").is_file():
+        raise InputError(
+            f"{out}: expected the folder of a finished compress run (report.json, report.html), found none."
+        )
+    return out / "report.html", json.loads((out / "report.json").read_text(encoding="utf-8"))

@@ -82,7 +82,9 @@ class Road:
             }
 
         done = self.workspace.do("data", {"digest": text.digest(), "max_length": block.max_length}, [], build)
-        self.console.line(f"  {len(text.train)} sentences to train on, {len(text.dev)} dev, labels {', '.join(text.labels)}")
+        self.console.line(
+            f"  {len(text.train)} sentences to train on, {len(text.dev)} dev, labels {', '.join(text.labels)}"
+        )
         for note in text.notes:
             self.console.line(f"  note: {note}")
         return done
@@ -350,7 +352,9 @@ class Road:
 def describe_scores(result: dict[str, Any]) -> str:
     """One line: size and accuracies."""
     scores = [
-        f"{split} accuracy {result[f'{split}_accuracy']:.2%}" for split in ("dev", "test") if f"{split}_accuracy" in result
+        f"{split} accuracy {result[f'{split}_accuracy']:.2%}"
+        for split in ("dev", "test")
+        if f"{split}_accuracy" in result
     ]
     return ", ".join([f"{result['weights'] / 1e6:.2f} M weights ({result['nonzero_share']:.0%} not zero)", *scores])
 

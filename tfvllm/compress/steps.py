@@ -30,7 +30,7 @@ class Done:
 
 
 class Workspace:
-    """The output folder. Finished steps live in `steps/<name>-<key>/`, a step under way in `steps/<name>-<key>.work/`."""
+    """The output folder: finished steps in `steps/<name>-<key>/`, a step under way in `steps/<name>-<key>.work/`."""
 
     def __init__(self, out: Path, console: Console):
         self.out = out
@@ -86,7 +86,9 @@ def open_workspace(
     if out.is_dir() and any(out.iterdir()):
         ours = (out / MARKER).is_file()
         if not ours and (resume or overwrite):
-            raise InputError(f"{out}: expected a new folder or an earlier run, found other files; choose another --out.")
+            raise InputError(
+                f"{out}: expected a new folder or an earlier run, found other files; choose another --out."
+            )
         if not resume and not overwrite:
             way = "pass --resume to go on with it, --overwrite to start afresh" if ours else "choose another --out"
             raise InputError(f"{out} already exists and is not empty; {way}.")

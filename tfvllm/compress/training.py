@@ -189,27 +189,23 @@ def _typed(features: dict) -> dict:
 class EpochState(keras.callbacks.Callback):
     """Keeps a run's whole state after each epoch, so that Ctrl-C loses at most the current epoch.
 
-    What is kept, in one folder that is replaced whole: the variables of `variables`, the optimiser's, the states of
-    `stateful` callbacks (those with `get_state()` and `set_state(state)`), the best weights so far and the history.
+    What is kept, in one folder that is replaced whole: the model's variables (masks and their step among them), the
+    optimiser's, the best weights of the student so far and the history.
+
+    Args:
+        directory: where the state is kept; one that is there already is gone on from.
+        student: the part of the model whose best weights are wanted.
+        best_from: epochs up to this one cannot be the best.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        variables: Callable[[], list],
-        student: keras.Model,
-        stateful: Sequence[Any] = (),
-        best_from: int = 0,
-    ):
+    def __init__(self, directory: Path, student: keras.Model, best_from: int = 0):
         super().__init__()
         self.directory = directory
-        self.variables = variables
         self.student = student
-        self.stateful = [callback for callback in stateful if hasattr(callback, "get_state")]
         self.best_from = best_from
         self.history: list[dict] = []
         self.best: tuple[float, int] | None = None
-        self.best_weights: list[np.ndarray] | None = None
+        self._best_values: list[tuple[Any, np.ndarray]] = []
         if (directory / "meta.json").is_file():
             meta = json.loads((directory / "meta.json").read_text())
             self.history = meta["history"]
@@ -219,25 +215,15 @@ class EpochState(keras.callbacks.Callback):
     def epochs_done(self) -> int:
         return len(self.history)
 
-    def restore(self) -> None:
-        """Reads the kept state back. The optimiser must be built."""
+    def on_train_begin(self, logs=None):
+        """Reads the kept state back."""
         if not self.epochs_done:
             return
-        _assign(self.directory / "variables.npz", self.variables())
+        _assign(self.directory / "variables.npz", self.model.variables)
         _assign(self.directory / "optimizer.npz", self.model.optimizer.variables)
         if self.best is not None:
             with np.load(self.directory / "best.npz") as kept:
-                self.best_weights = [kept[name] for name in kept.files]
-        states = json.loads((self.directory / "meta.json").read_text())["callbacks"]
-        for i, (callback, state) in enumerate(zip(self.stateful, states)):
-            if state == "arrays":
-                with np.load(self.directory / f"callback{i}.npz") as kept:
-                    callback.set_state({name: kept[name] for name in kept.files})
-            else:
-                callback.set_state(state)
-
-    def on_train_begin(self, logs=None):
-        self.restore()
+                self._best_values = list(zip(self.student.variables, [kept[name] for name in kept.files]))
 
     def record(self, epoch: int, entry: dict) -> None:
         """Takes the epoch's figures (with the dev accuracy as `dev_accuracy`) and writes everything down."""
@@ -245,31 +231,24 @@ class EpochState(keras.callbacks.Callback):
         score = entry["dev_accuracy"]
         if epoch + 1 > self.best_from and (self.best is None or score >= self.best[0]):
             self.best = (score, epoch + 1)
-            self.best_weights = [np.asarray(weight) for weight in self.student.get_weights()]
+            self._best_values = [(variable, np.asarray(variable)) for variable in self.student.variables]
         with new_directory(self.directory, overwrite=True) as partial:
-            _save(partial / "variables.npz", [np.asarray(variable) for variable in self.variables()])
-            _save(partial / "optimizer.npz", [np.asarray(variable) for variable in self.model.optimizer.variables])
-            if self.best_weights is not None:
-                _save(partial / "best.npz", self.best_weights)
-            states: list[Any] = []
-            for i, callback in enumerate(self.stateful):
-                state = callback.get_state()
-                if any(isinstance(value, np.ndarray) for value in state.values()):
-                    np.savez(partial / f"callback{i}.npz", **state)
-                    state = "arrays"
-                states.append(state)
-            (partial / "meta.json").write_text(
-                json.dumps({"history": self.history, "best": self.best, "callbacks": states})
-            )
+            _save(partial / "variables.npz", self.model.variables)
+            _save(partial / "optimizer.npz", self.model.optimizer.variables)
+            if self.best is not None:
+                _save(partial / "best.npz", [value for _, value in self._best_values])
+            (partial / "meta.json").write_text(json.dumps({"history": self.history, "best": self.best}))
 
     def keep_best(self) -> None:
-        """Puts the best epoch's weights back into the student."""
-        if self.best_weights is not None:
-            self.student.set_weights(self.best_weights)
+        """Puts the best epoch's weights back into the student (masks that have gone by now are left out)."""
+        present = {id(variable) for variable in self.student.variables}
+        for variable, value in self._best_values:
+            if id(variable) in present:
+                variable.assign(value)
 
 
-def _save(path: Path, arrays: list[np.ndarray]) -> None:
-    np.savez(path, **{f"{i:05d}": array for i, array in enumerate(arrays)})
+def _save(path: Path, variables: Sequence) -> None:
+    np.savez(path, **{f"{i:05d}": np.asarray(variable) for i, variable in enumerate(variables)})
 
 
 def _assign(path: Path, variables: list) -> None:
@@ -330,7 +309,7 @@ def fit(
         model: what is fitted: a classifier, or a distiller around it.
         student: the part whose dev accuracy counts.
         state: folder of the state kept after each epoch; a run that finds one goes on from it.
-        callbacks: further callbacks; those with `get_state`/`set_state` are kept with the rest.
+        callbacks: further callbacks. Their state must be in variables of the model, as masks are.
         change: augmentation, see `Batches`.
         best_from: epochs before this one cannot be the best (masks are still growing).
 
@@ -338,35 +317,18 @@ def fit(
         `history` (one dict per epoch), `best_epoch` (from 1) and `dev_accuracy`.
     """
     batches = Batches(train, batch_size, seed=seed, shuffle=True, change=change)
-    frozen = {id(variable) for variable in _teacher_variables(model)}
-    keeper = EpochState(
-        Path(state),
-        lambda: [variable for variable in model.variables if id(variable) not in frozen],
-        student,
-        callbacks,
-        min(best_from, epochs - 1),
-    )
-    if keeper.epochs_done < epochs:
-        with console.progress(title, epochs * len(batches)) as progress:
-            model.fit(
-                batches.dataset(),
-                epochs=epochs,
-                initial_epoch=keeper.epochs_done,
-                # pruning runs before the watcher: dev accuracy and the kept state are then those of the masked weights
-                shuffle=False,
-                callbacks=[keeper, *callbacks, _Watch(batches, dev, keeper, progress, console, title)],
-                verbose=0,
-            )
-    else:
-        keeper.set_model(model)
-        if not model.optimizer.built:
-            model.optimizer.build(model.trainable_variables)
-        keeper.restore()
+    keeper = EpochState(Path(state), student, min(best_from, epochs - 1))
+    with console.progress(title, epochs * len(batches)) as progress:
+        # Where all epochs are done, fit runs none, but its callbacks still read the state and take the masks off.
+        # Pruning comes before the watcher: dev accuracy and the kept state are then those of the masked weights.
+        model.fit(
+            batches.dataset(),
+            epochs=epochs,
+            initial_epoch=keeper.epochs_done,
+            shuffle=False,
+            callbacks=[keeper, *callbacks, _Watch(batches, dev, keeper, progress, console, title)],
+            verbose=0,
+        )
     keeper.keep_best()
     best = keeper.best or (math.nan, 0)
     return {"history": keeper.history, "best_epoch": best[1], "dev_accuracy": best[0]}
-
-
-def _teacher_variables(model: keras.Model) -> list:
-    teacher = getattr(model, "teacher", None)
-    return list(teacher.variables) if isinstance(teacher, keras.Model) else []

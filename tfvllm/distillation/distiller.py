@@ -8,11 +8,13 @@ import keras
 import tensorflow as tf
 
 from tfvllm.distillation import inputs as batch_inputs
+from tfvllm.distillation.chunks import SMALL
 from tfvllm.distillation.losses import DistillationLoss, ForwardKL
 from tfvllm.distillation.losses.base import check_classes
 from tfvllm.distillation.pairing import Pair, pairs_of, widths
 from tfvllm.distillation.reduction import weighted_mean
 from tfvllm.distillation.scheduled import Scheduled, check_scheduled, deserialize, serialize, value_at
+from tfvllm.distillation.teacher_logits import DeferredLogits, TopLogits, deferred, split_head
 from tfvllm.errors import InputError
 from tfvllm.models.outputs import Outputs, run
 
@@ -104,6 +106,7 @@ class Distiller(keras.Model):
             self._make_projections(name, model, plans[name])
             model.trainable = False
         self._held.teachers, self._held.plans = teachers, plans
+        self._held.trunks = {name: found for name, model in teachers.items() if (found := _large_head(model))}
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "teacher":  # past Keras, which would take it for a layer of this model
@@ -236,7 +239,12 @@ class Distiller(keras.Model):
     def _run(self, model: keras.Model, x: Any, training: bool | None, whose: str) -> Outputs:
         x = batch_inputs.select(model, x)
         read, layers = self._reads(whose) or ((), ())
-        return run(model, x, read=read, layers=layers, training=training)
+        if whose not in self._held.trunks:
+            return run(model, x, read=read, layers=layers, training=training)
+        trunk, head = self._held.trunks[whose]  # large logits are computed a few rows at a time, by the loss
+        outputs = run(trunk, x, read=read, layers=layers, training=training)
+        outputs.answer = deferred(outputs.answer, head)
+        return outputs
 
     def _values(
         self, key: str, loss: DistillationLoss, name: str, teacher: Outputs, student: Outputs, x: Any, step: Any
@@ -424,6 +432,7 @@ class _Held:
     def __init__(self) -> None:
         self.teachers: dict[str, keras.Model] = {}
         self.plans: dict[str, dict[str, list[Pair]]] = {}
+        self.trunks: dict[str, tuple[keras.Model, keras.Layer]] = {}
 
 
 def _named(teacher: Any) -> dict[str, keras.Model]:
@@ -476,6 +485,11 @@ def _check_pair(teacher: keras.Model, student: keras.Model) -> None:
         )
 
 
+def _large_head(model: keras.Model) -> tuple[keras.Model, keras.Layer] | None:
+    shape = getattr(model, "output_shape", None)
+    return split_head(model) if isinstance(shape, tuple) and (shape[-1] or 0) > SMALL else None
+
+
 def _gives_logits(model: keras.Model) -> bool:
     """Whether the head's activation is known to be none: what a cross-entropy must be told."""
     activation = getattr(model, "activation", None)
@@ -486,6 +500,8 @@ def _gives_logits(model: keras.Model) -> bool:
 
 def _logits_of(answer: Any, model: keras.Model) -> tf.Tensor:
     """The logits in a model's answer: before a softmax head where there is one."""
+    if isinstance(answer, (DeferredLogits, TopLogits)):
+        return answer
     if isinstance(answer, Mapping):
         if "logits" not in answer:
             raise InputError(

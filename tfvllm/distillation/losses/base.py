@@ -1,13 +1,15 @@
 """What every distillation loss has in common."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from tfvllm.distillation.chunks import over_rows
 from tfvllm.distillation.divergences import log_probabilities
 from tfvllm.distillation.scheduled import Scheduled, check_scheduled, deserialize, serialize, value_at
+from tfvllm.distillation.teacher_logits import DeferredLogits, TopLogits, top_buckets
 from tfvllm.errors import InputError
 
 
@@ -56,19 +58,35 @@ class Divergence(DistillationLoss):
             `keras.optimizers.schedules.LearningRateSchedule` or a function of the step).
     """
 
-    divergence: Callable[..., tf.Tensor]
-
     def __init__(self, temperature: Scheduled = 1.0):
         self.temperature = check_scheduled(temperature, "temperature", positive=True)
 
     def __call__(
-        self, teacher: tf.Tensor, student: tf.Tensor, mask: tf.Tensor | None = None, step: int | tf.Tensor = 0
+        self,
+        teacher: tf.Tensor | TopLogits | DeferredLogits,
+        student: tf.Tensor,
+        mask: tf.Tensor | None = None,
+        step: int | tf.Tensor = 0,
     ) -> tf.Tensor:
+        teacher, student = as_logits(teacher), tf.convert_to_tensor(student)
         check_classes(self, teacher.shape, student.shape)
         temperature = value_at(self.temperature, step)
-        log_p = tf.stop_gradient(log_probabilities(teacher, temperature))
-        log_q = log_probabilities(student, temperature)
-        return temperature**2 * self.between(log_p, log_q)
+
+        def dense(student: tf.Tensor, teacher: tf.Tensor) -> tf.Tensor:
+            return self.between(log_probabilities(teacher, temperature), log_probabilities(student, temperature))
+
+        if isinstance(teacher, TopLogits):
+            tail = teacher.log_tail(temperature)
+
+            def top(student: tf.Tensor, *of_teacher: tf.Tensor) -> tf.Tensor:
+                return self.between(*top_buckets(student, *of_teacher, temperature))
+
+            values = over_rows(top, student, teacher.ids, teacher.logits, tail)
+        elif isinstance(teacher, DeferredLogits):
+            values = over_rows(lambda s, hidden: dense(s, teacher.rows(hidden)), student, teacher.hidden)
+        else:
+            values = over_rows(dense, student, teacher)
+        return temperature**2 * values
 
     def between(self, log_p: tf.Tensor, log_q: tf.Tensor) -> tf.Tensor:
         """The divergence of float32 log-probabilities [..., classes], teacher first; shape [...]."""
@@ -80,6 +98,11 @@ class Divergence(DistillationLoss):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Divergence":
         return cls(**{**config, "temperature": deserialize(config["temperature"])})
+
+
+def as_logits(teacher: Any) -> tf.Tensor | TopLogits | DeferredLogits:
+    """The teacher's logits as a tensor, or as they are in one of the other forms."""
+    return teacher if isinstance(teacher, (TopLogits, DeferredLogits)) else tf.convert_to_tensor(teacher)
 
 
 def check_classes(loss: DistillationLoss, teacher: Sequence[int | None], student: Sequence[int | None]) -> None:

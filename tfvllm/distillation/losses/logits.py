@@ -2,7 +2,8 @@
 
 import tensorflow as tf
 
-from tfvllm.distillation.losses.base import DistillationLoss, check_classes, register
+from tfvllm.distillation.losses.base import DistillationLoss, as_logits, check_classes, register
+from tfvllm.distillation.teacher_logits import DeferredLogits, TopLogits
 
 
 @register
@@ -13,8 +14,15 @@ class Logits(DistillationLoss):
     """
 
     def __call__(
-        self, teacher: tf.Tensor, student: tf.Tensor, mask: tf.Tensor | None = None, step: int | tf.Tensor = 0
+        self,
+        teacher: tf.Tensor | TopLogits | DeferredLogits,
+        student: tf.Tensor,
+        mask: tf.Tensor | None = None,
+        step: int | tf.Tensor = 0,
     ) -> tf.Tensor:
+        teacher, student = as_logits(teacher), tf.convert_to_tensor(student)
         check_classes(self, teacher.shape, student.shape)
+        if isinstance(teacher, (TopLogits, DeferredLogits)):
+            teacher = teacher.all()
         gap = tf.cast(student, tf.float32) - tf.stop_gradient(tf.cast(teacher, tf.float32))
         return tf.reduce_mean(tf.square(gap), axis=-1)

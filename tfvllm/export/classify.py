@@ -120,7 +120,16 @@ def _text_warmup(max_length: int) -> list[dict]:
     return [
         {"signature_name": "serving_default", "inputs": {"text": np.array([row.encode() for row in batch], object)}}
         for batch in ([PROBES[0]], [sentence], [long_text], rows, rows * 2)
+    ] + [
+        {"signature_name": "classify", "method": "classify", "examples": [example_of(row) for row in batch]}
+        for batch in ([sentence], rows)
     ]
+
+
+def example_of(text: str) -> bytes:
+    """A serialised tf.Example with the feature `text`."""
+    feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[text.encode()]))
+    return tf.train.Example(features=tf.train.Features(feature={"text": feature})).SerializeToString()
 
 
 class TextFeatures:

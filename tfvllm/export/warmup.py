@@ -12,38 +12,34 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
+from tfvllm import messages
 from tfvllm.errors import TfvllmError
 
 NAME = "assets.extra/tf_serving_warmup_requests"
 LIMIT = 1000  # TF Serving refuses a file with more records
 
-# message -> fields: (name, number, type, repeated). TensorProto travels as bytes: the same on the wire.
-_MESSAGES: dict[str, list[tuple[str, int, str, bool]]] = {
+# TensorProto and tf.Example travel as bytes: the same on the wire.
+_MESSAGES: dict[str, list[messages.Field]] = {
     "ModelSpec": [("name", 1, "string", False), ("signature_name", 3, "string", False)],
-    "Input": [("key", 1, "string", False), ("value", 2, "bytes", False)],
-    "PredictRequest": [("model_spec", 1, "ModelSpec", False), ("inputs", 2, "Input", True)],
+    "Tensor": [("key", 1, "string", False), ("value", 2, "bytes", False)],
+    "PredictRequest": [("model_spec", 1, "ModelSpec", False), ("inputs", 2, "Tensor", True)],
     "PredictLog": [("request", 1, "PredictRequest", False)],
-    "PredictionLog": [("predict_log", 6, "PredictLog", False)],
+    "ExampleList": [("examples", 1, "bytes", True)],
+    "Input": [("example_list", 1, "ExampleList", False)],
+    "ExamplesRequest": [("model_spec", 1, "ModelSpec", False), ("input", 2, "Input", False)],
+    "ExamplesLog": [("request", 1, "ExamplesRequest", False)],
+    "PredictionLog": [
+        ("classify_log", 2, "ExamplesLog", False),
+        ("regress_log", 3, "ExamplesLog", False),
+        ("predict_log", 6, "PredictLog", False),
+    ],
 }
 
 
 @functools.cache
 def _prediction_log():
-    file = descriptor_pb2.FileDescriptorProto(name="tfvllm_warmup.proto", package="tfvllm_warmup", syntax="proto3")
-    for message, fields in _MESSAGES.items():
-        declared = file.message_type.add(name=message)
-        for name, number, kind, repeated in fields:
-            field = declared.field.add(name=name, number=number)
-            field.label = field.LABEL_REPEATED if repeated else field.LABEL_OPTIONAL
-            if kind in _MESSAGES:
-                field.type, field.type_name = field.TYPE_MESSAGE, f".tfvllm_warmup.{kind}"
-            else:
-                field.type = getattr(field, f"TYPE_{kind.upper()}")
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("tfvllm_warmup.PredictionLog"))
+    return messages.declare("tfvllm_warmup", _MESSAGES)["PredictionLog"]
 
 
 def path(directory: str | os.PathLike) -> Path:
@@ -52,7 +48,10 @@ def path(directory: str | os.PathLike) -> Path:
 
 
 def write(directory: str | os.PathLike, examples: Iterable[Mapping[str, Any]], *, replay_them: bool = True) -> dict:
-    """Writes `examples` (`{"signature_name", "inputs"}`) as warm-up requests and, to be sure, replays them.
+    """Writes `examples` as warm-up requests and, to be sure, replays them.
+
+    An example is `{"signature_name", "inputs"}` (a Predict request) or `{"signature_name", "examples", "method"}`,
+    where `examples` are serialised tf.Examples and `method` is "classify" or "regress".
 
     Returns `{"records", "replayed"}` for the manifest. Raises TfvllmError when a record does not run.
     """
@@ -63,10 +62,14 @@ def write(directory: str | os.PathLike, examples: Iterable[Mapping[str, Any]], *
     with tf.io.TFRecordWriter(str(partial)) as writer:
         for example in examples:
             log = _prediction_log()()
-            request = log.predict_log.request
+            if "examples" in example:
+                request = getattr(log, f"{example['method']}_log").request
+                request.input.example_list.examples.extend(example["examples"])
+            else:
+                request = log.predict_log.request
+                for key, value in example["inputs"].items():
+                    request.inputs.add(key=key, value=tf.make_tensor_proto(value).SerializeToString())
             request.model_spec.signature_name = example["signature_name"]
-            for key, value in example["inputs"].items():
-                request.inputs.add(key=key, value=tf.make_tensor_proto(value).SerializeToString())
             writer.write(log.SerializeToString())
     os.replace(partial, file)
     replayed = replay(directory) if replay_them else 0
@@ -76,7 +79,7 @@ def write(directory: str | os.PathLike, examples: Iterable[Mapping[str, Any]], *
 def read(directory: str | os.PathLike) -> list[tuple[str, dict[str, np.ndarray]]]:
     """The warm-up requests of the SavedModel in `directory`, as (signature name, inputs); [] where there are none.
 
-    Requests other than Predict (which tfvllm does not write) are left out.
+    MultiInference and session requests (which tfvllm does not write) are left out.
     """
     file = path(directory)
     if not file.exists():
@@ -85,10 +88,16 @@ def read(directory: str | os.PathLike) -> list[tuple[str, dict[str, np.ndarray]]
     try:
         for record in tf.data.TFRecordDataset(str(file)).as_numpy_iterator():
             log = _prediction_log().FromString(record)
-            if not log.HasField("predict_log"):
+            if log.HasField("predict_log"):
+                request = log.predict_log.request
+                inputs = {item.key: _tensor(item.value) for item in request.inputs}
+            elif log.HasField("classify_log") or log.HasField("regress_log"):
+                request = (log.classify_log if log.HasField("classify_log") else log.regress_log).request
+                rows = np.empty(len(request.input.example_list.examples), object)
+                rows[:] = list(request.input.example_list.examples)
+                inputs = {"inputs": rows}
+            else:
                 continue
-            request = log.predict_log.request
-            inputs = {item.key: _tensor(item.value) for item in request.inputs}
             requests.append((request.model_spec.signature_name or "serving_default", inputs))
     except Exception as error:
         raise TfvllmError(f"{file} is no TFRecord of PredictionLog: {' '.join(str(error).split())[:200]}") from error

@@ -187,6 +187,9 @@ def _signature(name: str, definition) -> Signature:
 
 
 def _short(message: str) -> str:
-    # The first line says what is wrong; the rest is a graph trace that helps no client.
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    # One line says what is wrong; what is around it (where in which Python file the node was made) helps no client.
+    lines = [line.strip() for line in message.split("\n\t [[")[0].splitlines() if line.strip()]
+    if lines and lines[0].startswith("Graph execution error"):
+        nodes = [i for i, line in enumerate(lines) if line.startswith("Node: ")]
+        lines = lines[nodes[-1] + 1 :] if nodes else lines[-1:]
     return (lines[0] if lines else "no message")[:1000]

@@ -80,7 +80,7 @@ class Server:
         scheme = "https" if self.options.certificate else "http"
         return f"{scheme}://{self.options.host}:{self.rest_port}"
 
-    async def serve(self) -> None:
+    async def serve(self, on_start=None) -> None:
         """Loads the models, listens, and returns after `stop()` once the requests under way are answered.
 
         Raises InputError when a model does not load or a port is taken.
@@ -118,6 +118,8 @@ class Server:
                 watching = asyncio.ensure_future(self.core.manager.watch(options.poll_s))
                 stack.push_async_callback(_cancel, watching)
             self.started.set()
+            if on_start is not None:
+                on_start()
             await self._stop.wait()
             self.core.manager.closing = True  # /readyz says no from now on
             logger.info("stopping: no new connections, %g s for the requests under way", options.grace_s)
@@ -128,14 +130,14 @@ class Server:
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._stop.set)
 
-    def run(self) -> None:
-        """Serves until Ctrl-C or SIGTERM; a second Ctrl-C ends it at once."""
+    def run(self, on_start=None) -> None:
+        """Serves until Ctrl-C or SIGTERM; a second Ctrl-C ends it at once. Calls `on_start` once it is listening."""
 
         async def main() -> None:
             loop = asyncio.get_running_loop()
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.add_signal_handler(number, self._on_signal)
-            await self.serve()
+            await self.serve(on_start)
 
         asyncio.run(main())
 
@@ -203,6 +205,7 @@ class Server:
         return uvicorn.Config(
             app,
             lifespan="off",
+            http=_timed_protocol(options.limits.read_timeout_s),
             log_config=None,
             access_log=False,
             server_header=False,
@@ -217,6 +220,44 @@ class Server:
         from tfvllm.serving.security import Authoriser
 
         return Authoriser(token=self.options.token, basic_auth=self.options.basic_auth)
+
+
+def _timed_protocol(seconds: float):
+    """uvicorn's HTTP protocol, but a connection whose request does not arrive in `seconds` is closed."""
+    from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+    class TimedProtocol(AutoHTTPProtocol):
+        _waiting = None
+
+        def connection_made(self, transport):
+            super().connection_made(transport)
+            self._start_waiting()
+
+        def data_received(self, data):
+            super().data_received(data)
+            if self.cycle is not None and not self.cycle.response_complete:
+                self._stop_waiting()
+            elif self._waiting is None:
+                self._start_waiting()
+
+        def connection_lost(self, exc):
+            self._stop_waiting()
+            super().connection_lost(exc)
+
+        def _start_waiting(self):
+            self._waiting = self.loop.call_later(seconds, self._too_slow)
+
+        def _stop_waiting(self):
+            if self._waiting is not None:
+                self._waiting.cancel()
+                self._waiting = None
+
+        def _too_slow(self):
+            self._waiting = None
+            if self.cycle is None or self.cycle.response_complete:
+                self.transport.close()
+
+    return TimedProtocol
 
 
 class _Uvicorn(uvicorn.Server):

@@ -187,7 +187,8 @@ def _leaves(values: list, kinds: set[type], name: str, spec: Spec) -> np.ndarray
     try:
         if dtype in _FLOATS:
             wide = np.array(values, np.float64)
-            narrow = wide.astype(numpy_dtype(dtype)) if dtype != "float64" else wide
+            with np.errstate(over="ignore"):  # told below, with the value
+                narrow = wide.astype(numpy_dtype(dtype)) if dtype != "float64" else wide
             if dtype != "float64" and not np.array_equal(np.isfinite(wide), np.isfinite(narrow.astype(np.float64))):
                 wrong = wide[np.isfinite(wide) & ~np.isfinite(narrow.astype(np.float64))][0]
                 raise invalid(f"Cannot convert JSON value: {wrong:g} to {dtype} without loss of precision.")

@@ -150,14 +150,16 @@ class Graph:
             stack.extend(v.node for v in n.inputs)
         return gone
 
-    def weight(self, name: str, array: np.ndarray, dtype: tf.DType) -> Value:
-        """A new variable with the given content, and a node that reads it."""
-        variable = tf.Variable(tf.convert_to_tensor(array, dtype), trainable=False, name=name.rsplit("/", 1)[-1])
+    def weight(self, name: str, content: np.ndarray | tf.Variable, dtype: tf.DType) -> Value:
+        """A new variable with the given content (or the variable given), and a node that reads it."""
+        variable = content
+        if not isinstance(variable, tf.Variable):
+            variable = tf.Variable(tf.convert_to_tensor(content, dtype), trainable=False, name=name.rsplit("/", 1)[-1])
         handle = self.add(f"{name}/handle", "Placeholder", [], {"dtype": tf.resource, "shape": []})
         self.captures[handle.name] = Capture(variable.handle, variable, frozen=True)
         handle.output.shape = ()
         node = self.add(name, "ReadVariableOp", [handle.output], {"dtype": dtype})
-        node.output.shape = tuple(array.shape)
+        node.output.shape = tuple(variable.shape.as_list())
         return node.output
 
     # ------------------------------------------------------------------ reading

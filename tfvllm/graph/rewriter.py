@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfvllm.errors import InputError, TfvllmError
-from tfvllm.graph import dims, infer
+from tfvllm.graph import dims, infer, targets
 from tfvllm.graph import pattern as patterns
 from tfvllm.graph.guarantee import Exact, Guarantee
 from tfvllm.graph.ir import Graph, Node, Value
@@ -85,7 +85,7 @@ class Builder:
         )
 
     def _size(self, size: Any, like: Sequence[Value]) -> Value:
-        for value in like:
+        for value in _upstream(like):
             for axis, known in enumerate(value.shape or ()):
                 if known == size:
                     shape = self.Shape(value, out_type=tf.int32)
@@ -98,6 +98,19 @@ class Builder:
                 result = self.Mul(result, self._size(dims.symbol(name), like))
             return result if factor == 1 else self.Mul(result, self.const(factor, tf.int32))
         raise Declined(f"no tensor at hand has an axis of size {size}")
+
+
+def _upstream(values: Sequence[Value]) -> Iterator[Value]:
+    """The values and everything they are computed from, nearest first: a size may be read off any of it."""
+    queue = deque(values)
+    seen = set(values)
+    while queue:
+        value = queue.popleft()
+        yield value
+        for needed in value.node.inputs:
+            if needed not in seen:
+                seen.add(needed)
+                queue.append(needed)
 
 
 class Rule:
@@ -208,6 +221,7 @@ class Rewriter:
     fired: list[Application] = field(default_factory=list)
     declined: dict[tuple[str, str], str] = field(default_factory=dict)
     counts: Counter = field(default_factory=Counter)
+    shared_weights: dict = field(default_factory=dict)  # weight expression -> variable, over all signatures
     removed_dead: int = 0
     origin: dict[str, str] = field(default_factory=dict)  # made node -> the original node it stands for
 
@@ -239,7 +253,7 @@ class Rewriter:
         raise TfvllmError(f"the rules do not come to rest after {max_rounds} rounds; the last: {self.fired[-1].rule}")
 
     def _run_step(self, step: Step, max_rounds: int) -> None:
-        rules = [r for r in step.rules if self.target in r.targets]
+        rules = [r for r in step.rules if self.target in r.targets and targets.available(r.emits) is None]
         for _ in range(max_rounds):
             changed = False
             for rule in rules:

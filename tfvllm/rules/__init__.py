@@ -20,8 +20,8 @@ from tfvllm.rules.transpose_matmul import FoldTransposeLeft, FoldTransposeRight,
 _registered: list[Rule] = []
 
 
-def pipeline() -> list[Step]:
-    """The steps of `simplify`, in order; rules that users registered come before the last step."""
+def pipeline(precision: str = "float32") -> list[Step]:
+    """The steps of `simplify`, in order; rules that users registered come before the fusing steps."""
     clean = (DropIdentities(), FoldConstants(), MergeDuplicates(), DeleteDead())
     return [
         Step("clean", clean),

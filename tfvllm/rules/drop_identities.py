@@ -25,6 +25,7 @@ class DropIdentities(Pass):
                 continue
             rewriter.fire(self, node, [node])
             graph.replace(node.output, same)
+            self.removed(rewriter, node)
             changed = True
         return changed
 

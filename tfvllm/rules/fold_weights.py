@@ -33,12 +33,14 @@ class FoldWeights(Pass):
                     self, value.node, "the folded weight would be kept beside its sources, which others read"
                 )
                 continue
-            given = {s: graph.array(s) for s in sources}
-            (array,) = convert.evaluate(graph, [value], given)
-            if any(s.node.op == "ReadVariableOp" for s in sources):
-                new = graph.weight(graph.unique(value.node.name + "/folded"), array, value.dtype)
+            key = _key(graph, value)
+            variable = rewriter.shared_weights.get(key)
+            if variable is None:
+                (array,) = convert.evaluate(graph, [value], {s: graph.array(s) for s in sources})
             else:
-                continue
+                array = variable
+            new = graph.weight(graph.unique(value.node.name + "/folded"), array, value.dtype)
+            rewriter.shared_weights[key] = graph.captures[new.node.inputs[0].node.name].owner
             rewriter.fire(self, value.node, [value.node], [new.node])
             graph.replace(value, new)
             changed = True
@@ -96,6 +98,17 @@ def _feeds(node: Node) -> set[Node]:
             seen.add(n)
             stack.extend(v.node for v in n.inputs)
     return seen
+
+
+def _key(graph: Graph, value: Value) -> tuple:
+    """Equal for the same expression over the same variables, whichever signature it stands in."""
+    node = value.node
+    if node.op == "Const":
+        return ("const", node.attrs["value"].SerializeToString(deterministic=True))
+    if graph.is_weight(value):
+        return ("weight", id(graph.captures[node.inputs[0].node.name].tensor))
+    attrs = tuple(sorted((k, a.SerializeToString(deterministic=True)) for k, a in node.attrs.items()))
+    return (node.op, attrs, *(_key(graph, v) for v in node.inputs))
 
 
 def _sources(graph: Graph, value: Value) -> list[Value]:

@@ -76,7 +76,10 @@ class FuseActivation(Rule):
 
 
 class FuseGelu(Rule):
-    """½·y·(1 + erf(y/√2)), y = x @ w + b -> _FusedMatMul[BiasAdd, GeluExact](x, w, b); the tanh form: GeluApproximate."""
+    """½·y·(1 + erf(y/√2)), y = x @ w + b -> _FusedMatMul[BiasAdd, GeluExact](x, w, b).
+
+    The tanh form likewise, with GeluApproximate.
+    """
 
     guarantee = Approximate(
         max_error=4e-6, domain="all finite x", source="oneDNN eltwise polynomials, measured against float64"

@@ -47,6 +47,7 @@ class HoistSlices(Pass):
         rewriter.fire(self, anchors[0], [v.node for v in saved], builder.made)
         for node, new in replaced:
             graph.replace(node.output, new)
+            self.removed(rewriter, node)  # else the whole product would still be merged with its neighbours
         return True
 
     def _sliced(self, b: Builder, value: Value, rows: Rows, done: dict[Value, Value]) -> Value:
@@ -56,9 +57,7 @@ class HoistSlices(Pass):
             if outer == 1:
                 done[value] = _cut(b, value, axis, rows.index, keep=True)
                 return done[value]
-            split = b.reshape(
-                value, (*shape[:axis], outer, rows.extent, *shape[axis + 1 :]), like=[value, *_like(value)]
-            )
+            split = b.reshape(value, (*shape[:axis], outer, rows.extent, *shape[axis + 1 :]), like=[value])
             done[value] = _cut(b, split, axis + 1, rows.index, keep=False)
         return done[value]
 
@@ -69,7 +68,7 @@ class HoistSlices(Pass):
         inputs = [v if need == FULL else self._sliced(b, v, need, done) for v, need in zip(node.inputs, needs)]
         shape = (*value.shape[: rows.axis], rows.outer(value), *value.shape[rows.axis + 1 :])
         if node.op in ("Reshape", "ExpandDims", "Squeeze"):
-            return b.reshape(inputs[0], shape, like=_like(value))
+            return b.reshape(inputs[0], shape, like=[value])
         attrs = {k: a for k, a in node.attrs.items() if not k.startswith("_")}
         out = b.op(node.op, inputs, **attrs)[0]
         if out.shape is None or len(out.shape) != len(shape):
@@ -91,14 +90,3 @@ def _cut(b: Builder, value: Value, axis: int, index: int, keep: bool) -> Value:
         end_mask=others,
         shrink_axis_mask=0 if keep else 1 << axis,
     )
-
-
-def _like(value: Value) -> list[Value]:
-    """Values near by whose axes may name the sizes of this one."""
-    found, frontier = [], [value.node]
-    for _ in range(6):
-        frontier = [v.node for n in frontier for v in n.inputs if v.shape is not None]
-        found.extend(n.output for n in frontier if n.outputs)
-        if not frontier:
-            break
-    return [v for v in found if v.shape and any(not isinstance(d, int) for d in v.shape)]

@@ -17,7 +17,7 @@ class MergeDuplicates(Pass):
         contents: dict[tuple, Node] = {}
         changed = False
         for node in graph.order():
-            if not node.outputs or node in graph.inputs.values():
+            if not node.outputs or graph.nodes.get(node.name) is not node:
                 continue
             first = self._twin(graph, node, seen, contents)
             if first is None or not any(v.readers or graph.is_result(v) for v in node.outputs):
@@ -27,6 +27,7 @@ class MergeDuplicates(Pass):
             rewriter.fire(self, node, [node])
             for old, new in zip(node.outputs, first.outputs):
                 graph.replace(old, new)
+            self.removed(rewriter, node)
             changed = True
         return changed
 

@@ -71,6 +71,7 @@ class MergeParallelMatMuls(Pass):
         rewriter.fire(self, nodes[0], nodes, b.made)
         for old, new in zip(outputs, parts):
             graph.replace(old, new)
+            self.removed(rewriter, old.node)
 
 
 def _bias(graph, node: Node) -> Node | None:

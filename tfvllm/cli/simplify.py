@@ -1,0 +1,69 @@
+"""tfvllm simplify SRC DST."""
+
+import json
+import sys
+
+import click
+
+from tfvllm.errors import InputError
+
+
+@click.command()
+@click.argument("source", metavar="SRC")
+@click.argument("destination", metavar="DST")
+@click.option(
+    "--target", default="portable", show_default=True, help="portable: public ops only; onednn: fused CPU ops."
+)
+@click.option("--precision", default="float32", show_default=True, help="float32 or bfloat16.")
+@click.option("--signature", help="Rewrite only this signature.")
+@click.option("--rules", "rules", multiple=True, metavar="NAME", help="Only this step or rule; -NAME leaves it out.")
+@click.option(
+    "--calibration", metavar="FILE", help="Inputs to verify on: .npz, or .jsonl with one object of inputs a line."
+)
+@click.option("--report", "html", metavar="R.html", help="Write the report as a page.")
+@click.option("--diagram", metavar="G.mmd", help="Write the graph before and after as a Mermaid diagram.")
+@click.option("--rtol", type=float, help="Fixed relative tolerance, in place of the comparison with float64.")
+@click.option("--atol", type=float, help="Fixed absolute tolerance.")
+@click.option("--overwrite", is_flag=True, help="Replace DST if it exists.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+def command(source, destination, html, diagram, as_json, calibration, rules, **options):
+    """Rewrite the graph of the SavedModel SRC into DST: the same signatures, verified against the original."""
+    from tfvllm.graph.simplify import simplify_saved_model
+
+    say = (lambda line: None) if as_json else (lambda line: click.echo(line, err=True))
+    report = simplify_saved_model(
+        source,
+        destination,
+        rules=list(rules) or None,
+        calibration=None if calibration is None else read_inputs(calibration),
+        progress=say,
+        **options,
+    )
+    if html:
+        report.to_html(html)
+    if diagram:
+        report.to_mermaid(diagram)
+    if as_json:
+        json.dump(report.to_dict(), sys.stdout, indent=2)
+        click.echo()
+    else:
+        from rich.console import Console
+
+        Console().print(report.table())
+
+
+def read_inputs(path: str) -> list[dict]:
+    """Rows of named inputs from an .npz (first axis: rows of one sample) or a .jsonl file."""
+    import numpy as np
+
+    try:
+        if path.endswith(".npz"):
+            with np.load(path) as archive:
+                return [dict(archive)]
+        with open(path, encoding="utf-8") as file:
+            rows = [json.loads(line) for line in file if line.strip()]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: expected an .npz or .jsonl file of inputs, found {error}.") from None
+    if not rows or not all(isinstance(row, dict) for row in rows):
+        raise InputError(f"{path}: expected one JSON object of inputs a line, found none or something else.")
+    return rows

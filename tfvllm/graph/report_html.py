@@ -1,0 +1,63 @@
+"""The simplifier's report as one self-contained page."""
+
+from __future__ import annotations
+
+from tfvllm import html
+from tfvllm.graph.report import Report, SignatureReport
+
+
+def page(report: Report) -> str:
+    """The HTML of a report: costs, rules, near misses, verification, and both graphs as diagrams."""
+    before, after = report.before, report.after
+    items = [
+        (f"{before['nodes']:,} → {after['nodes']:,}", "nodes"),
+        (_ratio(before["flops"], after["flops"]), "FLOPs, after / before"),
+        (_ratio(before["bytes"], after["bytes"]), "bytes of weights, after / before"),
+        (f"{report.verification.get('max_abs_error', 0):.2g}", "largest difference found"),
+    ]
+    body = [
+        f"<p>Target <b>{html.escape(report.target)}</b>, precision <b>{html.escape(report.precision)}</b>. "
+        "Nodes do not count constants, arguments and reads of weights. FLOPs are counted at batch 1, length 128.</p>",
+        html.cards(items),
+    ]
+    for name, signature in report.signatures.items():
+        body.append(f"<h2>Signature {html.escape(name)}</h2>")
+        body.extend(_section(signature))
+    body.extend(f"<p>{html.escape(note)}</p>" for note in report.notes)
+    return html.page(f"Simplified: {report.source or 'graph'}", "\n".join(body))
+
+
+def _section(signature: SignatureReport) -> list[str]:
+    rows = [
+        (
+            label,
+            f"{signature.before[key]:,}",
+            f"{signature.after[key]:,}",
+            _ratio(signature.before[key], signature.after[key]),
+        )
+        for key, label in (("nodes", "nodes"), ("flops", "FLOPs"), ("parameters", "parameters"), ("bytes", "bytes"))
+    ]
+    parts = [html.table(("", "before", "after", "ratio"), rows)]
+    if signature.fired:
+        parts.append("<h3>Rules that fired</h3>")
+        fired = [(n, str(e["count"]), e["guarantee"], e["equation"]) for n, e in signature.fired.items()]
+        parts.append(html.table(("rule", "times", "guarantee", "what it does"), fired))
+    else:
+        parts.append("<p>Nothing could be merged: the output equals the input.</p>")
+    for title, entries in (("Near misses", signature.declined), ("Rolled back", signature.rolled_back)):
+        if entries:
+            parts.append(f"<h3>{title}</h3>")
+            parts.append(html.table(("rule", "where", "why"), [(e["rule"], e["where"], e["reason"]) for e in entries]))
+    check = signature.verification
+    if check:
+        parts.append(
+            f"<p>Verified on {check['samples']} inputs: the largest difference is {check['max_abs_error']:.3g}, "
+            f"allowed is {check['tolerance']:.3g} (yardstick: {html.escape(check['yardstick'])}).</p>"
+        )
+    for which in ("before", "after"):
+        parts.append(html.diagram(signature.diagrams[which], f"The graph {which}, one box for each layer", folded=True))
+    return parts
+
+
+def _ratio(before: int, after: int) -> str:
+    return f"{after / before:.2f}" if before else "–"

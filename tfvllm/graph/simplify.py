@@ -1,0 +1,376 @@
+"""The public doors of the simplifier: a callable in, a callable out; a SavedModel in, a SavedModel out."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfvllm.errors import InputError, VerificationError
+from tfvllm.files import check_new, new_directory
+from tfvllm.graph import convert, cost, targets, verify
+from tfvllm.graph.guarantee import Approximate
+from tfvllm.graph.ir import Graph
+from tfvllm.graph.report import Report, SignatureReport, diagram
+from tfvllm.graph.rewriter import Rewriter, Rule, Step, select, short
+
+PRECISIONS = ("float32", "bfloat16")
+_MAX_ROLLBACKS = 20
+
+
+class Simplified:
+    """A simplified function. Called like the original; `report` tells what was done, `save` writes a SavedModel."""
+
+    def __init__(self, graph: Graph, specs: tuple[tuple, dict], pack: Callable[[list], Any], report: Report):
+        self.graph, self.specs, self.report = graph, specs, report
+        self.concrete_function = convert.to_concrete(graph, specs, pack)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The original's result. Arrays are converted to the original's dtypes.
+
+        Raises InputError where the arguments are not nested as the original's are.
+        """
+        try:
+            packed = tf.nest.map_structure(
+                lambda spec, given: (
+                    tf.convert_to_tensor(given, spec.dtype) if isinstance(spec, tf.TensorSpec) else given
+                ),
+                self.specs,
+                (args, kwargs),
+            )
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"expected arguments like {self.specs}, found {_describe((args, kwargs))}: {error}"
+            ) from None
+        return self.concrete_function(*packed[0], **packed[1])
+
+
+def simplify(
+    model: Any,
+    *,
+    target: str = "portable",
+    precision: str = "float32",
+    rules: Any = None,
+    inputs: Any = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+) -> Simplified:
+    """Rewrites the graph of a Keras model, a `tf.function` or a `ConcreteFunction`; the result is called like it.
+
+    Args:
+        model: a built Keras model (its inference graph, `training=False`), a `tf.function` with an input signature, or
+            a `ConcreteFunction`.
+        target: "portable" (public ops) or "onednn" (TensorFlow's internal fused CPU ops too).
+        precision: "float32" or "bfloat16" (matrix products in bfloat16; sums, norms and softmax in float32).
+        rules: None for all; names of steps or rules to keep; with a leading "-" to leave out; `Rule` objects to add.
+        inputs: example arguments to verify on (and to trace a model without known inputs with); made up if None.
+        rtol, atol: fixed tolerances in place of the comparison with float64; rtol is relative to the largest magnitude.
+
+    Raises:
+        InputError: the model cannot be traced, or an option is not one of those listed.
+        VerificationError: the rewritten graph differs and no single rewrite is to blame.
+    """
+    started = time.perf_counter()
+    function = _concrete(model, inputs)
+    specs = function.structured_input_signature
+    graph = convert.from_concrete(function, _owners(model))
+    samples = None if inputs is None else [_flat(inputs)]
+    engine = _Engine(target, precision, rules, rtol, atol)
+    rewritten, section = engine.run(graph, specs, "call", samples)
+    outputs = function.structured_outputs
+    report = Report(target, precision, {"call": section}, time.perf_counter() - started, _name(model))
+    return Simplified(rewritten, specs, lambda flat: _pack(outputs, flat), report)
+
+
+def simplify_saved_model(
+    source: str | os.PathLike,
+    destination: str | os.PathLike,
+    *,
+    target: str = "portable",
+    precision: str = "float32",
+    signature: str | None = None,
+    rules: Any = None,
+    calibration: Sequence[dict[str, Any]] | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    overwrite: bool = False,
+    progress: Callable[[str], None] = lambda message: None,
+) -> Report:
+    """Reads a SavedModel, rewrites every signature, verifies it, and writes a SavedModel with the same signatures.
+
+    Args:
+        source: a folder with saved_model.pb.
+        destination: the folder to write; it appears whole or not at all.
+        signature: only this one; all if None.
+        calibration: inputs to verify on, as dicts of input name -> array; made up if None.
+        progress: called with a line for each thing that begins.
+
+    Raises:
+        InputError: no SavedModel, an unknown signature, an existing destination without `overwrite`.
+        VerificationError: the rewritten graph differs and no single rewrite is to blame. Nothing is written.
+    """
+    started = time.perf_counter()
+    check_new(destination, overwrite=overwrite)
+    engine = _Engine(target, precision, rules, rtol, atol)
+    progress("reading")
+    saved = convert.load(source, signature)
+    sections: dict[str, SignatureReport] = {}
+    for name, entry in saved.signatures.items():
+        progress(f"rewriting and verifying {name}")
+        samples = _calibration(calibration, entry)
+        entry.graph, sections[name] = engine.run(entry.graph, ((), dict(sorted(entry.specs.items()))), name, samples)
+    progress("writing")
+    report = Report(target, precision, sections, 0.0, Path(source).name)
+    with new_directory(destination, overwrite=overwrite) as partial:
+        convert.save(saved.signatures, partial, Path(source) / "assets.extra")
+        report.seconds = time.perf_counter() - started
+        _write_manifest(partial, report, source)
+    return report
+
+
+def inspect_saved_model(
+    source: str | os.PathLike, *, target: str = "onednn", signature: str | None = None
+) -> dict[str, Any]:
+    """Signatures, ops, parameters, FLOPs and bytes of a SavedModel; what would be merged, and what not and why.
+
+    Nothing is written and nothing is verified.
+    """
+    saved = convert.load(source, signature)
+    result: dict[str, Any] = {"path": str(source), "signatures": {}}
+    for name, entry in saved.signatures.items():
+        before = cost.count(entry.graph)
+        inputs = {k: _spec(s) for k, s in entry.specs.items()}
+        outputs = {k: {"dtype": v.dtype.name, "shape": _shape(v.shape)} for k, v in entry.graph.outputs.items()}
+        diagrams = {"before": diagram(entry.graph)}
+        engine = _Engine(target, "float32", None, None, None)
+        rewriter = engine.rewrite(entry.graph)
+        diagrams["after"] = diagram(rewriter.graph)
+        result["signatures"][name] = {
+            "method_name": entry.method_name,
+            "inputs": inputs,
+            "outputs": outputs,
+            **before,
+            "internal_ops": targets.internal_ops(entry.graph),
+            "would_merge": dict(rewriter.counts.most_common()),
+            "after": cost.count(rewriter.graph),
+            "declined": _declined(rewriter),
+            "diagrams": diagrams,
+        }
+    return result
+
+
+class _Engine:
+    """One call's options, and the weights that several signatures share."""
+
+    def __init__(self, target: str, precision: str, rules: Any, rtol: float | None, atol: float | None):
+        from tfvllm.rules import pipeline
+
+        if precision not in PRECISIONS:
+            raise InputError(f"precision: expected one of {', '.join(PRECISIONS)}, found {precision!r}.")
+        self.target, self.precision = targets.check(target), precision
+        self.steps: list[Step] = select(pipeline(precision), rules)
+        self.rtol, self.atol = rtol, atol
+        self.shared_weights: dict[Any, tf.Variable] = {}
+        self.described = {r.name: r for s in self.steps for r in s.rules}
+
+    def rewrite(self, graph: Graph, skip: frozenset = frozenset(), limit: int | None = None) -> Rewriter:
+        rewriter = Rewriter(graph.copy(), self.target, skip, limit, shared_weights=self.shared_weights)
+        rewriter.run(self.steps)
+        return rewriter
+
+    def run(self, graph: Graph, specs, name: str, samples) -> tuple[Graph, SignatureReport]:
+        verifier = verify.Verifier(graph, specs, samples, self.rtol, self.atol)
+        section = SignatureReport(name, cost.count(graph), {}, diagrams={"before": diagram(graph)})
+        skip: frozenset[tuple[str, str]] = frozenset()
+        for _ in range(_MAX_ROLLBACKS + 1):
+            rewriter = self.rewrite(graph, skip)
+            targets.check_graph(rewriter.graph, self.target)
+            comparison = verifier.compare(rewriter.graph, self._slack(rewriter))
+            if comparison.ok:
+                break
+            guilty = self._bisect(graph, verifier, rewriter, skip)
+            if guilty is None or len(section.rolled_back) == _MAX_ROLLBACKS:
+                raise VerificationError(
+                    f"signature {name!r}: the simplified graph does not compute what the original does "
+                    f"({comparison.failures[0]}). Nothing was written. Leave rules out with --rules -NAME, or allow "
+                    "more with --rtol."
+                )
+            skip |= {(guilty.rule, guilty.node)}
+            section.rolled_back.append(
+                {"rule": guilty.rule, "where": short(guilty.node), "reason": comparison.failures[0]}
+            )
+        section.after = cost.count(rewriter.graph)
+        section.fired = self._fired(rewriter)
+        section.declined = _declined(rewriter)
+        section.removed_dead = rewriter.removed_dead
+        section.verification = comparison.to_dict()
+        section.diagrams["after"] = diagram(rewriter.graph)
+        return rewriter.graph, section
+
+    def _slack(self, rewriter: Rewriter) -> float:
+        """What the approximate rules that fired may add, relative: each once, for errors do not all point one way."""
+        kinds = {a.rule: a.guarantee for a in rewriter.fired if isinstance(a.guarantee, Approximate)}
+        return sum(4 * g.max_error for g in kinds.values())
+
+    def _bisect(self, graph: Graph, verifier: verify.Verifier, rewriter: Rewriter, skip: frozenset):
+        """The first application without which the graph is still right; None if even none of them is wrong."""
+
+        def wrong(count: int) -> bool:
+            trial = self.rewrite(graph, skip, limit=count)
+            return not verifier.compare(trial.graph, self._slack(rewriter)).ok
+
+        low, high = 0, len(rewriter.fired)
+        if high == 0 or wrong(0):
+            return None
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if wrong(middle) else (middle, high)
+        trial = self.rewrite(graph, skip, limit=high)
+        return trial.fired[high - 1]
+
+    def _fired(self, rewriter: Rewriter) -> dict[str, dict[str, Any]]:
+        guarantees = {a.rule: str(a.guarantee) for a in rewriter.fired}
+        return {
+            rule: {"count": n, "guarantee": guarantees[rule], "equation": _equation(self.described[rule])}
+            for rule, n in rewriter.counts.most_common()
+        }
+
+
+def _equation(rule: Rule) -> str:
+    return (type(rule).__doc__ or "").strip().split("\n")[0]
+
+
+def _declined(rewriter: Rewriter) -> list[dict[str, str]]:
+    """Near misses in the final graph, one line for each rule and reason, with how often."""
+    grouped: Counter = Counter()
+    first: dict[tuple[str, str], str] = {}
+    for (rule, node), reason in rewriter.declined.items():
+        if node in rewriter.graph.nodes:
+            grouped[(rule, reason)] += 1
+            first.setdefault((rule, reason), short(node))
+    return [
+        {"rule": rule, "where": first[(rule, reason)] + (f" and {n - 1} more" if n > 1 else ""), "reason": reason}
+        for (rule, reason), n in grouped.most_common()
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------------- tracing
+
+
+def _concrete(model: Any, inputs: Any) -> Any:
+    """The ConcreteFunction of whatever was given."""
+    if hasattr(model, "structured_input_signature") and hasattr(model, "graph"):
+        return model
+    if hasattr(model, "get_concrete_function"):
+        if getattr(model, "input_signature", None) is None and inputs is None:
+            raise InputError(
+                "the tf.function has no input signature; give it one (input_signature=[tf.TensorSpec(…)]), pass a "
+                "ConcreteFunction, or pass inputs=(…)."
+            )
+        return model.get_concrete_function(*(() if inputs is None else _arguments(inputs)))
+    structure = getattr(model, "_inputs_struct", None)
+    if structure is None:
+        structure = getattr(model, "inputs", None)
+        if isinstance(structure, (list, tuple)) and len(structure) == 1:
+            structure = structure[0]
+    if callable(model) and (structure is not None or inputs is not None):
+        if inputs is not None:
+            specs = tf.nest.map_structure(_spec_of_array, inputs)
+        else:
+            specs = tf.nest.map_structure(
+                lambda t: tf.TensorSpec(t.shape, t.dtype, name=t.name.split(":")[0]), structure
+            )
+        call = tf.function(lambda batch: model(batch, training=False), autograph=False)
+        return call.get_concrete_function(specs)
+    raise InputError(
+        f"expected a built Keras model, a tf.function or a ConcreteFunction, found {type(model).__name__}"
+        + ("; build the model, or pass inputs=…" if callable(model) else ".")
+    )
+
+
+def _spec_of_array(array: Any) -> tf.TensorSpec:
+    tensor = tf.convert_to_tensor(array)
+    return tf.TensorSpec([None, *tensor.shape[1:]] if tensor.shape.rank else [], tensor.dtype)
+
+
+def _arguments(inputs: Any) -> tuple:
+    return inputs if isinstance(inputs, tuple) else (inputs,)
+
+
+def _flat(inputs: Any) -> list[np.ndarray]:
+    return [np.asarray(t) for t in tf.nest.flatten(inputs)]
+
+
+def _owners(model: Any) -> dict[int, Any]:
+    """Tables and tokenizers that a model holds, so that a saved result can hold them too."""
+    try:
+        return convert.owners_of(tf.train.TrackableView(model).descendants())
+    except (ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _pack(structure: Any, flat: list) -> Any:
+    leaves = tf.nest.flatten(structure, expand_composites=True)
+    tensors = iter(flat)
+    return tf.nest.pack_sequence_as(
+        structure, [next(tensors) if leaf is not None else None for leaf in leaves], expand_composites=True
+    )
+
+
+def _calibration(calibration: Sequence[dict[str, Any]] | None, entry: convert.Signature) -> list[list[Any]] | None:
+    if calibration is None:
+        return None
+    wanted = set(entry.specs)
+    samples = []
+    for row in calibration:
+        if set(row) != wanted:
+            continue  # meant for another signature
+        samples.append([np.asarray(row[k]) for k in sorted(wanted)])
+    if not samples:
+        found = ", ".join(sorted(calibration[0])) if calibration else "nothing"
+        raise InputError(f"calibration: expected the inputs {', '.join(sorted(wanted))}, found {found}.")
+    return samples
+
+
+def _write_manifest(directory: Path, report: Report, source: str | os.PathLike) -> None:
+    from tfvllm import manifest
+
+    manifest.add_step(
+        directory,
+        {
+            "step": "simplify",
+            "source": Path(source).name,
+            "target": report.target,
+            "precision": report.precision,
+            "rules": report.rules,
+            "guarantees": {n: e["guarantee"] for n, e in report.main.fired.items()},
+            "verification": report.verification,
+            "again": f"tfvllm simplify SRC DST --target {report.target} --precision {report.precision}",
+        },
+        target=report.target,
+    )
+
+
+def _name(model: Any) -> str:
+    name = getattr(model, "name", None)
+    if isinstance(name, bytes):
+        name = name.decode()
+    return name if isinstance(name, str) else getattr(model, "__name__", type(model).__name__)
+
+
+def _describe(arguments: Any) -> str:
+    return str(tf.nest.map_structure(lambda a: f"{type(a).__name__}{list(np.shape(a))}", arguments))
+
+
+def _spec(spec: tf.TensorSpec) -> dict[str, Any]:
+    return {"dtype": spec.dtype.name, "shape": _shape(None if spec.shape.rank is None else spec.shape.as_list())}
+
+
+def _shape(shape: Any) -> list | None:
+    return None if shape is None else [d if isinstance(d, int) else None for d in shape]

@@ -106,6 +106,8 @@ def internal_op(op: str, inputs: list[tf.Tensor], attributes: dict) -> tf.Tensor
 
     All inputs have one type, which becomes attribute `T`. A name is given, for the default one would begin with `_`.
     """
+    tracing = tf.compat.v1.get_default_graph()
+    inputs = [tracing.capture(tf.convert_to_tensor(value)) for value in inputs]  # import_graph_def captures nothing itself
     graph = graph_pb2.GraphDef()
     names = [f"x{i}" for i in range(len(inputs))]
     for name, value in zip(names, inputs):

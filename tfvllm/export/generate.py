@@ -1,0 +1,296 @@
+"""`task="generate"`: a causal language model as a SavedModel, strings (or ids) in, strings (or ids) out.
+
+Prompts are tokenised, generated from and turned back into text inside one graph. Long and odd requests:
+
+- a prompt too long for `max_length` loses its beginning, so that at least one new token fits; start tokens stay;
+- a prompt without any token (an empty string where the tokenizer has no start token, a row of padding) gets no new tokens
+  and the finish reason "empty"; an empty batch gives empty outputs;
+- text that is no UTF-8 is read with U+FFFD in place of what is wrong; answers are always valid UTF-8;
+- `max_new_tokens` 0 or less gives no new tokens; `temperature` 0 and `top_p` 0 are greedy; `top_k` 0 means all;
+- a stop string that never comes changes nothing; empty stop strings are ignored.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfvllm.errors import InputError
+from tfvllm.export import savedmodel
+from tfvllm.generation.families import read
+from tfvllm.generation.generator import Generator, finish_reasons
+from tfvllm.generation.kernels import TARGETS
+from tfvllm.generation.sampling import Controls
+from tfvllm.generation.text import codec_for
+
+_DTYPES = {"float32": tf.float32, "bfloat16": tf.bfloat16}
+# How far log-probabilities may lie from the Keras model's. bfloat16 keeps 8 bits of each number.
+_TOLERANCE = {"float32": 2e-3, "bfloat16": 0.5}
+
+
+def export_task(
+    model,
+    directory: Path,
+    *,
+    max_length: int | None = None,
+    max_new_tokens: int = 64,
+    precision: str = "float32",
+    target: str | None = None,
+    stop_token_ids: list[int] | None = None,
+) -> dict[str, Any]:
+    """Writes the SavedModel of a causal language model into `directory` and returns its manifest entries.
+
+    Args:
+        model: a keras-nlp `CausalLM` of a family in `tfvllm.generation.families`.
+        directory: an existing, empty folder.
+        max_length: the most tokens of prompt and answer together; default the preprocessor's sequence length, without a
+            preprocessor only the model's own limit.
+        max_new_tokens: how many tokens `serving_default` generates from text, and the default of `generate`.
+        precision: "float32" or "bfloat16", of weights, activations and caches.
+        target: "portable" (public ops) or "onednn" (TensorFlow's fused oneDNN ops, which need a TensorFlow built with
+            oneDNN on a CPU it knows). Default: portable for float32; onednn for bfloat16, which without oneDNN is slow.
+        stop_token_ids: tokens that end an answer; default the tokenizer's end tokens, without a tokenizer none.
+
+    Signatures with a preprocessor: `serving_default` (prompts string[batch] -> texts, completions, finish_reasons),
+    `generate` (the same with all controls as optional inputs; also token_ids, lengths, log_probs), `prefill`, `decode`
+    (the caller holds the caches), `score`. Without: the same on token_ids and padding_mask int32[batch, prompt].
+    """
+    dtype = _DTYPES.get(precision)
+    if dtype is None:
+        raise InputError(f"task 'generate' exports float32 and bfloat16; got precision={precision!r}.")
+    target = target or ("onednn" if precision == "bfloat16" else "portable")
+    if target not in TARGETS:
+        raise InputError(f"target must be one of {', '.join(TARGETS)}; got {target!r}.")
+    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        raise InputError(f"max_new_tokens must be a whole number, at least 1; got {max_new_tokens!r}.")
+    preprocessor = getattr(model, "preprocessor", None)
+    spec = read(model)
+    if spec.encoder is not None:
+        raise InputError(f"{type(model).__name__} is sequence to sequence; expected a causal LM. Use task='translate'.")
+    if preprocessor is not None and max_length is None:
+        max_length = preprocessor.sequence_length
+    if max_length is not None and spec.max_positions is not None and max_length > spec.max_positions:
+        raise InputError(
+            f"max_length is {max_length}, but the model has positions for {spec.max_positions} tokens. "
+            f"Pass max_length={spec.max_positions} or less."
+        )
+    codec, start_ids, pad_id = None, (), 0
+    if preprocessor is not None:
+        tokenizer = preprocessor.tokenizer
+        codec = codec_for(tokenizer)
+        start = getattr(tokenizer, "start_token_id", None)
+        start_ids = () if start is None else (int(start),)
+        pad_id = int(getattr(tokenizer, "pad_token_id", None) or 0)
+        if stop_token_ids is None:
+            stop_token_ids = end_token_ids(tokenizer)
+    stop_ids = tuple(int(token) for token in stop_token_ids or ())
+    generator = Generator(
+        spec,
+        dtype=dtype,
+        target=target,
+        codec=codec,
+        max_length=max_length,
+        start_ids=start_ids,
+        stop_ids=stop_ids,
+        pad_id=pad_id,
+    )
+    make = _id_signatures if codec is None else _text_signatures
+    signatures = make(generator, max_new_tokens)
+    savedmodel.save(generator, signatures, directory)
+    return {
+        "family": spec.family,
+        "precision": precision,
+        "target": target,
+        "interface": "ids" if codec is None else "text",
+        "max_length": generator.max_length,
+        "max_new_tokens": max_new_tokens,
+        "stop_token_ids": list(stop_ids),
+        "vocabulary_size": spec.vocabulary_size,
+        "parameters": spec.parameters(),
+        "cache_bytes_per_token": generator.network.cache_bytes_per_token,
+        "check": _check(model, generator, precision),
+        "warmup": _warmup(generator),
+    }
+
+
+def end_token_ids(tokenizer) -> list[int]:
+    """The tokens at which keras-nlp's own `generate` stops."""
+    ids = [getattr(tokenizer, name, None) for name in ("end_token_id", "end_token2_id")]
+    if type(tokenizer).__name__.startswith("Gemma3"):
+        end_of_turn = tokenizer.token_to_id("<end_of_turn>")
+        ids.append(None if end_of_turn == tokenizer._unk_token_id else end_of_turn)
+    return [int(token) for token in ids if token is not None]
+
+
+def _inputs(**specs) -> list[tf.TensorSpec]:
+    return [tf.TensorSpec(shape, dtype, name=name) for name, (shape, dtype) in specs.items()]
+
+
+def _function(input_signature):
+    """tf.function without AutoGraph: the engine says `tf.cond` and `tf.while_loop` itself."""
+    return tf.function(input_signature=input_signature, autograph=False)
+
+
+_CONTROLS = {
+    "temperature": ([], tf.float32),
+    "top_k": ([], tf.int32),
+    "top_p": ([], tf.float32),
+    "repetition_penalty": ([], tf.float32),
+    "no_repeat_ngram": ([], tf.int32),
+    "seed": ([], tf.int32),
+}
+_GREEDY, _ALL, _WHOLE, _NO_PENALTY, _NONE = (
+    np.float32(0.0),
+    np.int32(0),
+    np.float32(1.0),
+    np.float32(1.0),
+    np.int32(0),
+)
+
+
+def _text_signatures(generator: Generator, max_new_tokens: int) -> dict[str, Any]:
+    texts = ([None], tf.string)
+    count = tf.constant(max_new_tokens)
+
+    @_function(_inputs(prompts=texts))
+    def serving_default(prompts):
+        result = generator.generate_texts(prompts, max_new_tokens)
+        return {name: result[name] for name in ("texts", "completions", "finish_reasons")}
+
+    @tf.function(
+        input_signature=_inputs(prompts=texts, max_new_tokens=([], tf.int32), **_CONTROLS, stop_strings=texts)
+    )
+    def generate(
+        prompts,
+        max_new_tokens=count,
+        temperature=tf.constant(_GREEDY),
+        top_k=tf.constant(_ALL),
+        top_p=tf.constant(_WHOLE),
+        repetition_penalty=tf.constant(_NO_PENALTY),
+        no_repeat_ngram=tf.constant(_NONE),
+        seed=tf.constant(_NONE),
+        stop_strings=tf.constant([], tf.string),
+    ):
+        controls = Controls(temperature, top_k, top_p, repetition_penalty, no_repeat_ngram, seed)
+        return generator.generate_texts(prompts, max_new_tokens, controls, stop_strings, log_probs=True)
+
+    @_function(_inputs(prompts=texts, max_new_tokens=([], tf.int32)))
+    def prefill(prompts, max_new_tokens=count):
+        return generator.prefill(*generator.read_texts(prompts), max_new_tokens)
+
+    @_function(_inputs(texts=texts))
+    def score(texts):
+        ids, lengths = generator.read_texts(texts, room=0)
+        return {"token_ids": ids, **generator.score(ids, lengths)}
+
+    return {
+        "serving_default": serving_default,
+        "generate": generate,
+        "prefill": prefill,
+        "decode": _decode(generator),
+        "score": score,
+    }
+
+
+def _id_signatures(generator: Generator, max_new_tokens: int) -> dict[str, Any]:
+    ids = ([None, None], tf.int32)
+    count = tf.constant(max_new_tokens)
+
+    @_function(_inputs(token_ids=ids, padding_mask=ids, max_new_tokens=([], tf.int32)))
+    def serving_default(token_ids, padding_mask, max_new_tokens):
+        result = generator.generate(*generator.read_ids(token_ids, padding_mask), max_new_tokens)
+        return {"token_ids": result.token_ids, "lengths": result.lengths}
+
+    @tf.function(
+        input_signature=_inputs(token_ids=ids, padding_mask=ids, max_new_tokens=([], tf.int32), **_CONTROLS)
+    )
+    def generate(
+        token_ids,
+        padding_mask,
+        max_new_tokens=count,
+        temperature=tf.constant(_GREEDY),
+        top_k=tf.constant(_ALL),
+        top_p=tf.constant(_WHOLE),
+        repetition_penalty=tf.constant(_NO_PENALTY),
+        no_repeat_ngram=tf.constant(_NONE),
+        seed=tf.constant(_NONE),
+    ):
+        controls = Controls(temperature, top_k, top_p, repetition_penalty, no_repeat_ngram, seed)
+        prompt = generator.read_ids(token_ids, padding_mask)
+        result = generator.generate(*prompt, max_new_tokens, controls, log_probs=True)
+        return {
+            "token_ids": result.token_ids,
+            "lengths": result.lengths,
+            "log_probs": result.log_probs,
+            "finish_reasons": finish_reasons(result.reasons),
+        }
+
+    @_function(_inputs(token_ids=ids, padding_mask=ids, max_new_tokens=([], tf.int32)))
+    def prefill(token_ids, padding_mask, max_new_tokens=count):
+        return generator.prefill(*generator.read_ids(token_ids, padding_mask), max_new_tokens)
+
+    @_function(_inputs(token_ids=ids, padding_mask=ids))
+    def score(token_ids, padding_mask):
+        read_ids, lengths = generator.read_ids(token_ids, padding_mask, room=0)
+        return generator.score(read_ids, lengths)
+
+    return {
+        "serving_default": serving_default,
+        "generate": generate,
+        "prefill": prefill,
+        "decode": _decode(generator),
+        "score": score,
+    }
+
+
+def _decode(generator: Generator):
+    rows = {"token_ids": tf.TensorSpec([None], tf.int32), "positions": tf.TensorSpec([None], tf.int32)}
+    specs = {name: tf.TensorSpec(spec.shape, spec.dtype, name=name) for name, spec in rows.items()}
+    specs |= generator.cache_specs()
+
+    @tf.function(autograph=False)
+    def decode(**inputs):
+        token_ids, positions = inputs.pop("token_ids"), inputs.pop("positions")
+        return generator.decode(token_ids, positions, inputs)
+
+    return decode.get_concrete_function(**specs)
+
+
+def _check(model, generator: Generator, precision: str) -> dict[str, Any]:
+    """Log-probabilities of a few rows by the Keras model itself, for the export to be held against."""
+    random = np.random.default_rng(0)
+    length = min(12, generator.max_length or 12)
+    lengths = [length, max(length // 2, 1)]
+    ids = random.integers(0, generator.network.vocabulary_size, [2, length]).astype(np.int32)
+    mask = (np.arange(length) < np.array(lengths)[:, None]).astype(np.int32)
+    if generator.codec is not None:
+        texts = np.array([b"The quick brown fox", "\u4f60\u597d".encode()], object)
+        read_ids, lengths = (tensor.numpy() for tensor in generator.read_texts(tf.constant(texts), room=0))
+        ids, mask = read_ids, (np.arange(read_ids.shape[1]) < lengths[:, None]).astype(np.int32)
+    logits = tf.cast(model({"token_ids": tf.constant(ids), "padding_mask": tf.constant(mask)}), tf.float32)
+    log_probs = tf.gather(tf.nn.log_softmax(logits)[:, :-1], ids[:, 1:], batch_dims=2).numpy() * mask[:, 1:]
+    expected = np.concatenate([np.zeros_like(log_probs[:, :1]), log_probs], axis=1)
+    inputs = {"token_ids": ids * mask, "padding_mask": mask} if generator.codec is None else {"texts": texts}
+    return {
+        "signature": "score",
+        "inputs": inputs,
+        "expected": {"log_probs": expected},
+        "atol": _TOLERANCE[precision],
+        "rtol": 0.02 if precision == "bfloat16" else 1e-4,
+    }
+
+
+def _warmup(generator: Generator) -> list[dict]:
+    examples = []
+    for batch in (1, 4):
+        if generator.codec is not None:
+            prompts = np.array([b"a warm-up prompt"] * batch, object)
+            examples.append({"signature_name": "serving_default", "inputs": {"prompts": prompts}})
+        else:
+            ids = np.zeros([batch, 4], np.int32)
+            inputs = {"token_ids": ids, "padding_mask": ids + 1, "max_new_tokens": np.array(4, np.int32)}
+            examples.append({"signature_name": "serving_default", "inputs": inputs})
+    return examples

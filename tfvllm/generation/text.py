@@ -1,0 +1,235 @@
+"""Text to tokens and back inside the graph, with TensorFlow and TensorFlow Text ops only.
+
+keras-nlp's own byte-pair tokenizer keeps every word it has seen in a mutable table: in a server that table would grow
+with every request. `BytePair` here computes the same tokens and keeps nothing.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_text as tf_text
+
+from tfvllm.errors import InputError
+
+
+class Codec(tf.Module):
+    """A tokenizer in the graph.
+
+    pieces: string[vocabulary], the bytes each token adds to a text; special tokens add none.
+    """
+
+    pieces: tf.Tensor
+
+    def encode(self, texts: tf.Tensor) -> tf.RaggedTensor:
+        """string[batch] -> int32[batch, (tokens)], nothing added at either end."""
+        raise NotImplementedError
+
+    def decode(self, tokens: tf.RaggedTensor) -> tf.Tensor:
+        """int32[batch, (tokens)] -> string[batch], special tokens left out."""
+        return tf.strings.reduce_join(tf.gather(self.pieces, tokens), axis=-1)
+
+    def _hold(self, pieces: list[bytes]) -> None:
+        # A variable, so that the vocabulary is stored once however many signatures use it.
+        self._pieces = tf.Variable(np.array(pieces, object), trainable=False, dtype=tf.string, name="pieces")
+
+    @property
+    def pieces(self) -> tf.Tensor:  # noqa: F811
+        return self._pieces.read_value()
+
+
+def codec_for(tokenizer) -> Codec:
+    """The codec of a keras-nlp tokenizer.
+
+    Raises:
+        InputError: this kind of tokenizer cannot be put into the graph.
+    """
+    import keras_hub
+
+    kinds = keras_hub.tokenizers
+    if isinstance(tokenizer, kinds.SentencePieceTokenizer):
+        return SentencePiece(tokenizer)
+    if type(tokenizer).__name__ == "MistralTekkenTokenizer":
+        raise InputError("MistralTekkenTokenizer has no TensorFlow form; expected a SentencePiece or GPT-2 style tokenizer")
+    if isinstance(tokenizer, kinds.BytePairTokenizer):
+        return BytePair(tokenizer)
+    if isinstance(tokenizer, kinds.ByteTokenizer):
+        return Bytes(tokenizer)
+    raise InputError(
+        f"{type(tokenizer).__name__} cannot be exported with `generate`; expected a BytePairTokenizer, a "
+        "SentencePieceTokenizer or a ByteTokenizer. Or export the model on ids: set its preprocessor to None."
+    )
+
+
+def special_ids(tokenizer) -> set[int]:
+    """Ids that stand for no text: start, end, padding and the like."""
+    ids = set(getattr(tokenizer, "special_token_ids", None) or [])
+    for name in ("start_token_id", "end_token_id", "end_token2_id", "pad_token_id"):
+        value = getattr(tokenizer, name, None)
+        if value is not None and (name != "pad_token_id" or value in ids):
+            ids.add(int(value))
+    return ids
+
+
+def valid_utf8(texts: tf.Tensor) -> tf.Tensor:
+    """Replaces what is no UTF-8 by U+FFFD; leaves all else byte for byte."""
+    return tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8", errors="replace")
+
+
+class BytePair(Codec):
+    """Byte-level byte-pair encoding (Sennrich et al. 2016; GPT-2's bytes), the same tokens as keras-nlp's tokenizer.
+
+    Works on whole numbers: each distinct word is a row of symbols, and each round merges in every row the leftmost pair
+    of lowest rank. Bytes the vocabulary does not hold give no token.
+    """
+
+    def __init__(self, tokenizer):
+        super().__init__(name="byte_pair")
+        from keras_hub.src.tokenizers.byte_pair_tokenizer import bytes_to_unicode
+
+        self._prefix_space = bool(tokenizer.add_prefix_space)
+        self._unsplittable = list(tokenizer.unsplittable_tokens or [])
+        vocabulary = dict(tokenizer.vocabulary)
+        byte_list, characters = bytes_to_unicode()
+        to_byte = dict(zip(characters, byte_list))
+
+        symbols: dict[str, int] = {}
+
+        def symbol(text: str) -> int:
+            return symbols.setdefault(text, len(symbols))
+
+        first = [0] * 256
+        for byte, character in zip(byte_list, characters):
+            first[byte[0]] = symbol(character)
+        pairs: dict[tuple[int, int], tuple[int, int]] = {}
+        for rank, merge in enumerate(tokenizer.merges):
+            parts = merge.split(" ")
+            if len(parts) == 2 and not merge.lstrip().startswith("#version:"):
+                key = symbol(parts[0]), symbol(parts[1])
+                pairs.setdefault(key, (rank, symbol(parts[0] + parts[1])))
+        self._stride = len(symbols)
+        self._no_rank = len(tokenizer.merges) + 1
+        keys = [left * self._stride + right for left, right in pairs] or [-1]
+        ranks = [rank for rank, _ in pairs.values()] or [self._no_rank]
+        merged = [result for _, result in pairs.values()] or [0]
+        self._ranks = _table(np.array(keys, np.int64), np.array(ranks, np.int64), self._no_rank)
+        self._merged = _table(np.array(keys, np.int64), np.array(merged, np.int64), 0)
+        self._first = tf.constant(first, tf.int64)
+        self._token_ids = tf.Variable([vocabulary.get(text, -1) for text in symbols], trainable=False, name="token_ids")
+        special = {token: vocabulary[token] for token in self._unsplittable if token in vocabulary}
+        self._special = (
+            _table(np.array(list(special), object), np.array(list(special.values()), np.int64), -1) if special else None
+        )
+        silent = special_ids(tokenizer) | set(special.values())
+        pieces = [b""] * (max(vocabulary.values()) + 1)
+        for text, index in vocabulary.items():
+            if index not in silent:
+                pieces[index] = b"".join(to_byte.get(character, b"") for character in text)
+        self._hold(pieces)
+
+    def encode(self, texts):
+        from keras_hub.src.tokenizers.byte_pair_tokenizer import split_strings_for_bpe
+
+        texts = valid_utf8(texts)
+        if self._prefix_space:
+            texts = tf.strings.join([" ", texts])
+        words = split_strings_for_bpe(texts, self._unsplittable)
+        distinct, which = tf.unique(words.flat_values)
+        encoded = tf.cond(tf.size(distinct) > 0, lambda: self._words(distinct), lambda: tf.zeros([0, 1], tf.int32))
+        # Rows of tokens, -1 where there is none; put each word's back in its place.
+        flat = tf.RaggedTensor.from_tensor(tf.gather(encoded, which))
+        kept = tf.ragged.boolean_mask(flat, flat >= 0)
+        return tf.RaggedTensor.from_row_splits(kept.flat_values, tf.gather(kept.row_splits, words.row_splits))
+
+    def _words(self, words: tf.Tensor) -> tf.Tensor:
+        """string[n] -> int32[n, longest], -1 beyond a word's tokens."""
+        raw = tf.io.decode_raw(words, tf.uint8, fixed_length=tf.reduce_max(tf.strings.length(words)))
+        lengths = tf.strings.length(words)
+        width = tf.shape(raw)[1]
+        symbols = tf.where(tf.sequence_mask(lengths, width), tf.gather(self._first, tf.cast(raw, tf.int32)), -1)
+        places = tf.range(width)
+
+        def ranks_of(symbols):
+            left, right = symbols[:, :-1], symbols[:, 1:]
+            keys = tf.where((left >= 0) & (right >= 0), left * self._stride + right, -1)
+            return keys, tf.where(keys >= 0, self._ranks.lookup(keys), self._no_rank)
+
+        def merge(symbols, keys, ranks):
+            best = tf.reduce_min(ranks, axis=1)
+            at = tf.argmin(ranks, axis=1, output_type=tf.int32)
+            key = tf.gather(keys, at, batch_dims=1)
+            changes = best < self._no_rank
+            moved = tf.pad(symbols[:, 1:], [[0, 0], [0, 1]], constant_values=-1)
+            column = at[:, tf.newaxis]
+            result = tf.where(places < column, symbols, moved)
+            result = tf.where(places == column, self._merged.lookup(key)[:, tf.newaxis], result)
+            symbols = tf.where(changes[:, tf.newaxis], result, symbols)
+            return symbols, *ranks_of(symbols)
+
+        symbols, _, _ = tf.while_loop(
+            lambda symbols, keys, ranks: tf.reduce_any(ranks < self._no_rank),
+            merge,
+            [symbols, *ranks_of(symbols)],
+            shape_invariants=[tf.TensorShape([None, None])] * 3,
+        )
+        ids = tf.where(symbols >= 0, tf.gather(self._token_ids, tf.maximum(symbols, 0)), -1)
+        ids = tf.cast(ids, tf.int32)
+        if self._special is not None:
+            special = tf.cast(self._special.lookup(words), tf.int32)
+            only = tf.concat([special[:, tf.newaxis], tf.fill([tf.shape(ids)[0], width - 1], -1)], axis=1)
+            ids = tf.where(special[:, tf.newaxis] >= 0, only, ids)
+        return ids
+
+
+class SentencePiece(Codec):
+    """A SentencePiece model. Text comes back as SentencePiece itself writes it."""
+
+    def __init__(self, tokenizer):
+        super().__init__(name="sentence_piece")
+        self._model = tf_text.SentencepieceTokenizer(model=tokenizer.proto, out_type=tf.int32)
+        self._silent = sorted(special_ids(tokenizer))
+        vocabulary = tokenizer.get_vocabulary()
+        unknown = tokenizer._unk_token_id
+        self._hold([b"" if i in self._silent else _piece(p, i == unknown) for i, p in enumerate(vocabulary)])
+        self._vocabulary_size = len(vocabulary)
+
+    def encode(self, texts):
+        return self._model.tokenize(valid_utf8(texts))
+
+    def decode(self, tokens):
+        keep = tokens < self._vocabulary_size
+        for index in self._silent:
+            keep &= tokens != index
+        return self._model.detokenize(tf.ragged.boolean_mask(tokens, keep))
+
+
+class Bytes(Codec):
+    """One token for each byte (keras-nlp's ByteTokenizer)."""
+
+    def __init__(self, tokenizer):
+        super().__init__(name="bytes")
+        self._lowercase = bool(getattr(tokenizer, "lowercase", False))
+        self._normalization = getattr(tokenizer, "normalization_form", None)
+        self._hold([bytes([value]) for value in range(256)])
+
+    def encode(self, texts):
+        if self._lowercase:
+            texts = tf_text.case_fold_utf8(texts)
+        if self._normalization:
+            texts = tf_text.normalize_utf8(texts, self._normalization)
+        split = tf.strings.bytes_split(texts)
+        values = tf.io.decode_raw(split.flat_values, tf.uint8, fixed_length=1)
+        return split.with_flat_values(tf.cast(tf.reshape(values, [-1]), tf.int32))
+
+
+def _piece(piece: str, unknown: bool) -> bytes:
+    if unknown:
+        return " \u2047 ".encode()  # what SentencePiece writes for an unknown token
+    if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
+        return bytes([int(piece[3:5], 16)])  # byte fallback
+    return piece.replace("\u2581", " ").encode()
+
+
+def _table(keys: np.ndarray, values: np.ndarray, default: int) -> tf.lookup.StaticHashTable:
+    keys = tf.constant(keys, tf.string) if keys.dtype == object else tf.constant(keys)
+    return tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(keys, tf.constant(values)), default)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from tfvllm.errors import InputError
-from tfvllm.models import transformer_decoder, transformer_encoder
+from tfvllm.models import bart, gemma, llama, t5, transformer_decoder, transformer_encoder
 from tfvllm.models.base import (
     FFN,
     HEADS,
@@ -22,7 +22,7 @@ from tfvllm.models.base import (
     find_backbone,
 )
 
-_FAMILIES = (transformer_encoder, transformer_decoder)
+_FAMILIES = (transformer_encoder, transformer_decoder, llama, gemma, bart, t5)
 _BY_BACKBONE = {cls: family for family in _FAMILIES for pair in family.SHRUNK.items() for cls in pair}
 
 __all__ = [

@@ -201,7 +201,7 @@ class Adapter:
     def set_traits(self, layer: Any, traits: Mapping[str, Any]) -> None:
         """Writes `traits` back."""
 
-    def summary(self, structure: Structure) -> dict[str, Any]:
+    def summary(self, backbone: Any, structure: Structure) -> dict[str, Any]:
         """Attributes of the backbone that speak of its blocks; the largest block decides."""
         raise NotImplementedError
 

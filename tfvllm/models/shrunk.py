@@ -23,7 +23,7 @@ class ShrunkBackbone:
         super().__init__(**self.adapter.placeholder(config, shapes))
         for block in self.adapter.blocks(self):
             self.adapter.resize(block, shapes[block.kind][block.index])
-        for name, value in self.adapter.summary(shapes).items():
+        for name, value in self.adapter.summary(self, shapes).items():
             setattr(self, name, value)
         self._structure = {kind: [shape.to_dict() for shape in blocks] for kind, blocks in shapes.items()}
         _narrow_caches(self.adapter, self, shapes)
@@ -99,7 +99,7 @@ def cache_heads(backbone: Any) -> tuple[int, int]:
 
 
 class ShrunkCausalLM:
-    """Mixin for causal LMs whose class computes the cache's head size from the width: here it is read from the blocks."""
+    """Mixin for causal LMs: the cache's sizes are read from the blocks, not computed from the width."""
 
     def _build_cache(self, token_ids: Any) -> Any:
         heads, head_dim = cache_heads(self.backbone)

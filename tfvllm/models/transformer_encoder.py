@@ -104,15 +104,13 @@ class TransformerStackAdapter(Adapter):
     def native(self, config: dict[str, Any], structure: Structure) -> dict[str, Any] | None:
         blocks = [block for stack in structure.values() for block in stack]
         first = blocks[0]
-        alike = all(
-            (b.heads, b.cross_heads or b.heads, b.ffn) == (first.heads, first.heads, first.ffn) for b in blocks
-        )
+        alike = all((b.heads, b.cross_heads or b.heads, b.ffn) == (first.heads, first.heads, first.ffn) for b in blocks)
         depth = {len(stack) for stack in structure.values()}
         if not alike or len(depth) != 1 or config["hidden_dim"] // first.heads != first.head_dim:
             return None
         return {**config, "num_layers": depth.pop(), "num_heads": first.heads, "intermediate_dim": first.ffn}
 
-    def summary(self, structure: Structure) -> dict[str, Any]:
+    def summary(self, backbone: Any, structure: Structure) -> dict[str, Any]:
         blocks = [block for stack in structure.values() for block in stack]
         return {
             "num_heads": max(max(b.heads, b.cross_heads or 0) for b in blocks),

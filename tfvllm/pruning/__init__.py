@@ -1,7 +1,7 @@
 """Pruning: masks while training (TFMOT's schedules and mask update on Keras 3), and structure physically removed."""
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 # Imported on first use: masks bring in TFMOT, shrink does not.
 _PUBLIC: dict[str, tuple[str, str]] = {
@@ -11,17 +11,18 @@ _PUBLIC: dict[str, tuple[str, str]] = {
     "apply_plan": ("tfvllm.pruning.structure", "apply_plan"),
     "mask_model": ("tfvllm.pruning.structure", "mask_model"),
     "unit_scores": ("tfvllm.pruning.importance", "unit_scores"),
+    "prune_low_magnitude": ("tfvllm.pruning.wrapper", "prune_low_magnitude"),
+    "strip_pruning": ("tfvllm.pruning.wrapper", "strip_pruning"),
+    "PruneLowMagnitude": ("tfvllm.pruning.wrapper", "PruneLowMagnitude"),
+    "PruningPolicy": ("tfvllm.pruning.prunable", "PruningPolicy"),
+    "PruneKernels": ("tfvllm.pruning.prunable", "PruneKernels"),
+    "PruneForLatencyOnXNNPack": ("tfvllm.pruning.prunable", "PruneForLatencyOnXNNPack"),
+    "MagnitudePruning": ("tfvllm.pruning.callbacks", "MagnitudePruning"),
+    "UpdatePruningStep": ("tfvllm.pruning.callbacks", "UpdatePruningStep"),
+    "PruningSummaries": ("tfvllm.pruning.callbacks", "PruningSummaries"),
     "ConstantSparsity": ("tfvllm.pruning.schedules", "ConstantSparsity"),
     "PolynomialDecay": ("tfvllm.pruning.schedules", "PolynomialDecay"),
 }
-
-__all__ = [*_PUBLIC]
-
-if TYPE_CHECKING:
-    from tfvllm.pruning.importance import unit_scores
-    from tfvllm.pruning.schedules import ConstantSparsity, PolynomialDecay
-    from tfvllm.pruning.shrinking import plan_shrink, shrink
-    from tfvllm.pruning.structure import Plan, apply_plan, mask_model
 
 
 def __getattr__(name: str) -> Any:
@@ -32,3 +33,7 @@ def __getattr__(name: str) -> Any:
     value = getattr(importlib.import_module(module), attribute)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

@@ -45,7 +45,9 @@ def unit_scores(model: Any, importance: Any, data: Any = None, *, fluctuation: b
     if importance not in METHODS:
         raise InputError(f"importance={importance!r}: expected one of {', '.join(METHODS)}, a mapping or a function.")
     if data is None:
-        raise InputError(f"importance={importance!r} needs calibration data. Pass data=, a few hundred rows are enough.")
+        raise InputError(
+            f"importance={importance!r} needs calibration data. Pass data=, a few hundred rows are enough."
+        )
     if importance == "taylor":
         scores.update(taylor(adapter, model, data, limit))
         influence = activation(adapter, model, data, limit, fluctuation=False)
@@ -56,7 +58,7 @@ def unit_scores(model: Any, importance: Any, data: Any = None, *, fluctuation: b
 
 
 def magnitude(adapter: Adapter, model: Any) -> Scores:
-    """L2 norm of all weights that belong to a unit. Layers: evenly spaced, first and last first (DistilBERT's habit)."""
+    """L2 norm of all weights that belong to a unit. Layers: evenly spaced, both ends first (as DistilBERT)."""
     squares = _per_unit(adapter, model, lambda value: np.square(value, dtype=np.float64))
     scores = {place: np.sqrt(total) for place, total in squares.items()}
     for kind, layers in adapter.stacks(adapter.backbone(model)).items():
@@ -112,9 +114,7 @@ def _describable(adapter: Adapter, model: Any) -> Any:
 def loss_of(model: Any, x: Any, y: Any, weight: Any, training: bool = False) -> Any:
     """The compiled loss of `model` on one batch."""
     if not getattr(model, "compiled", False) or model._compile_loss is None:
-        raise InputError(
-            f"{type(model).__name__} has no loss: taylor needs one. Expected a compiled model; call model.compile(loss=...)."
-        )
+        raise InputError(f"{type(model).__name__} has no loss and taylor needs one: call model.compile(loss=...).")
     return model.compute_loss(x=x, y=y, y_pred=model(x, training=training), sample_weight=weight, training=training)
 
 
@@ -122,15 +122,19 @@ def taylor(adapter: Adapter, model: Any, data: Any, limit: int = 64) -> Scores:
     """(sum of gradient x weight over the unit's output weights) squared, summed over batches.
 
     For neuron j and head h the sum over the output projection's rows equals the gradient of a gate on the unit, so
-    this is the first-order change of the loss when the unit is switched off. Width and vocabulary: over all their weights.
+    this is the first-order change of the loss when the unit is switched off. Width, vocabulary: over all weights.
     """
     tracked = []
     for weight in adapter.weights(_describable(adapter, model)):
         for position, axis in enumerate(weight.axes):
             if axis is None:
                 continue
-            reads = axis.unit in (WIDTH, VOCABULARY) or (axis.unit in (HEADS, FFN) and weight.axes[-1] is not None
-                                                         and weight.axes[-1].unit == WIDTH and position < len(weight.axes) - 1)
+            reads = axis.unit in (WIDTH, VOCABULARY) or (
+                axis.unit in (HEADS, FFN)
+                and weight.axes[-1] is not None
+                and weight.axes[-1].unit == WIDTH
+                and position < len(weight.axes) - 1
+            )
             if reads:
                 tracked.append((weight.variable, position, axis))
     variables = list({id(v): v for v, _, _ in tracked}.values())
@@ -220,7 +224,12 @@ class UnitStatistics:
 
 
 def activation(
-    adapter: Adapter, model: Any, data: Any, limit: int = 64, *, fluctuation: bool = False,
+    adapter: Adapter,
+    model: Any,
+    data: Any,
+    limit: int = 64,
+    *,
+    fluctuation: bool = False,
     statistics: UnitStatistics | None = None,
 ) -> Scores:
     """Norm of what each unit adds to the residual stream on `data`.
@@ -235,7 +244,9 @@ def activation(
             if attention is None:
                 continue
             power = _power(seen, HEADS, attention.place, fluctuation).reshape(attention.heads, attention.head_dim)
-            kernel = np.asarray(attention.output.layer.kernel, np.float64).reshape(attention.heads, attention.head_dim, -1)
+            kernel = np.asarray(attention.output.layer.kernel, np.float64).reshape(
+                attention.heads, attention.head_dim, -1
+            )
             contribution = (power * np.square(kernel).sum(axis=-1)).sum(axis=1)
             scores[HEADS, attention.place] = np.sqrt(contribution)
             scores[KV_HEADS, attention.place] = np.sqrt(contribution.reshape(attention.kv_heads, -1).sum(axis=1))

@@ -43,8 +43,8 @@ def shrink(
     subclass (loading one needs `import tfvllm.models` first). It keeps task head and preprocessor, is compiled with the
     task's defaults, saves, loads, trains and generates. `model` is left as it was.
 
-    A float is the share removed, an int the number kept, None leaves the unit whole. Lists give one value per block that
-    stays, encoder blocks first.
+    A float is the share removed, an int the number kept, None leaves the unit whole. Lists give one value per block
+    that stays, encoder blocks first.
 
     Args:
         model: a keras-nlp backbone or task, or a Keras model around one backbone (then not width or vocabulary).
@@ -71,8 +71,18 @@ def shrink(
     return apply_plan(
         model,
         plan_shrink(
-            model, heads=heads, ffn=ffn, layers=layers, width=width, vocabulary=vocabulary, importance=importance,
-            data=data, compensate=compensate, allocation=allocation, round_to=round_to, limit=limit,
+            model,
+            heads=heads,
+            ffn=ffn,
+            layers=layers,
+            width=width,
+            vocabulary=vocabulary,
+            importance=importance,
+            data=data,
+            compensate=compensate,
+            allocation=allocation,
+            round_to=round_to,
+            limit=limit,
         ),
     )
 
@@ -102,7 +112,7 @@ def plan_shrink(
     biased = [b for b in adapter.blocks(model) if b.feed_forward.down.has_bias and b.attention.output.has_bias]
     if compensate and not biased:
         raise InputError(
-            f"compensate=True: the {adapter.family} family has no output bias to carry the mean. Leave compensate unset."
+            f"compensate=True: the {adapter.family} family has no output bias to carry the mean; leave it unset."
         )
     if compensate and data is None:
         raise InputError("compensate=True needs calibration data. Pass data=.")
@@ -164,8 +174,8 @@ def _plan_heads(
             if isinstance(wanted, int | np.integer) and not isinstance(wanted, bool) and group > 1:
                 if wanted % group:
                     raise InputError(
-                        f"heads={wanted}: {attention.heads} query heads share {attention.kv_heads} key/value heads; expected "
-                        f"a multiple of {group}, whole groups."
+                        f"heads={wanted}: {attention.heads} query heads share {attention.kv_heads} key/value heads; "
+                        f"expected a multiple of {group}, whole groups."
                     )
                 wanted = int(wanted) // group
             count = resolve(wanted, total, "heads")
@@ -178,6 +188,11 @@ def _plan_heads(
     for attention, unit, count, score in sites:
         if count < len(score):
             plan.keep.update(head_keep(attention, unit, best(score, count)))
+    if adapter.tied_heads:  # the shared bias is a weight of each stack's first block, which may itself be removed
+        for (unit, place), kept in list(plan.keep.items()):
+            kind, _, which = place.split(".")
+            if unit == HEADS and which == "self":
+                plan.keep[HEADS, f"{kind}.0.self"] = kept
 
 
 def _tie(sites: list[Any]) -> list[Any]:
@@ -191,7 +206,7 @@ def _tie(sites: list[Any]) -> list[Any]:
         counts = {sites[i][2] for i in members}
         if len(counts) > 1:
             raise InputError(
-                f"heads: all {kind} blocks of this family share one position bias and must keep the same number of heads; "
+                f"heads: all {kind} blocks of this family share one position bias and must keep equally many heads; "
                 f"got {sorted(counts)}. Give one value, and allocation='uniform'."
             )
         total = sum(sites[i][3] / max(float(np.mean(sites[i][3])), 1e-30) for i in members)
@@ -224,7 +239,7 @@ def _compete(scores: list[np.ndarray], total: int, round_to: int = 1) -> list[in
     threshold = ranked[min(total, len(ranked)) - 1]
     counts = []
     for score in normal:
-        count = max(int(round(np.count_nonzero(score >= threshold) / round_to)) * round_to, round_to)
+        count = max(round(int(np.count_nonzero(score >= threshold)) / round_to) * round_to, round_to)
         counts.append(min(count, len(score)))
     return counts
 

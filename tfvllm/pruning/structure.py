@@ -1,7 +1,7 @@
 """Physically smaller models: which units go, and the model without them.
 
-A `Plan` says what stays. `apply_plan` builds the smaller model from it; `mask_model` keeps the sizes and zeroes the same
-weights, which is the reference the smaller model is held to.
+A `Plan` says what stays. `apply_plan` builds the smaller model from it; `mask_model` keeps the sizes and zeroes the
+same weights, which is the reference the smaller model is held to.
 """
 
 from collections.abc import Mapping, Sequence
@@ -127,8 +127,8 @@ def _around(model: Any, old: Any, backbone: Any, plan: Plan, native: bool) -> An
         return shrunk_task_class(model, native)(**config)
     if (WIDTH, "") in plan.keep or (VOCABULARY, "") in plan.keep:
         raise InputError(
-            f"width= and vocabulary= change what {type(model).__name__} around the backbone reads. Expected a backbone or a "
-            "keras-nlp task; shrink model.backbone and rebuild the head."
+            f"width= and vocabulary= change what {type(model).__name__} around the backbone reads. Expected a backbone "
+            "or a keras-nlp task; shrink model.backbone and rebuild the head."
         )
 
     def clone(layer: Any) -> Any:
@@ -150,9 +150,11 @@ def _with_tokenizer(preprocessor: Any, tokenizer: Any) -> Any:
 
 
 def _copy_weights(adapter: Adapter, model: Any, new: Any, plan: Plan) -> None:
-    old = {weight.name: weight for weight in adapter.weights(model)} if _known(model) else {
-        weight.name: weight for weight in adapter.weights(adapter.backbone(model))
-    }
+    old = (
+        {weight.name: weight for weight in adapter.weights(model)}
+        if _known(model)
+        else {weight.name: weight for weight in adapter.weights(adapter.backbone(model))}
+    )
     for weight in adapter.weights(new) if _known(new) else adapter.weights(adapter.backbone(new)):
         source = old[original_name(weight.name, plan)]
         value = np.asarray(source.variable)
@@ -195,7 +197,9 @@ def mask_model(model: Any, plan: Plan) -> None:
     adapter = adapter_for(model)
     whole = full_plan(model)
     if plan.layers != whole.layers or (WIDTH, "") in plan.keep or (VOCABULARY, "") in plan.keep:
-        raise InputError("only heads and feed-forward neurons can be masked; expected a plan without layers, width, vocabulary.")
+        raise InputError(
+            "only heads and feed-forward neurons can be masked; expected a plan without layers, width, vocabulary."
+        )
     for weight in adapter.weights(adapter.backbone(model)):
         value = np.array(weight.variable)
         if weight.name in plan.bias:
@@ -226,11 +230,13 @@ def resolve(request: Any, total: int, what: str, *, round_to: int = 1, minimum: 
     if request == 0.0:
         return total
     if round_to > 1:
-        rounded = int(round(left / round_to)) * round_to
+        rounded = round(left / round_to) * round_to
         left = min(max(rounded, round_to), total)
-    left = int(round(left))
+    left = round(left)
     if left < minimum:
-        raise InputError(f"{what}={request}: leaves {left} of {total}, expected at least {minimum}. Ask for a smaller share.")
+        raise InputError(
+            f"{what}={request}: leaves {left} of {total}, expected at least {minimum}. Ask for a smaller share."
+        )
     return left
 
 

@@ -1,0 +1,142 @@
+"""Tiny models of every family, with weights large enough that a mistake shows."""
+
+import keras_nlp
+import numpy as np
+
+from tfvllm.models import adapter_for
+
+M = keras_nlp.models
+VOCABULARY = 40
+LENGTH = 12
+
+
+def _classifier(backbone, task, **kwargs):
+    return lambda: task(backbone(**kwargs), num_classes=3)
+
+
+def _lm(backbone, task, **kwargs):
+    return lambda: task(backbone=backbone(vocabulary_size=VOCABULARY, **kwargs), preprocessor=None)
+
+
+_STACK = {"num_layers": 3, "num_heads": 4, "hidden_dim": 16, "intermediate_dim": 24, "max_sequence_length": 32}
+_LLAMA = {
+    "num_layers": 3,
+    "num_query_heads": 4,
+    "num_key_value_heads": 2,
+    "hidden_dim": 16,
+    "intermediate_dim": 24,
+}
+
+BUILDERS = {
+    "bert": _classifier(M.BertBackbone, M.BertTextClassifier, vocabulary_size=VOCABULARY, **_STACK),
+    "distil_bert": _classifier(M.DistilBertBackbone, M.DistilBertTextClassifier, vocabulary_size=VOCABULARY, **_STACK),
+    "roberta": _classifier(M.RobertaBackbone, M.RobertaTextClassifier, vocabulary_size=VOCABULARY, **_STACK),
+    "xlm_roberta": _classifier(M.XLMRobertaBackbone, M.XLMRobertaTextClassifier, vocabulary_size=VOCABULARY, **_STACK),
+    "gpt2": _lm(M.GPT2Backbone, M.GPT2CausalLM, **_STACK),
+    "opt": _lm(M.OPTBackbone, M.OPTCausalLM, **_STACK),
+    "llama": _lm(M.LlamaBackbone, M.LlamaCausalLM, **_LLAMA),
+    "llama_tied": _lm(M.LlamaBackbone, M.LlamaCausalLM, tie_word_embeddings=True, **_LLAMA),
+    "llama3": _lm(M.Llama3Backbone, M.Llama3CausalLM, **_LLAMA),
+    "mistral": _lm(M.MistralBackbone, M.MistralCausalLM, sliding_window=4, **_LLAMA),
+    "qwen": _lm(M.QwenBackbone, M.QwenCausalLM, **_LLAMA),
+    "qwen3": _lm(M.Qwen3Backbone, M.Qwen3CausalLM, head_dim=8, **_LLAMA),
+    "gemma": _lm(
+        M.GemmaBackbone,
+        M.GemmaCausalLM,
+        head_dim=8,
+        use_sliding_window_attention=True,
+        sliding_window_size=4,
+        **(_LLAMA | {"intermediate_dim": 48}),
+    ),
+    "gemma_mqa": _lm(
+        M.GemmaBackbone, M.GemmaCausalLM, head_dim=8, **(_LLAMA | {"num_key_value_heads": 1, "intermediate_dim": 48})
+    ),
+    "gemma3": _lm(
+        M.Gemma3Backbone,
+        M.Gemma3CausalLM,
+        head_dim=8,
+        image_size=None,
+        use_sliding_window_attention=True,
+        sliding_window_size=4,
+        use_post_ffw_norm=True,
+        use_post_attention_norm=True,
+        **_LLAMA,
+    ),
+    "bart": _lm(M.BartBackbone, M.BartSeq2SeqLM, **_STACK),
+    "t5": _lm(
+        M.T5Backbone,
+        M.T5Seq2SeqLM,
+        num_layers=3,
+        num_heads=4,
+        hidden_dim=16,
+        intermediate_dim=24,
+        key_value_dim=8,
+    ),
+    "t5_plain": _lm(
+        M.T5Backbone,
+        M.T5Seq2SeqLM,
+        num_layers=3,
+        num_heads=4,
+        hidden_dim=16,
+        intermediate_dim=24,
+        use_gated_activation=False,
+        tie_embedding_weights=False,
+    ),
+}
+CLASSIFIERS = ("bert", "distil_bert", "roberta", "xlm_roberta")
+SEQ2SEQ = ("bart", "t5", "t5_plain")
+CAUSAL = tuple(name for name in BUILDERS if name not in CLASSIFIERS + SEQ2SEQ)
+
+
+def build(name):
+    """A tiny task of family `name` with random weights of size 0.3."""
+    model = BUILDERS[name]()
+    rng = np.random.default_rng(sum(map(ord, name)))
+    for weight in adapter_for(model).weights(model):
+        shape = tuple(weight.variable.shape)
+        centre = 1.0 if "norm" in weight.name and not name.startswith("gemma") and "beta" not in weight.name else 0.0
+        weight.variable.assign(centre + rng.normal(0, 0.3, shape))
+    return model
+
+
+def inputs(name, rows=3, length=LENGTH, seed=0):
+    """Random inputs with padded rows."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(3, VOCABULARY, (rows, length)).astype("int32")
+    lengths = rng.integers(2, length + 1, rows)
+    lengths[0] = length
+    mask = (np.arange(length)[None] < lengths[:, None]).astype("int32")
+    if name in SEQ2SEQ:
+        other = rng.integers(3, VOCABULARY, (rows, length - 4)).astype("int32")
+        return {
+            "encoder_token_ids": tokens * mask,
+            "encoder_padding_mask": mask,
+            "decoder_token_ids": other,
+            "decoder_padding_mask": np.ones_like(other),
+        }
+    found = {"token_ids": tokens * mask, "padding_mask": mask}
+    if name == "bert":
+        found["segment_ids"] = np.zeros_like(tokens)
+    return found
+
+
+def prompts(name, rows=3, length=LENGTH, seed=1):
+    """Inputs of `generate`: prompts of unlike length, room to the right."""
+    found = inputs(name, rows, length, seed)
+    mask = (np.arange(length)[None] < np.asarray([[2], [4], [3]])[:rows]).astype("int32")
+    if name in SEQ2SEQ:
+        start = (np.arange(length - 4)[None] < np.full((rows, 1), 2)).astype("int32")
+        found["decoder_token_ids"] = found["decoder_token_ids"] * start
+        found["decoder_padding_mask"] = start
+        return found
+    found["token_ids"] = np.random.default_rng(seed).integers(3, VOCABULARY, (rows, length)).astype("int32") * mask
+    found["padding_mask"] = mask
+    return found
+
+
+def generated(model, found):
+    """Greedy tokens of `generate` without a stop token."""
+    model.compile(sampler="greedy", loss="mse")
+    result = model.generate(dict(found), stop_token_ids=None)
+    key = "decoder_token_ids" if "decoder_token_ids" in result else "token_ids"
+    return np.asarray(result[key])

@@ -1,0 +1,226 @@
+"""Llama 2 and 3, Mistral, Qwen 2 and 3: rotary positions, RMS norms, a gate, grouped-query attention."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from keras_hub.models import (
+    Llama3Backbone,
+    Llama3CausalLM,
+    LlamaBackbone,
+    LlamaCausalLM,
+    MistralBackbone,
+    MistralCausalLM,
+    Qwen3Backbone,
+    Qwen3CausalLM,
+    QwenBackbone,
+    QwenCausalLM,
+)
+
+from tfvllm.models.base import (
+    FFN,
+    HEADS,
+    KV_HEADS,
+    WIDTH,
+    Adapter,
+    Attention,
+    Axes,
+    Axis,
+    Block,
+    BlockShape,
+    FeedForward,
+    Projection,
+    Structure,
+    embedding_axes,
+    mha_scale,
+    walk,
+    width_axes,
+)
+from tfvllm.models.shrunk import ShrunkBackbone, ShrunkCausalLM, register
+
+WIDE = Axis(WIDTH)
+
+
+class LlamaAdapter(Adapter):
+    """Llama, Llama 3, Mistral, Qwen, Qwen 3."""
+
+    family = "llama"
+    only_stack = "decoder"
+
+    def describe(self, layer: Any, kind: str, index: int, hidden: int) -> Block:
+        place = f"{kind}.{index}"
+        attention = layer._self_attention_layer
+        own = f"{place}.self"
+        heads, kv = Axis(HEADS, own), Axis(KV_HEADS, own)
+        neurons = Axis(FFN, place)
+
+        def projection(name: str, kernel: Axes, bias: Axes) -> Projection:
+            attribute = f"_{name}_dense"
+            return Projection(name, getattr(attention, attribute), attention, attribute, kernel, bias)
+
+        def dense(name: str, attribute: str, kernel: Axes) -> Projection:
+            return Projection(name, getattr(layer, attribute), layer, attribute, kernel, kernel[1:])
+
+        head_dim = int(attention._query_dense.kernel.shape[2])
+        return Block(
+            layer=layer,
+            index=index,
+            kind=kind,
+            hidden_width=hidden,
+            attention=Attention(
+                layer=attention,
+                place=own,
+                heads=int(attention._query_dense.kernel.shape[1]),
+                kv_heads=int(attention._key_dense.kernel.shape[1]),
+                head_dim=head_dim,
+                query=projection("query", (WIDE, heads, None), (heads, None)),
+                key=projection("key", (WIDE, kv, None), (kv, None)),
+                value=projection("value", (WIDE, kv, None), (kv, None)),
+                output=projection("output", (heads, None, WIDE), (WIDE,)),
+                scale=mha_scale(head_dim),
+            ),
+            feed_forward=FeedForward(
+                place=place,
+                width=int(layer._feedforward_intermediate_dense.kernel.shape[1]),
+                up=dense("up", "_feedforward_intermediate_dense", (WIDE, neurons)),
+                gate=dense("gate", "_feedforward_gate_dense", (WIDE, neurons)),
+                down=dense("down", "_feedforward_output_dense", (neurons, WIDE)),
+                activation=layer.activation,
+            ),
+            norms={"attention": layer._self_attention_layernorm, "feed_forward": layer._feedforward_layernorm},
+        )
+
+    def set_attention(self, attention: Any, heads: int, kv_heads: int, head_dim: int) -> None:
+        hidden = "_" if hasattr(attention, "_num_query_heads") else ""  # Mistral's are private
+        setattr(attention, f"{hidden}num_query_heads", heads)
+        setattr(attention, f"{hidden}num_key_value_heads", kv_heads)
+        setattr(attention, f"{hidden}num_key_value_groups", heads // kv_heads)
+        if hasattr(attention, f"{hidden}head_dim"):
+            setattr(attention, f"{hidden}head_dim", head_dim)
+        attention._inv_norm_factor = mha_scale(head_dim)
+
+    def set_block(self, layer: Any, shape: BlockShape) -> None:
+        layer.num_query_heads = shape.heads
+        layer.num_key_value_heads = shape.kv_heads
+        layer.intermediate_dim = shape.ffn
+
+    def complete_config(self, config: dict[str, Any], backbone: Any) -> dict[str, Any]:
+        if hasattr(backbone, "tie_word_embeddings"):  # Llama's get_config leaves it out
+            config["tie_word_embeddings"] = backbone.tie_word_embeddings
+        return config
+
+    def placeholder(self, config: dict[str, Any], structure: Structure) -> dict[str, Any]:
+        blocks = structure["decoder"]
+        config = {**config, "num_layers": len(blocks), "num_query_heads": 1, "num_key_value_heads": 1}
+        if "head_dim" in config:
+            config["head_dim"] = blocks[0].head_dim
+        return {**config, "intermediate_dim": 1}
+
+    def native(self, config: dict[str, Any], structure: Structure) -> dict[str, Any] | None:
+        blocks = structure["decoder"]
+        first = blocks[0]
+        if any((b.heads, b.kv_heads, b.ffn) != (first.heads, first.kv_heads, first.ffn) for b in blocks):
+            return None
+        if config.get("head_dim") is None and config["hidden_dim"] // first.heads != first.head_dim:
+            return None
+        if config.get("tie_word_embeddings") and "rope_frequency_adjustment_factor" in config:
+            return None  # Llama's own config would load untied
+        return {
+            **config,
+            "num_layers": len(blocks),
+            "num_query_heads": first.heads,
+            "num_key_value_heads": first.kv_heads,
+            "intermediate_dim": first.ffn,
+        }
+
+    def summary(self, backbone: Any, structure: Structure) -> dict[str, Any]:
+        blocks = structure["decoder"]
+        return {
+            "num_query_heads": max(b.heads for b in blocks),
+            "num_key_value_heads": max(b.kv_heads for b in blocks),
+            "intermediate_dim": max(b.ffn for b in blocks),
+        }
+
+    def backbone_weights(self, backbone: Any) -> Iterator[tuple[str, Any, Axes]]:
+        for name, variable in walk(backbone.token_embedding, "token_embedding."):
+            yield name, variable, embedding_axes(variable.name)
+        for name, variable in walk(backbone.layer_norm, "layer_norm."):
+            yield name, variable, width_axes(variable)
+
+
+ADAPTER = LlamaAdapter()
+
+
+@register
+class ShrunkLlamaBackbone(ShrunkBackbone, LlamaBackbone):
+    """A `LlamaBackbone` with its own sizes in every block."""
+
+    adapter = ADAPTER
+
+
+@register
+class ShrunkLlama3Backbone(ShrunkBackbone, Llama3Backbone):
+    """A `Llama3Backbone` with its own sizes in every block."""
+
+    adapter = ADAPTER
+
+
+@register
+class ShrunkMistralBackbone(ShrunkBackbone, MistralBackbone):
+    """A `MistralBackbone` with its own sizes in every block."""
+
+    adapter = ADAPTER
+
+
+@register
+class ShrunkQwenBackbone(ShrunkBackbone, QwenBackbone):
+    """A `QwenBackbone` with its own sizes in every block."""
+
+    adapter = ADAPTER
+
+
+@register
+class ShrunkQwen3Backbone(ShrunkBackbone, Qwen3Backbone):
+    """A `Qwen3Backbone` with its own sizes in every block."""
+
+    adapter = ADAPTER
+
+
+@register
+class ShrunkLlamaCausalLM(ShrunkCausalLM, LlamaCausalLM):
+    """A `LlamaCausalLM` on a shrunk backbone."""
+
+
+@register
+class ShrunkLlama3CausalLM(ShrunkCausalLM, Llama3CausalLM):
+    """A `Llama3CausalLM` on a shrunk backbone."""
+
+
+@register
+class ShrunkMistralCausalLM(ShrunkCausalLM, MistralCausalLM):
+    """A `MistralCausalLM` on a shrunk backbone."""
+
+
+@register
+class ShrunkQwenCausalLM(ShrunkCausalLM, QwenCausalLM):
+    """A `QwenCausalLM` on a shrunk backbone."""
+
+
+@register
+class ShrunkQwen3CausalLM(ShrunkCausalLM, Qwen3CausalLM):
+    """A `Qwen3CausalLM` on a shrunk backbone."""
+
+
+SHRUNK = {
+    LlamaBackbone: ShrunkLlamaBackbone,
+    Llama3Backbone: ShrunkLlama3Backbone,
+    MistralBackbone: ShrunkMistralBackbone,
+    QwenBackbone: ShrunkQwenBackbone,
+    Qwen3Backbone: ShrunkQwen3Backbone,
+}
+TASKS = {
+    LlamaCausalLM: ShrunkLlamaCausalLM,
+    Llama3CausalLM: ShrunkLlama3CausalLM,
+    MistralCausalLM: ShrunkMistralCausalLM,
+    QwenCausalLM: ShrunkQwenCausalLM,
+    Qwen3CausalLM: ShrunkQwen3CausalLM,
+}

@@ -1,0 +1,190 @@
+"""T5: relative position bias shared by a stack, so its self-attention heads go together; flat projections."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from keras_hub.models import T5Backbone, T5Seq2SeqLM
+
+from tfvllm.models.base import (
+    FFN,
+    HEADS,
+    KV_HEADS,
+    WIDTH,
+    Adapter,
+    Attention,
+    Axes,
+    Axis,
+    Block,
+    BlockShape,
+    FeedForward,
+    Projection,
+    Structure,
+    Weight,
+    embedding_axes,
+    walk,
+    width_axes,
+)
+from tfvllm.models.shrunk import ShrunkBackbone, ShrunkSeq2SeqLM, register
+
+WIDE = Axis(WIDTH)
+
+
+def t5_attention(layer: Any, place: str, prefix: str = "") -> Attention:
+    size = layer.key_value_dim
+    heads, kv = Axis(HEADS, place, size), Axis(KV_HEADS, place, size)
+
+    def projection(name: str, kernel: Axes) -> Projection:
+        attribute = f"{name}_projector"
+        return Projection(prefix + name, getattr(layer, attribute), layer, attribute, kernel, ())
+
+    return Attention(
+        layer=layer,
+        place=place,
+        heads=layer.num_heads,
+        kv_heads=layer.num_heads,
+        head_dim=size,
+        query=projection("query", (WIDE, heads)),
+        key=projection("key", (WIDE, kv)),
+        value=projection("value", (WIDE, kv)),
+        output=projection("output", (heads, WIDE)),
+        scale=1.0,  # T5 does not scale its scores
+    )
+
+
+class T5Adapter(Adapter):
+    """T5, gated or not."""
+
+    family = "t5"
+    tied_heads = True
+
+    def describe(self, layer: Any, kind: str, index: int, hidden: int) -> Block:
+        place = f"{kind}.{index}"
+        neurons = Axis(FFN, place)
+
+        def dense(name: str, attribute: str, kernel: Axes) -> Projection:
+            return Projection(name, getattr(layer, attribute), layer, attribute, kernel, ())
+
+        gated = layer.use_gated_activation
+        # In keras-hub the activation sits on `input_projector`: with a gate, that is the gate.
+        feed_forward = FeedForward(
+            place=place,
+            width=int(layer.input_projector.kernel.shape[1]),
+            gate=dense("gate", "input_projector", (WIDE, neurons)) if gated else None,
+            up=dense("up", "gate_projector" if gated else "input_projector", (WIDE, neurons)),
+            down=dense("down", "output_projector", (neurons, WIDE)),
+            activation=layer.input_projector.activation,
+        )
+        norms = {"attention": layer.self_attention_layer_norm, "feed_forward": layer.layer_norm}
+        cross = getattr(layer, "cross_attention", None)
+        if cross is not None:
+            norms["cross_attention"] = layer.cross_attention_layer_norm
+        return Block(
+            layer=layer,
+            index=index,
+            kind=kind,
+            hidden_width=hidden,
+            attention=t5_attention(layer.self_attention, f"{place}.self"),
+            cross_attention=t5_attention(cross, f"{place}.cross", "cross_") if cross is not None else None,
+            feed_forward=feed_forward,
+            norms=norms,
+        )
+
+    def set_attention(self, attention: Any, heads: int, kv_heads: int, head_dim: int) -> None:
+        attention.num_heads = heads
+        attention.key_value_dim = head_dim
+        attention.inner_dim = heads * head_dim
+        if attention.use_relative_attention_bias and attention.relative_attention_bias.shape[1] != heads:
+            old = attention.relative_attention_bias
+            locked = attention._tracker.locked
+            attention._tracker.unlock()
+            try:
+                attention._untrack_variable(old)
+                attention._tracker.unlock()
+                attention.relative_attention_bias = attention.add_weight(
+                    name="embeddings", shape=[attention.relative_attention_buckets, heads], initializer="zeros"
+                )
+            finally:
+                if locked:
+                    attention._tracker.lock()
+
+    def set_block(self, layer: Any, shape: BlockShape) -> None:
+        """T5's block keeps no sizes of its own."""
+
+    def placeholder(self, config: dict[str, Any], structure: Structure) -> dict[str, Any]:
+        depth = max(len(stack) for stack in structure.values())
+        head_dim = structure["encoder"][0].head_dim
+        return {**config, "num_layers": depth, "num_heads": 1, "key_value_dim": head_dim, "intermediate_dim": 1}
+
+    def native(self, config: dict[str, Any], structure: Structure) -> dict[str, Any] | None:
+        blocks = [block for stack in structure.values() for block in stack]
+        first = blocks[0]
+        alike = all((b.heads, b.cross_heads or b.heads, b.ffn) == (first.heads, first.heads, first.ffn) for b in blocks)
+        depth = {len(stack) for stack in structure.values()}
+        if not alike or len(depth) != 1:
+            return None
+        return {
+            **config,
+            "num_layers": depth.pop(),
+            "num_heads": first.heads,
+            "key_value_dim": first.head_dim,
+            "intermediate_dim": first.ffn,
+        }
+
+    def summary(self, backbone: Any, structure: Structure) -> dict[str, Any]:
+        blocks = [block for stack in structure.values() for block in stack]
+        return {
+            "num_heads": max(max(b.heads, b.cross_heads or 0) for b in blocks),
+            "intermediate_dim": max(b.ffn for b in blocks),
+            "key_value_dim": blocks[0].head_dim,
+        }
+
+    def weights(self, model: Any) -> list[Weight]:
+        # The bias belongs to the stack, whichever block is its first.
+        found = []
+        for weight in super().weights(model):
+            if weight.name.endswith("self_attention.embeddings"):
+                kind = weight.name.split(".")[0]
+                weight = weight._replace(name=f"backbone.{kind}_position_bias")
+            found.append(weight)
+        return found
+
+    def extra_block_axes(self, block: Block) -> dict[int, Axes]:
+        attention = block.attention.layer
+        if not attention.use_relative_attention_bias:
+            return {}
+        return {id(attention.relative_attention_bias): (None, Axis(HEADS, block.attention.place))}
+
+    def backbone_weights(self, backbone: Any) -> Iterator[tuple[str, Any, Axes]]:
+        for name, variable in walk(backbone.token_embedding, "token_embedding."):
+            yield name, variable, embedding_axes(variable.name)
+        for kind in ("encoder", "decoder"):
+            for name, variable in walk(getattr(backbone, f"{kind}_layer_norm"), f"{kind}_layer_norm."):
+                yield name, variable, width_axes(variable)
+
+    def width_changed(self, old: Any, new: Any) -> None:
+        """A tied head divides by sqrt(width): the decoder's last norm makes up for the new width."""
+        if new.tie_embedding_weights:
+            ratio = math.sqrt(new.hidden_dim / old.hidden_dim)
+            for variable in new.decoder_layer_norm.weights:
+                variable.assign(np.asarray(variable) * ratio)
+
+
+ADAPTER = T5Adapter()
+
+
+@register
+class ShrunkT5Backbone(ShrunkBackbone, T5Backbone):
+    """A `T5Backbone` with its own sizes in every block."""
+
+    adapter = ADAPTER
+
+
+@register
+class ShrunkT5Seq2SeqLM(ShrunkSeq2SeqLM, T5Seq2SeqLM):
+    """A `T5Seq2SeqLM` on a shrunk backbone."""
+
+
+SHRUNK = {T5Backbone: ShrunkT5Backbone}
+TASKS = {T5Seq2SeqLM: ShrunkT5Seq2SeqLM}

@@ -1,0 +1,358 @@
+"""Masks on the weights of a Keras 3 model, renewed by TFMOT's own mask update."""
+
+import contextlib
+import fnmatch
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfvllm.errors import InputError
+from tfvllm.pruning._tfmot import tfmot
+from tfvllm.pruning.prunable import MatrixView, Prunable
+
+ATTRIBUTE = "tfvllm_masks"  # where a model keeps its MaskState, so that checkpoints carry it
+
+
+class KeepMasked(keras.constraints.Constraint):
+    """Weight x mask after every optimiser step: momentum and weight decay cannot revive a masked weight."""
+
+    def __init__(self, mask: Any, then: Any = None):
+        self.mask = mask
+        self.then = then
+
+    def __call__(self, w: Any) -> Any:
+        value = tf.convert_to_tensor(self.then(w) if self.then is not None else w)
+        return value * tf.cast(tf.convert_to_tensor(self.mask), value.dtype)
+
+
+def _pruning_class() -> type:
+    base = tfmot().impl.Pruning
+
+    class Pruning(base):  # type: ignore[misc, valid-type]
+        """TFMOT's `Pruning` with a 2-D view for weights of other ranks, and masks over several weights at once."""
+
+        def __init__(self, views: Mapping[int, MatrixView], scope: str, renew: bool, **kwargs: Any):
+            self._views = views
+            self._scope = scope
+            self._renew = renew
+            super().__init__(**kwargs)
+
+        def _validate_block(self) -> None:  # ours gives every weight two dimensions
+            pass
+
+        def _maybe_update_block_mask(self, weights: Any) -> tuple[Any, Any]:
+            view = self._views[id(weights)]
+            value = tf.convert_to_tensor(weights)
+            convolution = len(view.shape) == 4 and view.permutation == (0, 1, 2, 3)
+            if self._sparsity_m_by_n and not convolution:
+                threshold, mask = super()._maybe_update_block_mask(view.to_matrix(value))
+                mask = view.from_matrix(mask)
+            elif self._sparsity_m_by_n or self._block_size == [1, 1]:
+                threshold, mask = super()._maybe_update_block_mask(value)
+            else:
+                threshold, mask = self._block_mask(view.to_matrix(value))
+                mask = view.from_matrix(mask)
+            return tf.cast(threshold, value.dtype), tf.cast(mask, value.dtype)
+
+        def _block_mask(self, matrix: Any) -> tuple[Any, Any]:
+            """TFMOT's block mask, step by step: its pooling drops axes of size one and then fails on thin weights."""
+            utils = tfmot().utils
+            rows, columns = matrix.shape
+            height, width = self._block_size
+            pooled = utils.factorized_pool(
+                tf.abs(matrix), self._block_size, self._block_pooling_type, self._block_size, "SAME"
+            )
+            threshold, mask = self._update_mask(tf.reshape(pooled, [-(-rows // height), -(-columns // width)]))
+            return threshold, utils.expand_tensor(mask, self._block_size)[:rows, :columns]
+
+        def is_turn(self) -> Any:
+            """Whether masks are renewed at the present step."""
+            turn = self._pruning_schedule(self._step_fn())[0]
+            if self._sparsity_m_by_n:
+                first = tf.equal(self._step_fn(), 1)
+                return tf.logical_or(first, turn) if self._renew else first
+            return turn
+
+        def update_masks(self) -> None:
+            """Renews thresholds and masks from the weights as they are."""
+            if self._scope == "tensor":
+                for weight, mask, threshold in self._pruning_vars:
+                    new_threshold, new_mask = self._maybe_update_block_mask(weight)
+                    threshold.assign(new_threshold)
+                    mask.assign(new_mask)
+                return
+            flat = [tf.reshape(tf.convert_to_tensor(weight), [-1]) for weight, _, _ in self._pruning_vars]
+            new_threshold, joint = self._update_mask(tf.concat([tf.cast(f, tf.float32) for f in flat], 0))
+            parts = tf.split(joint, [int(f.shape[0]) for f in flat])
+            for (_, mask, threshold), part in zip(self._pruning_vars, parts):
+                threshold.assign(tf.cast(new_threshold, threshold.dtype))
+                mask.assign(tf.reshape(tf.cast(part, mask.dtype), mask.shape))
+
+    return Pruning
+
+
+class MaskState(keras.layers.Layer):
+    """Masks, thresholds and the step counter of some weights, as weights of a layer, so that checkpoints carry them.
+
+    Attributes:
+        pruning_vars: (weight, mask, threshold) as tf.Variables.
+        pruning_step: int64 steps taken, -1 before training.
+    """
+
+    def __init__(
+        self,
+        targets: Sequence[Prunable],
+        schedule: Any,
+        *,
+        block_size: Sequence[int] = (1, 1),
+        block_pooling_type: str = "AVG",
+        sparsity_m_by_n: Sequence[int] | None = None,
+        scope: str = "tensor",
+        renew_m_by_n: bool = True,
+        name: str = "pruning_masks",
+    ):
+        super().__init__(name=name, trainable=False, dtype="float32")
+        block_size, sparsity_m_by_n = _check(targets, block_size, block_pooling_type, sparsity_m_by_n, scope)
+        groups = _groups(targets, schedule)
+        self.targets = tuple(target for _, members in groups for target in members)
+        # A plain tuple behind a closure: Keras must not track the weights as this layer's own.
+        self._weight_of = {target.name: (lambda v=target.variable: v) for target in self.targets}
+        self.mask_variables: list[Any] = []
+        self.threshold_variables: list[Any] = []
+        with _strategy_scope(self.targets):
+            for target in self.targets:
+                label = target.name.replace("/", ".")
+                dtype = target.variable.dtype
+                shape = tuple(target.variable.shape)
+                self.mask_variables.append(self._own(f"{label}.mask", shape, "ones", dtype))
+                self.threshold_variables.append(self._own(f"{label}.threshold", (), "zeros", dtype))
+            self.step_variable = self._own("pruning_step", (), keras.initializers.Constant(-1), "int64")
+        self.built = True
+        views = {id(t.variable.value): t.view for t in self.targets}
+        self.pruning_vars = tuple(
+            (t.variable.value, m.value, h.value)
+            for t, m, h in zip(self.targets, self.mask_variables, self.threshold_variables)
+        )
+        self._pruners = []
+        position = 0
+        for group_schedule, members in groups:
+            self._pruners.append(
+                _pruning_class()(
+                    views,
+                    scope,
+                    renew_m_by_n,
+                    training_step_fn=lambda: self.step_variable.value,
+                    pruning_vars=list(self.pruning_vars[position : position + len(members)]),
+                    pruning_schedule=group_schedule,
+                    block_size=block_size,
+                    block_pooling_type=block_pooling_type,
+                    sparsity_m_by_n=sparsity_m_by_n,
+                )
+            )
+            position += len(members)
+        for target, mask in zip(self.targets, self.mask_variables):
+            before = target.variable.constraint
+            if isinstance(before, KeepMasked):
+                raise InputError(f"{target.name} is pruned already. Call tfvllm.strip_pruning(model) first.")
+            target.variable.constraint = KeepMasked(mask, before)
+
+    def _own(self, name: str, shape: tuple[int, ...], initializer: Any, dtype: str) -> Any:
+        variable = self.add_weight(
+            name=name,
+            shape=shape,
+            initializer=initializer,
+            dtype=dtype,
+            trainable=False,
+            autocast=False,
+            aggregation="mean" if dtype != "int64" else "only_first_replica",
+        )
+        variable.tfvllm_pruning_state = True
+        return variable
+
+    @property
+    def pruning_step(self) -> int:
+        return int(self.step_variable.numpy())
+
+    def start(self) -> None:
+        """Sets the step to 0 if training has not begun; a restored state goes on where it stopped."""
+        if self.pruning_step < 0:
+            self.step_variable.assign(0)
+
+    def advance(self, steps: int = 1) -> bool:
+        """Before a training step: counts it, renews the masks if it is their turn, zeroes masked weights.
+
+        Returns:
+            Whether any mask was renewed.
+        """
+        renewed = False
+        with _strategy_scope(self.targets):
+            for _ in range(steps):
+                self.step_variable.assign_add(1)
+                for pruner in self._pruners:
+                    if bool(pruner.is_turn()):
+                        pruner.update_masks()
+                        renewed = True
+        if renewed:
+            self.apply()
+        return renewed
+
+    def update(self) -> None:
+        """Renews all masks now, at the present step's sparsity, and zeroes the weights."""
+        with _strategy_scope(self.targets):
+            for pruner in self._pruners:
+                pruner.update_masks()
+        self.apply()
+
+    def apply(self) -> None:
+        """weight <- weight x mask."""
+        with _strategy_scope(self.targets):
+            for weight, mask, _ in self.pruning_vars:
+                weight.assign(weight * tf.cast(mask, weight.dtype))
+
+    def release(self) -> None:
+        """Masks the weights a last time and lets them go."""
+        self.apply()
+        for target in self.targets:
+            constraint = target.variable.constraint
+            if isinstance(constraint, KeepMasked):
+                target.variable.constraint = constraint.then
+
+    def sparsity(self) -> dict[str, float]:
+        """Share of masked entries by weight name."""
+        return {
+            target.name: 1.0 - float(np.mean(np.asarray(mask, np.float32)))
+            for target, mask in zip(self.targets, self.mask_variables)
+        }
+
+    def call(self, inputs: Any) -> Any:
+        return inputs
+
+
+def _check(
+    targets: Sequence[Prunable], block_size: Any, pooling: str, m_by_n: Any, scope: str
+) -> tuple[tuple[int, int], tuple[int, int] | None]:
+    if not targets:
+        raise InputError("nothing to prune: expected built Dense-like, convolution or Embedding layers.")
+    if pooling not in ("AVG", "MAX"):
+        raise InputError(f"block_pooling_type={pooling!r}: expected 'AVG' or 'MAX'.")
+    if scope not in ("tensor", "global"):
+        raise InputError(f"scope={scope!r}: expected 'tensor' (each weight by itself) or 'global' (all together).")
+    block_size = _two(block_size, "block_size")
+    if min(block_size) < 1:
+        raise InputError(f"block_size={block_size}: expected two integers >= 1.")
+    if m_by_n is not None:
+        m_by_n = _two(m_by_n, "sparsity_m_by_n")
+        zeros, of = m_by_n
+        if not 0 < zeros < of:
+            raise InputError(f"sparsity_m_by_n={m_by_n}: expected (m, n) with 0 < m < n, m zeros in every n.")
+        if block_size != (1, 1):
+            raise InputError("sparsity_m_by_n and block_size exclude each other; leave block_size at (1, 1).")
+        for target in targets:
+            convolution = isinstance(target.layer, keras.layers.Conv2D)
+            inputs = target.view.shape[-2] if convolution else target.view.matrix_shape[0]
+            if inputs % of:
+                raise InputError(
+                    f"sparsity_m_by_n={m_by_n}: {target.name} has {inputs} inputs, expected a multiple of {of}. "
+                    "Leave the layer out with a policy, or choose another n."
+                )
+    if scope == "global" and (m_by_n is not None or block_size != (1, 1)):
+        raise InputError("scope='global' works element by element; expected no block_size and no sparsity_m_by_n.")
+    return block_size, m_by_n
+
+
+def _two(value: Any, name: str) -> tuple[int, int]:
+    try:
+        return tfmot().utils.convert_to_tuple_of_two_int(value, name)
+    except ValueError as error:
+        raise InputError(f"{error} Expected two integers, e.g. (2, 4).") from error
+
+
+def _groups(targets: Sequence[Prunable], schedule: Any) -> list[tuple[Any, list[Prunable]]]:
+    """Weights by schedule. A mapping gives patterns of weight names; the first that matches decides, None is dense."""
+    if not isinstance(schedule, Mapping):
+        if not callable(schedule):
+            raise InputError(
+                f"schedule={schedule!r}: expected one such as tfvllm.schedules.PolynomialDecay(0.0, 0.8, 0, 1000), "
+                "or a mapping from weight-name patterns to schedules."
+            )
+        return [(schedule, list(targets))]
+    groups: dict[str, list[Prunable]] = {pattern: [] for pattern in schedule}
+    for target in targets:
+        pattern = next((p for p in schedule if fnmatch.fnmatch(target.name, p)), None)
+        if pattern is not None:
+            groups[pattern].append(target)
+    idle = [pattern for pattern, members in groups.items() if not members]
+    if idle:
+        names = ", ".join(t.name for t in targets[:4])
+        raise InputError(f"schedule: no weight matches {', '.join(idle)}. Expected patterns of names such as {names}.")
+    found = [(schedule[pattern], members) for pattern, members in groups.items() if schedule[pattern] is not None]
+    if not found:
+        raise InputError("schedule: every pattern maps to None, so nothing would be pruned.")
+    return found
+
+
+@contextlib.contextmanager
+def _strategy_scope(targets: Iterable[Prunable]) -> Iterator[None]:
+    """The scope of the tf.distribute strategy the weights live under, if any."""
+    for target in targets:
+        strategy = getattr(target.variable.value, "distribute_strategy", None)
+        if strategy is not None and tf.distribute.get_strategy() is not strategy and strategy.num_replicas_in_sync > 1:
+            with strategy.scope():
+                yield
+            return
+        break
+    yield
+
+
+def attach(model: Any, state: MaskState) -> None:
+    """Makes `state` a part of `model`, so that its weights are saved and restored with the model's."""
+    if find_own(model) is not None:
+        raise InputError(f"{model.name} is pruned already. Call tfvllm.strip_pruning(model) first.")
+    locked = model._tracker.locked
+    model._tracker.unlock()
+    try:
+        setattr(model, ATTRIBUTE, state)
+    finally:
+        if locked:
+            model._tracker.lock()
+    forget_functions(model)
+
+
+def detach(model: Any) -> None:
+    """Masks the weights a last time and removes the state: an ordinary model again."""
+    state = find_own(model)
+    if state is None:
+        return
+    state.release()
+    locked = model._tracker.locked
+    model._tracker.unlock()
+    try:
+        model._tracker.untrack(state)
+        delattr(model, ATTRIBUTE)
+    finally:
+        if locked:
+            model._tracker.lock()
+    forget_functions(model)
+
+
+def find_own(model: Any) -> MaskState | None:
+    return vars(model).get(ATTRIBUTE)
+
+
+def forget_functions(model: Any) -> None:
+    """Drops the traced training step: it was traced with, or without, the masks."""
+    if hasattr(model, "train_function"):
+        model.train_function = None
+
+
+def find_states(model: Any) -> list[MaskState]:
+    """Every MaskState in `model`, in wrappers, attached to it or to models inside it."""
+    found: dict[int, MaskState] = {}
+    for layer in model._flatten_layers():
+        for candidate in (layer, vars(layer).get(ATTRIBUTE)):
+            if isinstance(candidate, MaskState):
+                found[id(candidate)] = candidate
+    return list(found.values())

@@ -1,0 +1,80 @@
+"""TFMOT's pruning schedules, with the same names, arguments and meaning, and a config that loads again."""
+
+from typing import Any
+
+import keras
+
+from tfvllm.errors import InputError
+from tfvllm.pruning._tfmot import tfmot
+
+_schedule = tfmot().schedule
+PruningSchedule = _schedule.PruningSchedule
+
+
+class _FromConfig:
+    """TFMOT's `get_config` wraps its arguments in {"class_name", "config"} and its `from_config` does not unwrap."""
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Any:
+        return cls(**config.get("config", config))
+
+
+@keras.saving.register_keras_serializable(package="tfvllm")
+class ConstantSparsity(_FromConfig, _schedule.ConstantSparsity):
+    """The same sparsity from `begin_step` to `end_step`, renewed every `frequency` steps (TFMOT's `ConstantSparsity`).
+
+    Args:
+        target_sparsity: share of zeros, in [0, 1).
+        begin_step: first step; steps count from 1 during training.
+        end_step: last step, -1 for no end.
+        frequency: masks are renewed when (step - begin_step) is a multiple of it.
+
+    Raises:
+        InputError: a share outside [0, 1), a schedule that ends before it begins, a frequency below 1.
+    """
+
+    def __init__(self, target_sparsity: float, begin_step: int, end_step: int = -1, frequency: int = 100):
+        try:
+            super().__init__(target_sparsity, begin_step, end_step, frequency)
+        except ValueError as error:
+            raise _explain(error, begin_step, end_step, frequency, target_sparsity) from error
+
+
+@keras.saving.register_keras_serializable(package="tfvllm")
+class PolynomialDecay(_FromConfig, _schedule.PolynomialDecay):
+    """Sparsity from `initial_sparsity` to `final_sparsity`, fast first (TFMOT's `PolynomialDecay`).
+
+    s(t) = final + (initial - final) x (1 - (t - begin) / (end - begin))^power, Zhu and Gupta 2017, arXiv:1710.01878.
+
+    Args:
+        initial_sparsity, final_sparsity: shares of zeros, in [0, 1).
+        begin_step, end_step: first and last step; steps count from 1 during training.
+        power: exponent.
+        frequency: masks are renewed when (step - begin_step) is a multiple of it.
+
+    Raises:
+        InputError: a share outside [0, 1), a schedule that ends before it begins, a frequency below 1.
+    """
+
+    def __init__(
+        self,
+        initial_sparsity: float,
+        final_sparsity: float,
+        begin_step: int,
+        end_step: int,
+        power: float = 3,
+        frequency: int = 100,
+    ):
+        try:
+            super().__init__(initial_sparsity, final_sparsity, begin_step, end_step, power, frequency)
+        except ValueError as error:
+            raise _explain(error, begin_step, end_step, frequency, initial_sparsity, final_sparsity) from error
+        if begin_step == end_step:
+            raise InputError(f"begin_step={begin_step}, end_step={end_step}: expected a decay of at least one step.")
+
+
+def _explain(error: ValueError, begin: int, end: int, frequency: int, *shares: float) -> InputError:
+    given = f"sparsity {', '.join(map(str, shares))}, begin_step={begin}, end_step={end}, frequency={frequency}"
+    return InputError(
+        f"pruning schedule: {error}. Got {given}; expected shares in [0, 1), begin_step <= end_step, frequency >= 1."
+    )

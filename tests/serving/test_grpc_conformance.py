@@ -72,7 +72,9 @@ def test_predict(stub):
     assert tf.make_ndarray(response.outputs["twice"]).tolist() == [8]
 
 
-@pytest.mark.parametrize(("version", "label", "total"), [(1, None, 12.0), (None, "stable", 12.0), (None, "canary", 18.0)])
+@pytest.mark.parametrize(
+    ("version", "label", "total"), [(1, None, 12.0), (None, "stable", 12.0), (None, "canary", 18.0)]
+)
 def test_versions_and_labels(stub, version, label, total):
     response = stub.Predict(predict_request(version=version, label=label, **TWO), timeout=20)
     assert tf.make_ndarray(response.outputs["sum"]).tolist() == [total]
@@ -189,11 +191,21 @@ ERRORS = [
     ("unknown model", lambda: predict_request("none"), "NOT_FOUND", "Latest(none)"),
     ("unknown version", lambda: predict_request(version=9), "NOT_FOUND", "Specific(many, 9)"),
     ("unknown label", lambda: predict_request(label="beta"), "INVALID_ARGUMENT", "version label: beta"),
-    ("unknown signature", lambda: predict_request(signature="x", **TWO), "INVALID_ARGUMENT", "not found in signature def"),
+    (
+        "unknown signature",
+        lambda: predict_request(signature="x", **TWO),
+        "INVALID_ARGUMENT",
+        "not found in signature def",
+    ),
     ("missing input", lambda: predict_request(a=TWO["a"]), "INVALID_ARGUMENT", "Missing but required: {b}"),
     ("extra input", lambda: predict_request(c=TWO["a"], **TWO), "INVALID_ARGUMENT", "Sent extra: {c}"),
     ("wrong dtype", lambda: predict_request(a=TWO["a"], b=np.array([1.0])), "INVALID_ARGUMENT", "expected int32[?]"),
-    ("wrong shape", lambda: predict_request(a=TWO["a"][:, :2], b=TWO["b"]), "INVALID_ARGUMENT", "expected float32[?, 3]"),
+    (
+        "wrong shape",
+        lambda: predict_request(a=TWO["a"][:, :2], b=TWO["b"]),
+        "INVALID_ARGUMENT",
+        "expected float32[?, 3]",
+    ),
     ("values missing", lambda: bad_proto(dims=[3, 2]), "INVALID_ARGUMENT", "expected int32[?]"),
     ("negative size", lambda: bad_proto(dims=[-1]), "INVALID_ARGUMENT", "no full shape"),
     ("no dtype", lambda: bad_proto(dtype=0), "INVALID_ARGUMENT", "invalid dtype"),
@@ -279,8 +291,16 @@ def reload_request(text):
 def test_reload_errors_change_nothing(models, stub, tmp_path):
     for text, code, words in (
         ("", "INVALID_ARGUMENT", "model_config_list"),
-        (f"model_config_list {{ config {{ name: 'x' base_path: '{tmp_path}/no' }} }}", "FAILED_PRECONDITION", "no folder"),
-        (f"model_config_list {{ config {{ name: 'a/b' base_path: '{tmp_path}' }} }}", "INVALID_ARGUMENT", "without / and :"),
+        (
+            f"model_config_list {{ config {{ name: 'x' base_path: '{tmp_path}/no' }} }}",
+            "FAILED_PRECONDITION",
+            "no folder",
+        ),
+        (
+            f"model_config_list {{ config {{ name: 'a/b' base_path: '{tmp_path}' }} }}",
+            "INVALID_ARGUMENT",
+            "without / and :",
+        ),
         (
             f"model_config_list {{ config {{ name: 'x' base_path: '{tmp_path}' model_platform: 'other' }} }}",
             "INVALID_ARGUMENT",

@@ -20,8 +20,18 @@ ANSWERS = [
         {"predictions": [{"sum": 18.0, "twice": 8}, {"sum": 1.5, "twice": -2}]},
     ),
     ("column format", "many", {"inputs": {"a": [[1, 2, 3]], "b": [4]}}, {"outputs": {"sum": [18.0], "twice": [8]}}),
-    ("a version", "many/versions/1", {"inputs": {"a": [[1, 2, 3]], "b": [4]}}, {"outputs": {"sum": [12.0], "twice": [8]}}),
-    ("a label", "many/labels/stable", {"inputs": {"a": [[1, 2, 3]], "b": [4]}}, {"outputs": {"sum": [12.0], "twice": [8]}}),
+    (
+        "a version",
+        "many/versions/1",
+        {"inputs": {"a": [[1, 2, 3]], "b": [4]}},
+        {"outputs": {"sum": [12.0], "twice": [8]}},
+    ),
+    (
+        "a label",
+        "many/labels/stable",
+        {"inputs": {"a": [[1, 2, 3]], "b": [4]}},
+        {"outputs": {"sum": [12.0], "twice": [8]}},
+    ),
     (
         "a label of the newest",
         "many/labels/canary",
@@ -106,7 +116,14 @@ ERRORS = [
     ("cut off", "POST", "/many:predict", b'{"instances": [1, 2', 400, "JSON Parse error"),
     ("not an object", "POST", "/many:predict", b"[1, 2]", 400, "Is not object"),
     ("too deep", "POST", "/many:predict", b'{"instances": ' + b"[" * 50_000, 400, "nested too deeply"),
-    ("deep", "POST", "/many:predict", {"inputs": {"a": json.loads("[" * 40 + "]" * 40), "b": 1}}, 400, "nested too deeply"),
+    (
+        "deep",
+        "POST",
+        "/many:predict",
+        {"inputs": {"a": json.loads("[" * 40 + "]" * 40), "b": 1}},
+        400,
+        "nested too deeply",
+    ),
     ("huge integer", "POST", "/many:predict", b'{"inputs": ' + b"9" * 5000 + b"}", 400, "JSON Parse error"),
     ("no key", "POST", "/many:predict", {"signature_name": "echo"}, 400, "Missing 'inputs' or 'instances' key"),
     ("both keys", "POST", "/many:predict", {"inputs": 1, "instances": [1]}, 400, "expecting only one of"),
@@ -119,14 +136,35 @@ ERRORS = [
     ("objects and values mixed", "POST", "/many:predict", {"instances": [*GOOD["instances"], 3]}, 400, "at item 1"),
     ("column missing", "POST", "/many:predict", {"inputs": {"a": [[1, 2, 3]]}}, 400, "Missing named input: b"),
     ("column unknown", "POST", "/many:predict", {"inputs": {"a": [[1, 2, 3]], "b": [1], "c": 1}}, 400, "Unknown named"),
-    ("string for float", "POST", "/many:predict", {"inputs": {"a": [["1", 2, 3]], "b": [1]}}, 400, "expected type: float32"),
+    (
+        "string for float",
+        "POST",
+        "/many:predict",
+        {"inputs": {"a": [["1", 2, 3]], "b": [1]}},
+        400,
+        "expected type: float32",
+    ),
     ("float for int", "POST", "/many:predict", {"inputs": {"a": [[1, 2, 3]], "b": [1.5]}}, 400, "expected type: int32"),
     ("bool for int", "POST", "/many:predict", {"inputs": {"a": [[1, 2, 3]], "b": [True]}}, 400, "expected type: int32"),
     ("null", "POST", "/many:predict", {"inputs": {"a": [[None, 2, 3]], "b": [1]}}, 400, "Type: Null"),
-    ("int too large", "POST", "/many:predict", {"inputs": {"a": [[1, 2, 3]], "b": [2**31]}}, 400, "does not fit in int32"),
+    (
+        "int too large",
+        "POST",
+        "/many:predict",
+        {"inputs": {"a": [[1, 2, 3]], "b": [2**31]}},
+        400,
+        "does not fit in int32",
+    ),
     ("float too large", "POST", "/many:predict", {"inputs": {"a": [[1e39, 2, 3]], "b": [1]}}, 400, "loss of precision"),
     ("ragged rows", "POST", "/many:predict", {"inputs": {"a": [[1, 2, 3], [1]], "b": [1, 2]}}, 400, "unequal length"),
-    ("mixed levels", "POST", "/many:predict", {"inputs": {"a": [[1, 2, 3], 4], "b": [1, 2]}}, 400, "mixed at one level"),
+    (
+        "mixed levels",
+        "POST",
+        "/many:predict",
+        {"inputs": {"a": [[1, 2, 3], 4], "b": [1, 2]}},
+        400,
+        "mixed at one level",
+    ),
     ("wrong shape", "POST", "/many:predict", {"inputs": {"a": [[1, 2]], "b": [1]}}, 400, "expected float32[?, 3]"),
     ("wrong rank", "POST", "/many:predict", {"inputs": {"a": [1, 2, 3], "b": [1]}}, 400, "expected float32[?, 3]"),
     (
@@ -215,7 +253,9 @@ def test_error(url, method, path, body, status, words):
 
 
 def test_predict_equals_keras(url, classifier):
-    answer = requests.post(f"{url}/text:predict", json={"instances": tiny_models.TEXTS}, timeout=20).json()["predictions"]
+    answer = requests.post(f"{url}/text:predict", json={"instances": tiny_models.TEXTS}, timeout=20).json()[
+        "predictions"
+    ]
     scores = np.array([row["scores"] for row in answer])
     assert [row["classes"] for row in answer] == [["negative", "positive"]] * len(tiny_models.TEXTS)
     np.testing.assert_allclose(scores, tiny_models.keras_scores(classifier, tiny_models.TEXTS), atol=1e-5)
@@ -310,7 +350,10 @@ def test_metrics_have_tf_servings_names(server, url):
     text = _metrics(server)
     assert "no-such-model" not in text
     assert "# TYPE :tensorflow:serving:request_count counter" in text
-    assert ':tensorflow:serving:request_latency_bucket{API="predict",entrypoint="REST",le="10.0",model_name="many"}' in text
+    assert (
+        ':tensorflow:serving:request_latency_bucket{API="predict",entrypoint="REST",le="10.0",model_name="many"}'
+        in text
+    )
 
 
 def _metrics(server) -> str:

@@ -22,7 +22,8 @@ class Authoriser:
         scheme, _, value = header.strip().partition(" ")
         value = value.strip()
         if scheme.lower() == "bearer" and self._token is not None:
-            return hmac.compare_digest(value.encode("utf-8", "surrogateescape"), self._token)
+            # HTTP servers hand headers over as latin-1 whatever the client wrote.
+            return hmac.compare_digest(value.encode("latin-1", "replace"), self._token)
         if scheme.lower() == "basic" and self._basic is not None:
             try:
                 given = base64.b64decode(value, validate=True)

@@ -213,9 +213,16 @@ class Distiller(keras.Model):
         return total
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
-        if y is None:  # no labels: only the distillation losses can be told
+        if y is None:
             return self.get_metrics_result()
         return super().compute_metrics(x, y, y_pred, sample_weight)
+
+    def get_metrics_result(self) -> dict[str, Any]:
+        """As Keras's, without the metrics that have not seen a label yet."""
+        compiled = self._compile_metrics
+        if compiled is None or compiled.built:
+            return super().get_metrics_result()
+        return {metric.name: metric.result() for metric in self.metrics if metric is not compiled}
 
     def _step(self) -> Any:
         return self.optimizer.iterations if getattr(self, "optimizer", None) is not None else 0

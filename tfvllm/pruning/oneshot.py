@@ -1,0 +1,143 @@
+"""Pruning a trained model at once, with a calibration set and without training."""
+
+import fnmatch
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfvllm.errors import InputError
+from tfvllm.models import adapter_for
+from tfvllm.models.base import Block
+from tfvllm.pruning import scores
+from tfvllm.pruning.capture import batches, padding_mask, recorded
+from tfvllm.pruning.prunable import Prunable, PruneKernels, PruningPolicy, prunable_weights
+
+METHODS = ("magnitude", "wanda", "sparsegpt")
+
+
+def sparsify(
+    model: Any,
+    sparsity: float | Mapping[str, float] = 0.5,
+    *,
+    method: str = "sparsegpt",
+    data: Any = None,
+    sparsity_m_by_n: tuple[int, int] | None = None,
+    policy: PruningPolicy | None = None,
+    limit: int = 64,
+) -> dict[str, float]:
+    """Zeroes weights of a trained model, in place.
+
+    For keras-nlp models the products inside the blocks are pruned, block by block from below, each calibrated on
+    what the pruned blocks below it give (as SparseGPT and Wanda do); elsewhere every Dense and EinsumDense at once.
+
+    Args:
+        sparsity: share of zeros; or weight-name patterns with a share each, first match, no match stays dense.
+        method: "magnitude" (each weight by itself, TFMOT's rule), "wanda" (within each output), "sparsegpt" (the rest is
+            adjusted to make up for what goes).
+        data: calibration batches as for `fit`; not needed for "magnitude".
+        sparsity_m_by_n: (m, n) zeros in every n consecutive inputs instead of a share.
+        policy: which layers; default `PruneKernels`.
+        limit: calibration batches used at most.
+
+    Returns:
+        Share of zeros by weight name.
+
+    Raises:
+        InputError: an unknown method, data missing, a share outside [0, 1), an n that does not divide.
+    """
+    if method not in METHODS:
+        raise InputError(f"method={method!r}: expected one of {', '.join(METHODS)}.")
+    if method != "magnitude" and data is None:
+        raise InputError(f"method={method!r} needs calibration data. Pass data=, a few hundred rows are enough.")
+    for share in sparsity.values() if isinstance(sparsity, Mapping) else [sparsity]:
+        if not 0.0 <= share < 1.0:
+            raise InputError(f"sparsity={share}: expected a share in [0, 1).")
+    policy = PruneKernels() if policy is None else policy
+    calibration = [] if method == "magnitude" else [x for x, _, _ in batches(model, data, limit=limit)]
+    done: dict[str, float] = {}
+    for kind, targets in _stages(model, policy):
+        chosen = [(target, _share(target.name, sparsity)) for target in targets]
+        chosen = [(target, share) for target, share in chosen if share is not None]
+        if not chosen:
+            continue
+        inputs = _second_moments(model, [t for t, _ in chosen], calibration, kind) if calibration else {}
+        for target, share in chosen:
+            done[target.name] = _prune(target, share, method, sparsity_m_by_n, inputs.get(id(target.variable)))
+    if not done:
+        raise InputError(
+            "nothing was pruned: expected Dense-like layers" + (" whose names match." if sparsity else ".")
+        )
+    return done
+
+
+def _share(name: str, sparsity: float | Mapping[str, float]) -> float | None:
+    if not isinstance(sparsity, Mapping):
+        return sparsity
+    return next((share for pattern, share in sparsity.items() if fnmatch.fnmatch(name, pattern)), None)
+
+
+def _stages(model: Any, policy: PruningPolicy) -> list[tuple[str, list[Prunable]]]:
+    """Weights to prune together, in the order of the data: two steps a block (attention, feed-forward)."""
+    try:
+        blocks = adapter_for(model).blocks(model)
+    except InputError:
+        dense = keras.layers.Dense | keras.layers.EinsumDense
+        return [("", [t for t in prunable_weights(model, policy) if isinstance(t.layer, dense)])]
+
+    def of(block: Block, projections: Any) -> list[Prunable]:
+        layers = {id(p.layer) for p in projections}
+        return [t for t in prunable_weights(block.layer, policy) if id(t.layer) in layers]
+
+    stages = []
+    for block in blocks:
+        groups = [block.attention.projections, block.feed_forward.projections]
+        if block.cross_attention is not None:
+            groups.insert(1, block.cross_attention.projections)
+        stages += [(block.kind, of(block, group)) for group in groups]
+    return stages
+
+
+def _second_moments(model: Any, targets: list[Prunable], calibration: list[Any], kind: str) -> dict[int, np.ndarray]:
+    """Sum of x x^T, [inputs, inputs], of what each target's layer reads, over real tokens."""
+    moments: dict[int, np.ndarray] = {}
+    by_layer = {id(t.layer): t for t in targets}
+    mask: list[Any] = [None]
+
+    def see(key: Any, inputs: Any, outputs: Any) -> None:
+        target = by_layer[key]
+        size = target.view.matrix_shape[0]
+        value = tf.cast(inputs, tf.float32)
+        flat = tf.reshape(value, [-1, size])
+        if mask[0] is not None and flat.shape[0] == tf.size(mask[0]):
+            flat = tf.boolean_mask(flat, tf.reshape(tf.cast(mask[0], tf.bool), [-1]))
+        moment = np.asarray(tf.matmul(flat, flat, transpose_a=True), np.float64)
+        moments[id(target.variable)] = moments.get(id(target.variable), 0.0) + moment
+
+    with recorded({id(t.layer): t.layer for t in targets}, see):
+        for x in calibration:
+            mask[0] = padding_mask(x, kind) if kind else None
+            model(x, training=False)
+    return moments
+
+
+def _prune(
+    target: Prunable, share: float, method: str, m_by_n: tuple[int, int] | None, moment: np.ndarray | None
+) -> float:
+    value = np.asarray(target.variable, np.float32)
+    matrix = target.view.to_matrix(value)
+    if method == "sparsegpt" and moment is not None:
+        new, mask = scores.sparsegpt(matrix, moment, None if m_by_n else share, m_by_n=m_by_n)
+    else:
+        if method == "wanda" and moment is not None:
+            score = scores.wanda(matrix, np.sqrt(np.diag(moment)))
+        else:
+            score = scores.magnitude(matrix)
+        by = "output" if method == "wanda" else "tensor"
+        kept = scores.m_by_n_mask(score, *m_by_n) if m_by_n else scores.mask_from_scores(score, share, by=by)
+        mask = np.asarray(kept)
+        new = matrix * mask
+    target.variable.assign(target.view.from_matrix(np.ascontiguousarray(new, np.float32)))
+    return 1.0 - float(mask.mean())

@@ -3,7 +3,7 @@
 import numpy as np
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-WORDS = "the film is fine moving bad good not very dull 好 很 坏 . , ! ?".split()
+WORDS = [*"好很坏.,!?", "the", "film", "is", "fine", "moving", "bad", "good", "not", "very", "dull"]
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *LETTERS, *("##" + letter for letter in LETTERS)]
 TEXTS = [
     "the film is fine",
@@ -47,7 +47,7 @@ def bert_classifier(num_classes: int = 2, activation=None, sequence_length: int 
 
 
 def keras_scores(model, texts, softmax: bool = True) -> np.ndarray:
-    """The model's own answer: its preprocessor in a tf.data pipeline (padded to its full length), its logits, softmax."""
+    """The model's own answer: its preprocessor in a tf.data pipeline (padded to full length), logits, softmax."""
     import tensorflow as tf
 
     dataset = tf.data.Dataset.from_tensor_slices(tf.constant(texts)).batch(len(texts)).map(model.preprocessor)

@@ -94,10 +94,10 @@ def test_new_version_rollback_and_no_request_lost(base):
         states = requests.get(f"{server.rest_url}/v1/models/many", timeout=20).json()["model_version_status"]
         wait_for(
             lambda: (
-                "END"
-                == requests.get(f"{server.rest_url}/v1/models/many/versions/3", timeout=20).json()[
-                    "model_version_status"
-                ][0]["state"]
+                requests.get(f"{server.rest_url}/v1/models/many/versions/3", timeout=20).json()["model_version_status"][
+                    0
+                ]["state"]
+                == "END"
             )
         )
     assert [entry["version"] for entry in states][:2] == ["3", "2"]
@@ -255,7 +255,7 @@ def test_token_and_basic_auth(base):
         bearer = {"Authorization": "Bearer s3cret-tökén".encode()}
         assert requests.get(url, headers=bearer, timeout=20).status_code == 200
         assert requests.get(url, headers={"Authorization": "Bearer wrong"}, timeout=20).status_code == 401
-        assert requests.get(url, auth=("ann".encode(), "pässword".encode()), timeout=20).status_code == 200
+        assert requests.get(url, auth=(b"ann", "pässword".encode()), timeout=20).status_code == 200
         assert requests.get(url, auth=("ann", "wrong"), timeout=20).status_code == 401
         assert requests.get(url, headers={"Authorization": "Basic ???"}, timeout=20).status_code == 401
         assert requests.get(f"{server.rest_url}/readyz", timeout=20).status_code == 200
@@ -269,7 +269,7 @@ def test_token_and_basic_auth(base):
             with pytest.raises(grpc.RpcError) as caught:
                 stub.Predict(request, timeout=20)
             assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
-            basic = requests.auth._basic_auth_str("ann".encode(), "pässword".encode())
+            basic = requests.auth._basic_auth_str(b"ann", "pässword".encode())
             answer = stub.Predict(request, timeout=20, metadata=[("authorization", basic)])
             assert list(answer.outputs["sum"].float_val) == [9.0]
 

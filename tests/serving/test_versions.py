@@ -25,7 +25,7 @@ def test_publish_counts_up_and_keeps_what_is_there(saved, tmp_path):
     assert sorted(versions.find(base)) == [1, 2, 10]
     with pytest.raises(InputError, match="has had a version 2 already"):
         versions.publish(saved, base, 2)
-    with pytest.raises(InputError, match="no saved_model.pb"):
+    with pytest.raises(InputError, match=r"no saved_model\.pb"):
         versions.publish(tmp_path / "nothing", base)
     with pytest.raises(InputError, match="is a SavedModel itself"):
         versions.publish(saved, saved)

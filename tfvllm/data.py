@@ -325,7 +325,7 @@ class _Writer:
         return words + self.rng.choice([" .", " .", " !", ""]), value
 
 
-def synthetic_reviews(count: int, seed: int, *, margin: float = 0.3) -> list[tuple[str, int]]:
+def synthetic_reviews(count: int, seed: int, *, margin: float = 0.5) -> list[tuple[str, int]]:
     """Writes `count` different synthetic reviews with compositional sentiment, the same ones for the same `seed`.
 
     Negation, intensifiers, contrast (`but`, `although`, `even though`), unmet hopes, feigned blame and mixed clauses

@@ -77,6 +77,9 @@ def latency(model, others, as_json, out, shapes, signature, repeats, warmup):
 
     String inputs get sentences of everyday words, one token each in common vocabularies.
     """
+    from tfvllm.quietly import import_tensorflow
+
+    import_tensorflow(without_keras=True)
     from tfvllm.bench import models as bench
 
     loaded = {name: bench.ServedModel(path, signature) for name, path in _names(model, others).items()}
@@ -106,6 +109,9 @@ def latency(model, others, as_json, out, shapes, signature, repeats, warmup):
 @click.option("--repeats", type=click.IntRange(1), default=5, show_default=True)
 def throughput(model, others, as_json, out, file, batch, limit, repeats):
     """Sentences per second of DIR, and of the others, in batches; real sentences with --file, else synthetic ones."""
+    from tfvllm.quietly import import_tensorflow
+
+    import_tensorflow(without_keras=True)
     from tfvllm.bench import models as bench
 
     texts = _texts(file, limit)

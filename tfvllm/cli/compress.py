@@ -28,6 +28,11 @@ def command(recipe, out, data, overrides, resume, overwrite, as_json):
     checked = read_recipe(recipe, data=data, overrides=overrides)
     out = out or Path("runs") / checked.name
 
+    from tfvllm.quietly import import_tensorflow, no_stderr
+
+    import_tensorflow()
+    with no_stderr():
+        import keras_nlp  # noqa: F401
     from tfvllm import compress
     from tfvllm.compress.console import Console
 

@@ -66,12 +66,14 @@ def run(
             if recipe.simplify:
                 last = products[next(reversed(products))]
                 simplified = products["simplified"] = product.simplify(recipe, workspace, road, last)
-            final = products[next(reversed(products))]
-            product.publish(workspace, products["teacher (Keras export)"].directory / product.MODEL, "teacher")
-            product.publish(workspace, final.directory / product.MODEL, product.MODEL)
         if recipe.benchmark:
             measured = product.benchmark(recipe, workspace, road, list(products.items()))
         content = report.build(recipe, workspace, stages, products, measured)
+        if products:
+            names = {"teacher": next(iter(products)), product.MODEL: next(reversed(products))}
+            for folder, name in names.items():
+                step = report.manifest_step(content, name)
+                product.publish(workspace, products[name].directory / product.MODEL, folder, step)
         report.write(workspace, content, simplified)
         return content
 

@@ -51,18 +51,17 @@ def simplify(recipe: Recipe, workspace: Workspace, road: Road, exported: Done) -
     """Rewrites the exported graph and proves that it computes the same."""
     block = recipe.simplify
     assert block is not None
-    train = road.text.train
 
     def build(directory: Path, work: Path) -> dict[str, Any]:
         from tfvllm.graph.simplify import simplify_saved_model
 
-        calibration = train.texts[:256] if block.precision == "int8" else None
         report = simplify_saved_model(
             exported.directory / MODEL,
             directory / MODEL,
             target=block.target,
             precision=block.precision,
-            **({"calibration": calibration} if calibration else {}),
+            calibration=_samples(road.text.train.texts),
+            progress=lambda message: workspace.console.line(f"  {message}"),
         )
         for which in ("before", "after"):
             (directory / f"{which}.mmd").write_text(report.mermaid(which), encoding="utf-8")
@@ -78,11 +77,31 @@ def simplify(recipe: Recipe, workspace: Workspace, road: Road, exported: Done) -
 
 
 def figures(directory: Path) -> dict[str, Any]:
-    """What the graph alone tells: nodes and FLOPs of one sentence of 32 tokens."""
-    from tfvllm.graph.simplify import inspect_saved_model
+    """What the graph alone tells: nodes, and FLOPs for one sentence of 32 tokens (as far as sizes can be known)."""
+    from tfvllm.graph import convert, cost
 
-    seen = inspect_saved_model(directory)
-    return {name: seen[name] for name in ("nodes", "flops") if name in seen}
+    graph = convert.load(directory, "serving_default").signatures["serving_default"].graph
+    counted = cost.count(graph, cost.example_sizes(graph, batch=1, length=32))
+    return {name: counted[name] for name in ("nodes", "flops", "parameters")}
+
+
+def _samples(texts: Sequence[str]) -> list[dict[str, Any]]:
+    """Real sentences to verify (and calibrate) both signatures on: whole batches, and single short and long ones."""
+    ordered = sorted(texts, key=len)
+    batches = [list(texts[:16]), list(texts[16:32]), [ordered[0]], [ordered[-1]], ["", ordered[len(ordered) // 2]]]
+    samples: list[dict[str, Any]] = []
+    for batch in filter(None, batches):
+        examples = [
+            tf.train.Example(
+                features=tf.train.Features(
+                    feature={"text": tf.train.Feature(bytes_list=tf.train.BytesList(value=[text.encode()]))}
+                )
+            ).SerializeToString()
+            for text in batch
+        ]
+        samples.append({"text": np.asarray([text.encode() for text in batch], object)})
+        samples.append({"inputs": np.asarray(examples, object)})
+    return samples
 
 
 def benchmark(recipe: Recipe, workspace: Workspace, road: Road, stages: Sequence[tuple[str, Done]]) -> Done:
@@ -165,9 +184,15 @@ def sentences_of_length(texts: Sequence[str], preprocessor: Any, batch: int, len
     return made
 
 
-def publish(workspace: Workspace, source: Path, name: str) -> Path:
-    """Copies a finished SavedModel to `<out>/<name>/1`, where `tfvllm serve` and TF Serving look for it."""
+def publish(workspace: Workspace, source: Path, name: str, step: dict[str, Any]) -> Path:
+    """Copies a finished SavedModel to `<out>/<name>/1`, where `tfvllm serve` and TF Serving look for it.
+
+    Its manifest gets `step`: which run made it, and how to make it again.
+    """
+    from tfvllm import manifest
+
     target = workspace.out / name / "1"
     with new_directory(target, overwrite=True) as partial:
         shutil.copytree(source, partial, dirs_exist_ok=True)
+        manifest.add_step(partial, step)
     return target

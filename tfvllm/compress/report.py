@@ -13,8 +13,8 @@ from tfvllm.recipe import Recipe
 
 MASKS = (
     "Masks alone do not speed up serving: TensorFlow multiplies masked weights as it multiplies any others, and its "
-    "sparse kernels are slower than the dense ones even at 75 % zeros. They make the model compress better on disk, and mark "
-    "what may go. The speed here comes from fewer layers, from removed structure and from the simplified graph."
+    "sparse kernels are slower than the dense ones even at 75 % zeros. They make the model compress better "
+    "on disk, and mark what may go. The speed here comes from fewer layers, from removed structure and from the simplified graph."
 )
 
 
@@ -77,6 +77,14 @@ def _summary(report: dict[str, Any], teacher: str, final: str) -> dict[str, Any]
             for split, score in report["accuracy"][final].items()
         }
     return summary
+
+
+def manifest_step(report: dict[str, Any], name: str) -> dict[str, Any]:
+    """What the manifest of the SavedModel `name` says about the run that made it."""
+    step = {"step": "compress", "recipe": report["recipe"], "data": report["data"]}
+    if "accuracy" in report:
+        step["accuracy"] = report["accuracy"][name]
+    return {**step, "again": "save recipe as YAML, then: tfvllm compress RECIPE.yaml --data DATA"}
 
 
 def write(workspace: Workspace, report: dict[str, Any], simplified: Done | None) -> None:
@@ -174,7 +182,7 @@ def _sizes(report: dict[str, Any]) -> str:
         ]
         for name, product in report["saved_models"].items()
     ]
-    return f"<h2>SavedModels</h2>{html.table(['SavedModel', 'on disk', 'graph nodes', 'FLOPs'], rows)}"
+    return f"<h2>SavedModels</h2>{html.table(['SavedModel', 'on disk', 'graph nodes', 'FLOPs, 32 tokens'], rows)}"
 
 
 def _accuracy(report: dict[str, Any]) -> str:
@@ -203,8 +211,9 @@ def _latency(report: dict[str, Any]) -> str:
         for name, found in passes["models"].items()
     ]  # fmt: skip
     return (
-        "<h2>Latency</h2><p class='quiet'>Milliseconds for one call with strings in, tokenizer included; the models took "
-        f"turns call by call.</p>{html.table(['(batch, tokens)', 'SavedModel', 'median', 'p95', 'against teacher'], rows)}"
+        "<h2>Latency</h2><p class='quiet'>Milliseconds for one call with strings in, tokenizer included; the models "
+        "took turns call by call.</p>"
+        f"{html.table(['(batch, tokens)', 'SavedModel', 'median', 'p95', 'against teacher'], rows)}"
         f"<h3>Throughput</h3><p class='quiet'>{passes['sentences']} real dev sentences in file order, batches of "
         f"{passes['batch']}, each batch padded to its longest row.</p>"
         f"{html.table(['SavedModel', 'sentences/s', 'against teacher'], busy)}"

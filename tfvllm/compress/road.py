@@ -18,9 +18,8 @@ from tfvllm.compress.steps import Done, Workspace
 from tfvllm.compress.vocabulary import learn_vocabulary
 from tfvllm.errors import InputError
 from tfvllm.files import digest, new_directory, write_text
-from tfvllm.recipe import Distill, Recipe
+from tfvllm.recipe import Distill, Prune, Recipe
 
-_TRAINING = ("epochs", "batch_size", "learning_rate", "warmup", "weight_decay")
 _OBJECTIVE = ("temperature", "logits", "task", "hidden", "augment")
 
 
@@ -197,14 +196,7 @@ class Road:
             if prune:
                 from tfvllm.schedules import PolynomialDecay
 
-                steps = self._steps(block)
-                schedule = PolynomialDecay(
-                    prune.initial,
-                    prune.sparsity,
-                    round(prune.begin * steps),
-                    max(round(prune.begin * steps) + 1, round(prune.end * steps)),
-                    frequency=prune.frequency,
-                )
+                schedule = PolynomialDecay(prune.initial, prune.sparsity, **_when(prune, self._steps(block)))
                 callbacks = [_pruning(model, schedule)]
                 best_from = math.ceil(prune.end * block.epochs)
             trained = self._distill(model, block, block, work, "distil", callbacks, best_from)
@@ -277,7 +269,8 @@ class Road:
                     if prune:
                         from tfvllm.schedules import ConstantSparsity
 
-                        callbacks = [_pruning(model, ConstantSparsity(prune.sparsity, 0, frequency=prune.frequency))]
+                        often = min(prune.frequency, max(1, self._steps(block) // 4))
+                        callbacks = [_pruning(model, ConstantSparsity(prune.sparsity, 0, frequency=often))]
                     told |= self._distill(model, objective, block, work, "recover", callbacks)
             if block.vocabulary is not None:
                 model = pruning.shrink(
@@ -361,6 +354,18 @@ def describe_scores(result: dict[str, Any]) -> str:
 
 def _cross_entropy() -> keras.losses.Loss:
     return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def _when(prune: Prune, steps: int) -> dict[str, int]:
+    """Shares of a training of `steps` steps as a schedule's steps.
+
+    Masks are renewed every `frequency` steps from `begin_step`, so the last step has to be one of those: else the
+    sparsity asked for would not quite be reached.
+    """
+    begin = round(prune.begin * steps)
+    room = max(1, round(prune.end * steps) - begin)
+    frequency = min(prune.frequency, max(1, room // 8))
+    return {"begin_step": begin, "end_step": begin + room // frequency * frequency, "frequency": frequency}
 
 
 def _pruning(model: keras.Model, schedule: Any) -> keras.callbacks.Callback:

@@ -5,6 +5,8 @@ from typing import Any
 
 _PUBLIC = {
     "Distiller": "tfvllm.distillation.distiller",
+    "TeacherCache": "tfvllm.distillation.cache",
+    "write_teacher_cache": "tfvllm.distillation.cache",
     "student_from": "tfvllm.distillation.student",
     "spread": "tfvllm.distillation.layer_map",
     "layer_pairs": "tfvllm.distillation.layer_map",

@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from tfvllm.distillation import inputs as batch_inputs
+from tfvllm.distillation.cache import TeacherCache, without_entries
 from tfvllm.distillation.chunks import SMALL
 from tfvllm.distillation.losses import DistillationLoss, ForwardKL
 from tfvllm.distillation.losses.base import check_classes
@@ -35,8 +36,8 @@ class Distiller(keras.Model):
     and is frozen (`teacher.trainable` is set to False).
 
     Args:
-        teacher: the trained model; or several, as `{name: model}` or a list. None in a Distiller that only predicts and
-            evaluates.
+        teacher: the trained model, or a `tfvllm.distillation.TeacherCache` of its outputs; or several, as
+            `{name: model}` or a list. None in a Distiller that only predicts and evaluates.
         student: the model to train. Shares no variable with the teacher.
         losses: `{name: loss}` of `tfvllm.losses`. Each is reported as the metric `<name>_loss`. The default is
             `{"logits": ForwardKL(temperature=2.0)}`.
@@ -97,16 +98,32 @@ class Distiller(keras.Model):
             raise InputError(f"teacher_weights names {unknown}, but the teachers are {sorted(teachers)}.")
         plans = {}
         for name, model in teachers.items():
+            if isinstance(model, TeacherCache):
+                plans[name] = self._plan_for_cache(model)
+                continue
             if not isinstance(model, keras.Model):
-                raise InputError(f"the teacher must be a keras.Model, found {type(model).__name__}.")
+                raise InputError(f"the teacher must be a keras.Model or a TeacherCache, found {type(model).__name__}.")
             _check_pair(model, self.student)
             plans[name] = {key: pairs_of(loss, model, self.student) for key, loss in self.distillation_losses.items()}
             self._check_classes(model)
         for name, model in teachers.items():
-            self._make_projections(name, model, plans[name])
-            model.trainable = False
+            if not isinstance(model, TeacherCache):
+                self._make_projections(name, model, plans[name])
+                model.trainable = False
         self._held.teachers, self._held.plans = teachers, plans
         self._held.trunks = {name: found for name, model in teachers.items() if (found := _large_head(model))}
+
+    def _plan_for_cache(self, cache: TeacherCache) -> dict[str, list[Pair]]:
+        shape = getattr(self.student, "output_shape", None)
+        for key, loss in self.distillation_losses.items():
+            if loss.reads != "logits":
+                raise InputError(
+                    f"the loss {key!r} reads the teacher's {loss.reads}, but the teacher is a cache, which holds "
+                    "logits only. Use the teacher itself, or losses on logits."
+                )
+            if isinstance(shape, tuple) and shape:
+                check_classes(loss, (cache.classes,), shape)
+        return {key: [] for key in self.distillation_losses}
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "teacher":  # past Keras, which would take it for a layer of this model
@@ -244,7 +261,9 @@ class Distiller(keras.Model):
         return list(dict.fromkeys(blocks)), list(dict.fromkeys(layers))
 
     def _run(self, model: keras.Model, x: Any, training: bool | None, whose: str) -> Outputs:
-        x = batch_inputs.select(model, x)
+        if isinstance(model, TeacherCache):
+            return Outputs(model.outputs(x))
+        x = batch_inputs.select(model, without_entries(x))
         read, layers = self._reads(whose) or ((), ())
         if whose not in self._held.trunks:
             return run(model, x, read=read, layers=layers, training=training)
@@ -259,8 +278,8 @@ class Distiller(keras.Model):
         """(unreduced values, their mask, their share of the loss): one, or one for each kind of blocks."""
         if loss.reads == "logits":
             values = loss(
-                _logits_of(teacher.answer, self._held.teachers[name]),
-                _logits_of(student.answer, self.student),
+                logits_of(teacher.answer, self._held.teachers[name]),
+                logits_of(student.answer, self.student),
                 step=step,
             )
             yield values, self._mask_for(key, values.shape.rank, x, student.answer, "decoder"), 1.0
@@ -281,7 +300,7 @@ class Distiller(keras.Model):
     def _mask_for(self, key: str, rank: int, x: Any, y_pred: Any, kind: str) -> tf.Tensor | None:
         if rank < 2 or self.mask is None:
             return None
-        found = batch_inputs.padding_mask(x, y_pred, self.mask, kind)
+        found = batch_inputs.padding_mask(without_entries(x), y_pred, self.mask, kind)
         if found is None:
             names = sorted(x) if isinstance(x, Mapping) else "a single tensor"
             raise InputError(
@@ -493,7 +512,7 @@ def _check_pair(teacher: keras.Model, student: keras.Model) -> None:
 
 
 def _large_head(model: keras.Model) -> tuple[keras.Model, keras.Layer] | None:
-    shape = getattr(model, "output_shape", None)
+    shape = None if isinstance(model, TeacherCache) else getattr(model, "output_shape", None)
     return split_head(model) if isinstance(shape, tuple) and (shape[-1] or 0) > SMALL else None
 
 
@@ -505,7 +524,7 @@ def _gives_logits(model: keras.Model) -> bool:
     return activation is keras.activations.linear
 
 
-def _logits_of(answer: Any, model: keras.Model) -> tf.Tensor:
+def logits_of(answer: Any, model: keras.Model) -> tf.Tensor:
     """The logits in a model's answer: before a softmax head where there is one."""
     if isinstance(answer, (DeferredLogits, TopLogits)):
         return answer

@@ -26,9 +26,9 @@ from tfvllm.generation.kernels import TARGETS
 from tfvllm.generation.sampling import Controls
 from tfvllm.generation.text import codec_for
 
-_DTYPES = {"float32": tf.float32, "bfloat16": tf.bfloat16}
+PRECISIONS = {"float32": tf.float32, "bfloat16": tf.bfloat16}
 # How far log-probabilities may lie from the Keras model's. bfloat16 keeps 8 bits of each number.
-_TOLERANCE = {"float32": 2e-3, "bfloat16": 0.5}
+TOLERANCE = {"float32": 2e-3, "bfloat16": 0.5}
 
 
 def export_task(
@@ -58,7 +58,7 @@ def export_task(
     `generate` (the same with all controls as optional inputs; also token_ids, lengths, log_probs), `prefill`, `decode`
     (the caller holds the caches), `score`. Without: the same on token_ids and padding_mask int32[batch, prompt].
     """
-    dtype = _DTYPES.get(precision)
+    dtype = PRECISIONS.get(precision)
     if dtype is None:
         raise InputError(f"task 'generate' exports float32 and bfloat16; got precision={precision!r}.")
     target = target or ("onednn" if precision == "bfloat16" else "portable")
@@ -125,16 +125,16 @@ def end_token_ids(tokenizer) -> list[int]:
     return [int(token) for token in ids if token is not None]
 
 
-def _inputs(**specs) -> list[tf.TensorSpec]:
+def inputs_of(**specs) -> list[tf.TensorSpec]:
     return [tf.TensorSpec(shape, dtype, name=name) for name, (shape, dtype) in specs.items()]
 
 
-def _function(input_signature):
+def plain_function(input_signature):
     """tf.function without AutoGraph: the engine says `tf.cond` and `tf.while_loop` itself."""
     return tf.function(input_signature=input_signature, autograph=False)
 
 
-_CONTROLS = {
+CONTROLS = {
     "temperature": ([], tf.float32),
     "top_k": ([], tf.int32),
     "top_p": ([], tf.float32),
@@ -142,46 +142,46 @@ _CONTROLS = {
     "no_repeat_ngram": ([], tf.int32),
     "seed": ([], tf.int32),
 }
-_GREEDY, _ALL, _WHOLE, _NO_PENALTY, _NONE = (
-    np.float32(0.0),
-    np.int32(0),
-    np.float32(1.0),
-    np.float32(1.0),
-    np.int32(0),
-)
+# Greedy, nothing cut, nothing penalised: what a request gets that does not say otherwise.
+NEUTRAL = {
+    "temperature": tf.constant(0.0),
+    "top_k": tf.constant(0),
+    "top_p": tf.constant(1.0),
+    "repetition_penalty": tf.constant(1.0),
+    "no_repeat_ngram": tf.constant(0),
+    "seed": tf.constant(0),
+}
 
 
 def _text_signatures(generator: Generator, max_new_tokens: int) -> dict[str, Any]:
     texts = ([None], tf.string)
     count = tf.constant(max_new_tokens)
 
-    @_function(_inputs(prompts=texts))
+    @plain_function(inputs_of(prompts=texts))
     def serving_default(prompts):
         result = generator.generate_texts(prompts, max_new_tokens)
         return {name: result[name] for name in ("texts", "completions", "finish_reasons")}
 
-    @tf.function(
-        input_signature=_inputs(prompts=texts, max_new_tokens=([], tf.int32), **_CONTROLS, stop_strings=texts)
-    )
+    @plain_function(inputs_of(prompts=texts, max_new_tokens=([], tf.int32), **CONTROLS, stop_strings=texts))
     def generate(
         prompts,
         max_new_tokens=count,
-        temperature=tf.constant(_GREEDY),
-        top_k=tf.constant(_ALL),
-        top_p=tf.constant(_WHOLE),
-        repetition_penalty=tf.constant(_NO_PENALTY),
-        no_repeat_ngram=tf.constant(_NONE),
-        seed=tf.constant(_NONE),
+        temperature=NEUTRAL["temperature"],
+        top_k=NEUTRAL["top_k"],
+        top_p=NEUTRAL["top_p"],
+        repetition_penalty=NEUTRAL["repetition_penalty"],
+        no_repeat_ngram=NEUTRAL["no_repeat_ngram"],
+        seed=NEUTRAL["seed"],
         stop_strings=tf.constant([], tf.string),
     ):
         controls = Controls(temperature, top_k, top_p, repetition_penalty, no_repeat_ngram, seed)
         return generator.generate_texts(prompts, max_new_tokens, controls, stop_strings, log_probs=True)
 
-    @_function(_inputs(prompts=texts, max_new_tokens=([], tf.int32)))
+    @plain_function(inputs_of(prompts=texts, max_new_tokens=([], tf.int32)))
     def prefill(prompts, max_new_tokens=count):
         return generator.prefill(*generator.read_texts(prompts), max_new_tokens)
 
-    @_function(_inputs(texts=texts))
+    @plain_function(inputs_of(texts=texts))
     def score(texts):
         ids, lengths = generator.read_texts(texts, room=0)
         return {"token_ids": ids, **generator.score(ids, lengths)}
@@ -199,24 +199,22 @@ def _id_signatures(generator: Generator, max_new_tokens: int) -> dict[str, Any]:
     ids = ([None, None], tf.int32)
     count = tf.constant(max_new_tokens)
 
-    @_function(_inputs(token_ids=ids, padding_mask=ids, max_new_tokens=([], tf.int32)))
+    @plain_function(inputs_of(token_ids=ids, padding_mask=ids, max_new_tokens=([], tf.int32)))
     def serving_default(token_ids, padding_mask, max_new_tokens):
         result = generator.generate(*generator.read_ids(token_ids, padding_mask), max_new_tokens)
         return {"token_ids": result.token_ids, "lengths": result.lengths}
 
-    @tf.function(
-        input_signature=_inputs(token_ids=ids, padding_mask=ids, max_new_tokens=([], tf.int32), **_CONTROLS)
-    )
+    @plain_function(inputs_of(token_ids=ids, padding_mask=ids, max_new_tokens=([], tf.int32), **CONTROLS))
     def generate(
         token_ids,
         padding_mask,
         max_new_tokens=count,
-        temperature=tf.constant(_GREEDY),
-        top_k=tf.constant(_ALL),
-        top_p=tf.constant(_WHOLE),
-        repetition_penalty=tf.constant(_NO_PENALTY),
-        no_repeat_ngram=tf.constant(_NONE),
-        seed=tf.constant(_NONE),
+        temperature=NEUTRAL["temperature"],
+        top_k=NEUTRAL["top_k"],
+        top_p=NEUTRAL["top_p"],
+        repetition_penalty=NEUTRAL["repetition_penalty"],
+        no_repeat_ngram=NEUTRAL["no_repeat_ngram"],
+        seed=NEUTRAL["seed"],
     ):
         controls = Controls(temperature, top_k, top_p, repetition_penalty, no_repeat_ngram, seed)
         prompt = generator.read_ids(token_ids, padding_mask)
@@ -228,11 +226,11 @@ def _id_signatures(generator: Generator, max_new_tokens: int) -> dict[str, Any]:
             "finish_reasons": finish_reasons(result.reasons),
         }
 
-    @_function(_inputs(token_ids=ids, padding_mask=ids, max_new_tokens=([], tf.int32)))
+    @plain_function(inputs_of(token_ids=ids, padding_mask=ids, max_new_tokens=([], tf.int32)))
     def prefill(token_ids, padding_mask, max_new_tokens=count):
         return generator.prefill(*generator.read_ids(token_ids, padding_mask), max_new_tokens)
 
-    @_function(_inputs(token_ids=ids, padding_mask=ids))
+    @plain_function(inputs_of(token_ids=ids, padding_mask=ids))
     def score(token_ids, padding_mask):
         read_ids, lengths = generator.read_ids(token_ids, padding_mask, room=0)
         return generator.score(read_ids, lengths)
@@ -256,7 +254,7 @@ def _decode(generator: Generator):
         token_ids, positions = inputs.pop("token_ids"), inputs.pop("positions")
         return generator.decode(token_ids, positions, inputs)
 
-    return decode.get_concrete_function(**specs)
+    return decode.get_concreteplain_function(**specs)
 
 
 def _check(model, generator: Generator, precision: str) -> dict[str, Any]:
@@ -278,7 +276,7 @@ def _check(model, generator: Generator, precision: str) -> dict[str, Any]:
         "signature": "score",
         "inputs": inputs,
         "expected": {"log_probs": expected},
-        "atol": _TOLERANCE[precision],
+        "atol": TOLERANCE[precision],
         "rtol": 0.02 if precision == "bfloat16" else 1e-4,
     }
 

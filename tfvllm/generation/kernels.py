@@ -73,16 +73,16 @@ class OneDnn(Portable):
         low = x.dtype == tf.bfloat16
         if bias is None and not low:
             return super().linear(x, kernel, None, activation, residual, transpose)
-        fused, extra = [], []
-        if bias is not None:
-            fused, extra = ["BiasAdd"], [bias]
-            if activation in self._FUSED:
-                fused.append(self._FUSED[activation])
-                activation = "linear"
-        attributes = {"transpose_a": False, "transpose_b": transpose, "fused_ops": fused, "num_args": len(extra)}
+        if bias is None:  # the bfloat16 op must be given one
+            bias = tf.zeros([kernel.shape[0 if transpose else 1]], x.dtype)
+        fused = ["BiasAdd"]
+        if activation in self._FUSED:
+            fused.append(self._FUSED[activation])
+            activation = "linear"
+        attributes = {"transpose_a": False, "transpose_b": transpose, "fused_ops": fused, "num_args": 1}
         if low:
             attributes |= {"is_filter_const": True, "_kernel": "MklNameChangeOp"}
-        y = internal_op("_MklNativeFusedMatMul" if low else "_FusedMatMul", [x, kernel, *extra], attributes)
+        y = internal_op("_MklNativeFusedMatMul" if low else "_FusedMatMul", [x, kernel, bias], attributes)
         y = activate(y, activation)
         return y if residual is None else y + residual
 
@@ -107,7 +107,9 @@ def internal_op(op: str, inputs: list[tf.Tensor], attributes: dict) -> tf.Tensor
     All inputs have one type, which becomes attribute `T`. A name is given, for the default one would begin with `_`.
     """
     tracing = tf.compat.v1.get_default_graph()
-    inputs = [tracing.capture(tf.convert_to_tensor(value)) for value in inputs]  # import_graph_def captures nothing itself
+    inputs = [
+        tracing.capture(tf.convert_to_tensor(value)) for value in inputs
+    ]  # import_graph_def captures nothing itself
     graph = graph_pb2.GraphDef()
     names = [f"x{i}" for i in range(len(inputs))]
     for name, value in zip(names, inputs):

@@ -50,7 +50,9 @@ def codec_for(tokenizer) -> Codec:
     if isinstance(tokenizer, kinds.SentencePieceTokenizer):
         return SentencePiece(tokenizer)
     if type(tokenizer).__name__ == "MistralTekkenTokenizer":
-        raise InputError("MistralTekkenTokenizer has no TensorFlow form; expected a SentencePiece or GPT-2 style tokenizer")
+        raise InputError(
+            "MistralTekkenTokenizer has no TensorFlow form; expected a SentencePiece or GPT-2 style tokenizer"
+        )
     if isinstance(tokenizer, kinds.BytePairTokenizer):
         return BytePair(tokenizer)
     if isinstance(tokenizer, kinds.ByteTokenizer):

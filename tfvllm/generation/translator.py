@@ -1,0 +1,124 @@
+"""A sequence-to-sequence model as the functions that its SavedModel serves: generate, beam, score."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from tfvllm.generation import loop
+from tfvllm.generation.beam import beam_search
+from tfvllm.generation.generator import Generator
+from tfvllm.generation.text import valid_utf8
+
+
+class Translator(Generator):
+    """A `Generator` that reads sources with an encoder.
+
+    Args: those of `Generator`, where `start_ids` is what the decoder starts from, and
+        max_source_length: the most tokens of a source; the rest is cut off.
+        source_start_ids, source_end_ids: tokens put around a source that comes as text.
+    """
+
+    def __init__(self, spec, *, max_source_length=None, source_start_ids=(), source_end_ids=(), **options):
+        super().__init__(spec, **options)
+        table = spec.encoder.position_table
+        limits = [
+            limit for limit in (max_source_length, None if table is None else table.shape[0]) if limit is not None
+        ]
+        self.max_source_length = min(limits) if limits else None
+        self.source_start_ids = tuple(source_start_ids)
+        self.source_end_ids = tuple(source_end_ids)
+
+    @property
+    def room(self) -> int:
+        """The most new tokens of an answer."""
+        return max(self.max_length - len(self.start_ids), 0)
+
+    # Sources and targets ---------------------------------------------------------------------------------------------
+
+    def read_texts(self, texts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """string[batch] -> ids int32[batch, length], padding mask bool[batch, length]."""
+        tokens = self.codec.encode(texts)
+        if self.max_source_length is not None:
+            tokens = tokens[:, : self.max_source_length - len(self.source_start_ids) - len(self.source_end_ids)]
+        return self._padded(self._wrapped(tokens, self.source_start_ids, self.source_end_ids))
+
+    def read_ids(self, token_ids: tf.Tensor, padding_mask: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        ids, lengths = loop.left_aligned(token_ids, tf.not_equal(padding_mask, 0))
+        if self.max_source_length is not None:
+            ids, lengths = ids[:, : self.max_source_length], tf.minimum(lengths, self.max_source_length)
+        return ids, tf.sequence_mask(lengths, tf.shape(ids)[1])
+
+    def read_targets(self, texts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """string[batch] -> ids with start and end tokens, and lengths."""
+        tokens = self.codec.encode(texts)
+        end = self.stop_ids[:1]
+        if self.max_length is not None:
+            tokens = tokens[:, : max(self.max_length - len(self.start_ids) - len(end), 0)]
+        tokens = self._wrapped(tokens, self.start_ids, end)
+        return tokens.to_tensor(self.pad_id), tf.cast(tokens.row_lengths(), tf.int32)
+
+    def read_target_ids(self, token_ids: tf.Tensor, padding_mask: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return loop.left_aligned(token_ids, tf.not_equal(padding_mask, 0))
+
+    def to_texts(self, result: loop.Result) -> tf.Tensor:
+        new = tf.RaggedTensor.from_tensor(result.token_ids, lengths=result.lengths)
+        return valid_utf8(self.codec.decode(new))
+
+    # What is served --------------------------------------------------------------------------------------------------
+
+    def generate(self, ids, padding_mask, max_new_tokens, controls=None, log_probs=False):
+        """Greedy or sampled answers to sources ids int32[batch, length], padding_mask bool of that shape."""
+        return loop.generate(
+            self.network,
+            *self._start(ids),
+            max_new_tokens,
+            controls=controls,
+            stop_ids=self.stop_ids,
+            max_length=self.max_length,
+            context=self._context(ids, padding_mask),
+            log_probs=log_probs,
+            pad_id=self.pad_id,
+        )
+
+    def beam(self, ids, padding_mask, max_new_tokens, beams: int, length_penalty):
+        """Answers by beam search and their scores float32[batch]."""
+        return beam_search(
+            self.network,
+            *self._start(ids),
+            max_new_tokens,
+            beams=beams,
+            length_penalty=length_penalty,
+            stop_ids=self.stop_ids,
+            max_length=self.max_length,
+            context=self._context(ids, padding_mask),
+            pad_id=self.pad_id,
+        )
+
+    def score(self, ids, padding_mask, target_ids, target_lengths):
+        """How probable the model finds given targets (start tokens included) to sources; see `Generator.score`."""
+        return super().score(target_ids, target_lengths, self._context(ids, padding_mask))
+
+    # Parts -----------------------------------------------------------------------------------------------------------
+
+    def _context(self, ids, padding_mask):
+        # An encoder has to see something: an empty batch of columns becomes one padded column.
+        missing = tf.maximum(1 - tf.shape(ids)[1], 0)
+        ids = tf.pad(ids, [[0, 0], [0, missing]], constant_values=self.pad_id)
+        return self.network.encode(ids, tf.pad(padding_mask, [[0, 0], [0, missing]]))
+
+    def _start(self, ids):
+        batch = tf.shape(ids)[0]
+        start = tf.tile(tf.constant([self.start_ids], tf.int32), [batch, 1])
+        return start, tf.fill([batch], len(self.start_ids))
+
+    def _wrapped(self, tokens: tf.RaggedTensor, start, end) -> tf.RaggedTensor:
+        rows = tokens.nrows()
+        parts = [tf.tile(tf.constant([ids], tf.int32), [rows, 1]) for ids in (start, end) if ids]
+        before, after = (parts[:1], parts[1:]) if start else ([], parts)
+        pieces = [*before, tokens, *after]
+        return tf.concat(pieces, axis=1) if len(pieces) > 1 else tokens
+
+    def _padded(self, tokens: tf.RaggedTensor) -> tuple[tf.Tensor, tf.Tensor]:
+        lengths = tf.cast(tokens.row_lengths(), tf.int32)
+        ids = tokens.to_tensor(self.pad_id)
+        return ids, tf.sequence_mask(lengths, tf.shape(ids)[1])

@@ -3,8 +3,8 @@
 Prompts are tokenised, generated from and turned back into text inside one graph. Long and odd requests:
 
 - a prompt too long for `max_length` loses its beginning, so that at least one new token fits; start tokens stay;
-- a prompt without any token (an empty string where the tokenizer has no start token, a row of padding) gets no new tokens
-  and the finish reason "empty"; an empty batch gives empty outputs;
+- a prompt without any token (an empty string where the tokenizer has no start token, a row of padding) gets no new
+  tokens and the finish reason "empty"; an empty batch gives empty outputs;
 - text that is no UTF-8 is read with U+FFFD in place of what is wrong; answers are always valid UTF-8;
 - `max_new_tokens` 0 or less gives no new tokens; `temperature` 0 and `top_p` 0 are greedy; `top_k` 0 means all;
 - a stop string that never comes changes nothing; empty stop strings are ignored.
@@ -155,7 +155,7 @@ NEUTRAL = {
 
 def _text_signatures(generator: Generator, max_new_tokens: int) -> dict[str, Any]:
     texts = ([None], tf.string)
-    count = tf.constant(max_new_tokens)
+    count, no_stops = tf.constant(max_new_tokens), tf.constant([], tf.string)
 
     @plain_function(inputs_of(prompts=texts))
     def serving_default(prompts):
@@ -172,7 +172,7 @@ def _text_signatures(generator: Generator, max_new_tokens: int) -> dict[str, Any
         repetition_penalty=NEUTRAL["repetition_penalty"],
         no_repeat_ngram=NEUTRAL["no_repeat_ngram"],
         seed=NEUTRAL["seed"],
-        stop_strings=tf.constant([], tf.string),
+        stop_strings=no_stops,
     ):
         controls = Controls(temperature, top_k, top_p, repetition_penalty, no_repeat_ngram, seed)
         return generator.generate_texts(prompts, max_new_tokens, controls, stop_strings, log_probs=True)

@@ -1,7 +1,7 @@
-"""`task="translate"`: a sequence-to-sequence model as a SavedModel, source texts (or ids) in, target texts (or ids) out.
+"""`task="translate"`: a sequence-to-sequence model as a SavedModel, source texts (or ids) in, target texts out.
 
-Greedy, sampled, or by beam search. What `tfvllm.export.generate` says about long and odd requests holds here too, but for
-sources: one that is too long for the encoder loses its end, as in keras-nlp's own preprocessor.
+Greedy, sampled, or by beam search. What `tfvllm.export.generate` says about long and odd requests holds here too, but
+for sources: one that is too long for the encoder loses its end, as in keras-nlp's own preprocessor.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ def export_task(
         start_token_ids: what the decoder starts from; default the preprocessor's; required without one.
         stop_token_ids: tokens that end an answer; default the tokenizer's end tokens.
 
-    Signatures with a preprocessor: `serving_default` (texts string[batch] -> translations, finish_reasons), `generate` (the same
-    greedy or sampled, all controls as optional inputs; also token_ids, lengths, log_probs), `beam` (length_penalty and
-    max_new_tokens as optional inputs; also scores), `score` (texts, targets -> log_probs, total, perplexity).
-    Without one: token_ids and padding_mask int32[batch, source] in, token_ids and lengths out.
+    Signatures with a preprocessor: `serving_default` (texts string[batch] -> translations, finish_reasons),
+    `generate` (the same greedy or sampled, all controls as optional inputs; also token_ids, lengths, log_probs), `beam`
+    (length_penalty and max_new_tokens as optional inputs; also scores), `score` (texts, targets -> log_probs, total,
+    perplexity). Without one: token_ids and padding_mask int32[batch, source] in, token_ids and lengths out.
     """
     dtype = PRECISIONS.get(precision)
     if dtype is None:
@@ -138,6 +138,7 @@ def _ids(value) -> tuple[int, ...]:
 def _text_signatures(translator: Translator, beams: int, length_penalty: float) -> dict[str, Any]:
     texts = ([None], tf.string)
     room = translator.room
+    most, usual_penalty = tf.constant(room), tf.constant(length_penalty)
 
     def answer(result, scores=None):
         named = {
@@ -162,7 +163,7 @@ def _text_signatures(translator: Translator, beams: int, length_penalty: float) 
     @plain_function(inputs_of(texts=texts, max_new_tokens=([], tf.int32), **CONTROLS))
     def generate(
         texts,
-        max_new_tokens=tf.constant(room),
+        max_new_tokens=most,
         temperature=NEUTRAL["temperature"],
         top_k=NEUTRAL["top_k"],
         top_p=NEUTRAL["top_p"],
@@ -174,7 +175,7 @@ def _text_signatures(translator: Translator, beams: int, length_penalty: float) 
         return answer(translator.generate(*translator.read_texts(texts), max_new_tokens, controls, log_probs=True))
 
     @plain_function(inputs_of(texts=texts, max_new_tokens=([], tf.int32), length_penalty=([], tf.float32)))
-    def beam(texts, max_new_tokens=tf.constant(room), length_penalty=tf.constant(length_penalty)):
+    def beam(texts, max_new_tokens=most, length_penalty=usual_penalty):
         return answer(*translator.beam(*translator.read_texts(texts), max_new_tokens, beams, length_penalty))
 
     @plain_function(inputs_of(texts=texts, targets=texts))
@@ -187,6 +188,7 @@ def _text_signatures(translator: Translator, beams: int, length_penalty: float) 
 
 def _id_signatures(translator: Translator, beams: int, length_penalty: float) -> dict[str, Any]:
     ids = ([None, None], tf.int32)
+    usual_penalty = tf.constant(length_penalty)
     source_specs = {"token_ids": ids, "padding_mask": ids, "max_new_tokens": ([], tf.int32)}
 
     def answer(result, scores=None):
@@ -222,7 +224,7 @@ def _id_signatures(translator: Translator, beams: int, length_penalty: float) ->
         return {**answer(result), "finish_reasons": finish_reasons(result.reasons)}
 
     @plain_function(inputs_of(**source_specs, length_penalty=([], tf.float32)))
-    def beam(token_ids, padding_mask, max_new_tokens, length_penalty=tf.constant(length_penalty)):
+    def beam(token_ids, padding_mask, max_new_tokens, length_penalty=usual_penalty):
         return answer(
             *translator.beam(*translator.read_ids(token_ids, padding_mask), max_new_tokens, beams, length_penalty)
         )

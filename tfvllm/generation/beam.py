@@ -26,13 +26,14 @@ def beam_search(
     """The best answer of each row, and its score float32[batch].
 
     An answer's score is its log-probability divided by (number of new tokens, end token included) ** `length_penalty`:
-    0 prefers short answers, 1 compares means (the penalty of Wu et al. 2016, section 7, in its plain form). Each step keeps the
-    `beams` best unfinished answers; an answer that ends leaves its place to the next best and joins the `beams` best finished
-    ones. Search ends when no unfinished answer can still win, or at `max_new_tokens`, where the unfinished join in.
+    0 prefers short answers, 1 compares means (the penalty of Wu et al. 2016, section 7, in its plain form). Each
+    step keeps the `beams` best unfinished answers; an answer that ends leaves its place to the next best and joins
+    the `beams` best finished ones. Search ends when no unfinished answer can still win, or at `max_new_tokens`,
+    where the unfinished join in.
 
     Without `stop_ids` and with `length_penalty` 0 this is keras-nlp's `BeamSampler`.
 
-    Args: as `tfvllm.generation.loop.generate`; beams: a Python number; length_penalty: float32[] or a number, at least 0.
+    Args: as `tfvllm.generation.loop.generate`; beams: a Python number; length_penalty: float32[], at least 0.
     """
     penalty = tf.convert_to_tensor(length_penalty, tf.float32)
     limits = [limit for limit in (max_length, network.max_positions) if limit is not None]

@@ -91,7 +91,7 @@ class Generator(tf.Module):
         )
 
     def generate_texts(self, prompts, max_new_tokens, controls=None, stops=None, log_probs=False) -> dict:
-        """string[batch] prompts -> `texts` (prompt and answer), `completions`, `finish_reasons`, and what the loop gives.
+        """string[batch] prompts -> `texts` (prompt and answer), `completions`, `finish_reasons`, the loop's outputs.
 
         stops: string[n] or None. An answer is cut before the first stop string; its token ids still hold it.
         """
@@ -120,7 +120,8 @@ class Generator(tf.Module):
         """Reads prompts and hands the caches to the caller.
 
         Returns `logits` float32[batch, vocabulary] of the next token, `token_ids` int32[batch] (the most probable next
-        one), `positions` int32[batch] (where it will stand), `key_i` and `value_i` [batch, kv_heads, capacity, head_dim].
+        one), `positions` int32[batch] (where it will stand), `key_i` and `value_i`
+        [batch, kv_heads, capacity, head_dim].
         """
         ids, lengths = loop.bucketed(ids, lengths, self.pad_id)
         hidden, keys, values = self.network.prefill(ids, lengths, context)
@@ -155,7 +156,7 @@ class Generator(tf.Module):
     def score(self, ids, lengths, context: Context | None = None) -> dict:
         """How probable the model finds given tokens.
 
-        Returns `log_probs` float32[batch, length] (of each token given those before it; 0 for the first and for padding),
+        Returns `log_probs` float32[batch, length] (each token given those before it; 0 for the first and for padding),
         `lengths` int32[batch], `total` float32[batch] (their sum) and `perplexity` float32[batch]
         (exp of minus the mean; 1 where there is nothing to predict).
         """

@@ -7,6 +7,8 @@ two-dimensional tensors [rows, features].
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import tensorflow as tf
 from tensorflow.core.framework import graph_pb2
 
@@ -62,12 +64,12 @@ class OneDnn(Portable):
     """Fused internal ops.
 
     float32 products stay `_FusedMatMul`: it caches nothing from variables. bfloat16 products are
-    `_MklNativeFusedMatMul` with `is_filter_const`, which keeps the packed weights; in float32 the packing would stick to
-    the first batch size and slow the others.
+    `_MklNativeFusedMatMul` with `is_filter_const`, which keeps the packed weights; in float32 the packing would stick
+    to the first batch size and slow the others.
     """
 
     name = "onednn"
-    _FUSED = {"relu": "Relu", "tanh": "Tanh", "gelu": "GeluExact", "gelu_approximate": "GeluApproximate"}
+    _FUSED: ClassVar = {"relu": "Relu", "tanh": "Tanh", "gelu": "GeluExact", "gelu_approximate": "GeluApproximate"}
 
     def linear(self, x, kernel, bias=None, activation="linear", residual=None, transpose=False):
         low = x.dtype == tf.bfloat16

@@ -1,8 +1,8 @@
 """The generation loop: prefill once, then one step for each new token, each row from its own end.
 
-Two nested loops. The inner one only steps. The outer one runs when a quarter of the rows have finished, or when the caches
-are full: it drops the finished rows (compaction) and widens the caches, so that neither finished rows nor room for tokens
-that never come cost time.
+Two nested loops. The inner one only steps. The outer one runs when a quarter of the rows have finished, or when the
+caches are full: it drops the finished rows (compaction) and widens the caches, so that neither finished rows nor
+room for tokens that never come cost time.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def generate(
         controls: how to choose tokens; None is plain greedy and leaves all else out of the graph.
         stop_ids: tokens that end a row.
         stops: a `tfvllm.generation.stops.StopStrings`, or None.
-        max_length: a row ends when prompt and new tokens together are this long; None: no such limit but the model's own.
+        max_length: a row ends when prompt and new tokens together are this long; None: the model's limit alone.
         context: what `Network.encode` returned.
         log_probs: whether to return log-probabilities.
         pad_id: fills what is beyond a row's length.
@@ -213,7 +213,7 @@ def generate(
 
 
 def bucketed(ids: tf.Tensor, lengths: tf.Tensor, pad_id: int = 0) -> tuple[tf.Tensor, tf.Tensor]:
-    """Cuts or pads ids [batch, length] to the longest row's length, rounded up to `BUCKET`; lengths become at least 1."""
+    """Cuts or pads ids [batch, length] to the longest row's length, rounded up to `BUCKET`; lengths are at least 1."""
     lengths = tf.maximum(lengths, 1)
     longest = tf.reduce_max(tf.concat([lengths, [1]], 0))
     wanted = _round_up(longest)
@@ -222,7 +222,7 @@ def bucketed(ids: tf.Tensor, lengths: tf.Tensor, pad_id: int = 0) -> tuple[tf.Te
 
 
 def left_aligned(ids: tf.Tensor, padding_mask: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Moves each row's tokens to its front, wherever the padding was. -> (ids of the same shape, lengths int32[batch])."""
+    """Moves each row's tokens to its front, wherever the padding was. -> (ids, same shape; lengths int32[batch])."""
     real = tf.cast(padding_mask, tf.bool)
     order = tf.argsort(tf.cast(tf.logical_not(real), tf.int32), axis=-1, stable=True)
     return tf.gather(ids, order, batch_dims=1), tf.reduce_sum(tf.cast(real, tf.int32), axis=-1)

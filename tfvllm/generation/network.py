@@ -1,8 +1,9 @@
 """The forward computation of `tfvllm.generation.spec`: prefill, one decode step, encoder, logits. Stock ops only.
 
 Caches: one flat tensor [batch * kv_heads * capacity, head_dim] for the keys and one for the values of each block. A row
-of the batch owns `kv_heads` stretches of `capacity` positions. `InplaceUpdate` writes one position without copying the rest.
-Its input must therefore be a fresh buffer that nobody else reads: caches come from `Pad`, `GatherV2` or `DeepCopy`.
+of the batch owns `kv_heads` stretches of `capacity` positions. `InplaceUpdate` writes one position without copying the
+rest. Its input must therefore be a fresh buffer that nobody else reads: caches come from `Pad`, `GatherV2` or
+`DeepCopy`.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ class Network(tf.Module):
         self.cache_bytes_per_token = spec.cache_bytes_per_token(self.dtype.size)
         self._head_scale = spec.head_scale
         self._logit_soft_cap = spec.logit_soft_cap
-        # A tied head is held once, as [width, vocabulary]: the product over the whole vocabulary runs in the layout that
-        # is fast for few rows, and the lookup of few columns is cheap.
+        # A tied head is held once, as [width, vocabulary]: the product over the whole vocabulary runs in the layout
+        # that is fast for few rows, and the lookup of few columns is cheap.
         if spec.head is None:
             self._head = self._variable(np.ascontiguousarray(spec.embedding.T), "head")
             self._embedding = None
@@ -126,7 +127,7 @@ class Network(tf.Module):
         return x if block.normalize_first else self._norm(block.feed_forward_norm, x)
 
     def _query_key_value(self, attention: specs.Attention, x, batch, length, positions):
-        """x [batch * length, width], positions int32[length] or [batch, 1] -> three [batch, heads, length, head_dim]."""
+        """x [batch * length, width], positions int32[length] or [batch, 1] -> three [batch, heads, length, dim]."""
         heads, kv_heads = attention.heads, attention.kv_heads
         merged = self._linear(attention.query_key_value, x)
         if isinstance(length, int) and length == 1:  # a step: heads are already where they belong
@@ -149,8 +150,8 @@ class Network(tf.Module):
     def _attend(self, query, key, value, mask, scale: float, soft_cap: float | None = None) -> tf.Tensor:
         """Attention with grouped heads.
 
-        query [batch, heads, queries, head_dim]; key, value [batch, kv_heads, keys, head_dim]; mask float32, broadcast to
-        [batch, heads, queries, keys] and added to the scores -> [batch * queries, heads * head_dim].
+        query [batch, heads, queries, head_dim]; key, value [batch, kv_heads, keys, head_dim]; mask float32, broadcast
+        to [batch, heads, queries, keys] and added to the scores -> [batch * queries, heads * head_dim].
         """
         heads, head_dim, kv_heads = query.shape[1], query.shape[3], key.shape[1]
         batch, queries, keys = tf.shape(query)[0], tf.shape(query)[2], tf.shape(key)[2]
@@ -192,7 +193,7 @@ class Network(tf.Module):
     def _masks(self, stack: specs.Stack, query_positions: tf.Tensor, keys) -> dict[int | None, tf.Tensor]:
         """What is added to the scores of causal attention, for each window that occurs in the stack.
 
-        query_positions int32[queries] -> float32[1, 1 or heads, queries, keys]; int32[batch, 1] -> [batch, .., 1, keys].
+        query_positions int32[queries] -> float32[1, 1 or heads, queries, keys]; int32[batch, 1] -> [batch, .., 1, keys]
         """
         key_positions = tf.range(keys)
         distance = query_positions[..., :, tf.newaxis] - key_positions  # >= 0: the key is not in the future
@@ -221,7 +222,7 @@ class Network(tf.Module):
     # Whole sequences -------------------------------------------------------------------------------------------------
 
     def encode(self, ids: tf.Tensor, padding_mask: tf.Tensor) -> Context:
-        """The encoder, and what each decoder block attends to. ids int32[sources, length], padding_mask bool of that shape."""
+        """The encoder, and what each decoder block attends to. ids int32, padding_mask bool[sources, length]."""
         stack = self._encoder
         batch, length = tf.shape(ids)[0], tf.shape(ids)[1]
         positions = tf.range(length)
@@ -342,7 +343,10 @@ class Network(tf.Module):
 
 @dataclasses.dataclass
 class Context:
-    """What a decoder attends to: for each block keys and values [sources, heads, length, head_dim]; mask float32[sources, 1, 1, length]."""
+    """What a decoder attends to: for each block keys and values [sources, heads, length, head_dim].
+
+    mask: float32[sources, 1, 1, length], added to the scores.
+    """
 
     keys: list[tf.Tensor]
     values: list[tf.Tensor]

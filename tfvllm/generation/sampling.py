@@ -1,7 +1,8 @@
 """From logits to a token: penalties, temperature, top-k, top-p and the draw. Pure functions of tensors, stock ops only.
 
 All take float32[rows, vocabulary] logits. A draw uses one uniform number per row and token (inverse of the cumulative
-distribution), made before generation starts from `seed` alone: the same seed gives the same tokens whatever finishes first.
+distribution), made before generation starts from `seed` alone: the same seed gives the same tokens
+whatever finishes first.
 """
 
 from __future__ import annotations

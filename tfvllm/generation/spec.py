@@ -33,7 +33,7 @@ class Norm:
 
 @dataclasses.dataclass
 class Rotary:
-    """Rotary position embedding of the two halves of a head (Su et al. 2021): angle = position * inverse_frequencies."""
+    """Rotary position embedding of the two halves of a head (Su et al. 2021): angle = position * frequency."""
 
     inverse_frequencies: Array  # float32[head_dim / 2]
     magnitude: float = 1.0  # cos and sin are multiplied by this (YaRN)

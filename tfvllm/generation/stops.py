@@ -10,7 +10,7 @@ class StopStrings:
 
     Args:
         pieces: string[vocabulary], the bytes each token adds to the text.
-        stops: string[n], UTF-8; empty strings are ignored. n may be 0: then nothing is ever found, and nothing is looked for.
+        stops: string[n], UTF-8; empty strings are ignored. n may be 0: then nothing is ever looked for.
     """
 
     def __init__(self, pieces: tf.Tensor, stops: tf.Tensor):

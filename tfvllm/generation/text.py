@@ -19,8 +19,6 @@ class Codec(tf.Module):
     pieces: string[vocabulary], the bytes each token adds to a text; special tokens add none.
     """
 
-    pieces: tf.Tensor
-
     def encode(self, texts: tf.Tensor) -> tf.RaggedTensor:
         """string[batch] -> int32[batch, (tokens)], nothing added at either end."""
         raise NotImplementedError
@@ -34,7 +32,7 @@ class Codec(tf.Module):
         self._pieces = tf.Variable(np.array(pieces, object), trainable=False, dtype=tf.string, name="pieces")
 
     @property
-    def pieces(self) -> tf.Tensor:  # noqa: F811
+    def pieces(self) -> tf.Tensor:
         return self._pieces.read_value()
 
 

@@ -1,4 +1,4 @@
-"""Llama 2 and 3, Mistral, Qwen 2 and Qwen 3: RMSNorm, rotary positions, grouped keys and values, a gated feed-forward."""
+"""Llama 2 and 3, Mistral, Qwen 2 and Qwen 3: RMSNorm, rotary positions, grouped keys and values, gated feed-forward."""
 
 import keras
 import numpy as np

@@ -1,7 +1,6 @@
 """The command line: one short module per command; each parses, calls the API and prints."""
 
 import importlib
-import importlib.abc
 import importlib.util
 import os
 import sys
@@ -53,7 +52,6 @@ def quiet() -> None:
     """Keeps TensorFlow's start-up noise from the user; to be called before TensorFlow is imported."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    sys.meta_path.insert(0, _SilentTensorFlow())
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     import logging
     import warnings
@@ -61,26 +59,6 @@ def quiet() -> None:
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     logging.getLogger("absl").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
-
-
-class _SilentTensorFlow(importlib.abc.MetaPathFinder):
-    """Turns standard error away while TensorFlow is imported: its C++ libraries write there before any level is set."""
-
-    def find_spec(self, name, path=None, target=None):
-        if name != "tensorflow":
-            return None
-        sys.meta_path.remove(self)
-        sys.stderr.flush()
-        kept = os.dup(2)
-        silence = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(silence, 2)
-        try:
-            importlib.import_module("tensorflow")
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            os.close(silence)
-        return sys.modules["tensorflow"].__spec__
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -14,6 +14,9 @@ import click
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
 def command(source, target, signature, diagram, as_json):
     """Show the signatures, ops, parameters, FLOPs and bytes of a SavedModel, and what would be merged or why not."""
+    from tfvllm.quietly import import_tensorflow
+
+    import_tensorflow()
     from tfvllm.files import write_text
     from tfvllm.graph.report import side_by_side
     from tfvllm.graph.simplify import inspect_saved_model

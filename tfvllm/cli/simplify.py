@@ -28,6 +28,9 @@ from tfvllm.errors import InputError
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
 def command(source, destination, html, diagram, as_json, calibration, rules, **options):
     """Rewrite the graph of the SavedModel SRC into DST: the same signatures, verified against the original."""
+    from tfvllm.quietly import import_tensorflow
+
+    import_tensorflow()
     from tfvllm.graph.simplify import simplify_saved_model
 
     say = (lambda line: None) if as_json else (lambda line: click.echo(line, err=True))

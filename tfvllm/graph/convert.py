@@ -72,9 +72,8 @@ def owners_of(trackables: Iterable[Any]) -> dict[int, Any]:
     """Resource handle id -> the trackable that owns it."""
     owners = {}
     for item in trackables:
-        handle = getattr(item, "resource_handle", None)
-        if handle is None:
-            handle = getattr(item, "handle", None)
+        # Tables and tokenizers have a resource_handle. Keras variables have the handle of the tf.Variable inside.
+        handle = item.handle if isinstance(item, tf.Variable) else getattr(item, "resource_handle", None)
         if isinstance(handle, tf.Tensor):
             owners[id(handle)] = item
     return owners

@@ -32,14 +32,17 @@ def example_sizes(graph: Graph, batch: int = 1, length: int = 128) -> dict[str, 
             if isinstance(size, dims.Dim):
                 for symbol in size.symbols():
                     sizes[symbol] = batch if axis == 0 else length
-    # A string model's lengths appear inside the graph, where the tokenizer makes them.
+    # A string model's batch and lengths appear inside the graph, where the tokenizer makes them; a vector of all
+    # tokens (rank 1) tells nothing about which of the two its size is.
     for node in graph.live():
         for value in node.outputs:
-            for size in value.shape or ():
+            if value.shape is None or len(value.shape) < 2:
+                continue
+            for axis, size in enumerate(value.shape):
                 if isinstance(size, dims.Dim):
                     for symbol in size.symbols():
                         if "(" not in symbol:
-                            sizes.setdefault(symbol, length)
+                            sizes.setdefault(symbol, batch if axis == 0 else length)
     return sizes
 
 

@@ -159,6 +159,9 @@ def complete_attrs(op: str, dtypes: list[tf.DType], given: dict[str, Any]) -> di
     if found is None:
         return {k: v if isinstance(v, AttrValue) else _guess_attr(v) for k, v in given.items()}
     kinds = {a.name: a.type for a in found.attr}
+    unknown = [k for k in given if k not in kinds and not k.startswith("_")]
+    if unknown:
+        raise ValueError(f"op {op} has no attribute {unknown[0]!r}; it has {', '.join(sorted(kinds))}")
     attrs = {k: python_to_attr(v, kinds[k]) if k in kinds else _guess_attr(v) for k, v in given.items()}
     position = 0
     for i, arg in enumerate(found.input_arg):

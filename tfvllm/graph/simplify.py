@@ -22,6 +22,7 @@ from tfvllm.graph.rewriter import Rewriter, Rule, Step, select, short
 
 PRECISIONS = ("float32", "bfloat16")
 _MAX_ROLLBACKS = 20
+LOWERED_TOLERANCE = 0.05  # relative to the largest magnitude of an output; --rtol and --atol add to it
 
 
 class Simplified:
@@ -169,15 +170,16 @@ class _Engine:
     """One call's options, and the weights that several signatures share."""
 
     def __init__(self, target: str, precision: str, rules: Any, rtol: float | None, atol: float | None):
-        from tfvllm.rules import pipeline
+        from tfvllm.rules import lowering, pipeline
 
         if precision not in PRECISIONS:
             raise InputError(f"precision: expected one of {', '.join(PRECISIONS)}, found {precision!r}.")
         self.target, self.precision = targets.check(target), precision
-        self.steps: list[Step] = select(pipeline(precision), rules)
+        self.steps: list[Step] = select(pipeline(), rules)
+        self.lowering = lowering(precision)
         self.rtol, self.atol = rtol, atol
         self.shared_weights: dict[Any, tf.Variable] = {}
-        self.described = {r.name: r for s in self.steps for r in s.rules}
+        self.described = {r.name: r for s in [*self.steps, *self.lowering] for r in s.rules}
 
     def rewrite(self, graph: Graph, skip: frozenset = frozenset(), limit: int | None = None) -> Rewriter:
         rewriter = Rewriter(graph.copy(), self.target, skip, limit, shared_weights=self.shared_weights)
@@ -205,13 +207,30 @@ class _Engine:
             section.rolled_back.append(
                 {"rule": guilty.rule, "where": short(guilty.node), "reason": comparison.failures[0]}
             )
-        section.after = cost.count(rewriter.graph)
         section.fired = self._fired(rewriter)
+        if self.lowering:
+            rewriter, comparison = self._lower(rewriter, verifier, name)
+            section.fired.update(self._fired(rewriter))
+        section.after = cost.count(rewriter.graph)
         section.declined = _declined(rewriter)
         section.removed_dead = rewriter.removed_dead
         section.verification = comparison.to_dict()
         section.diagrams["after"] = diagram(rewriter.graph)
         return rewriter.graph, section
+
+    def _lower(self, verified: Rewriter, verifier: verify.Verifier, name: str):
+        """The verified float32 graph in the wanted precision, and how far that is from the original."""
+        lowered = Rewriter(verified.graph.copy(), self.target, shared_weights=self.shared_weights)
+        lowered.run(self.lowering)
+        lowered.declined.update(verified.declined)
+        targets.check_graph(lowered.graph, self.target)
+        comparison = verifier.compare(lowered.graph, LOWERED_TOLERANCE)
+        if not comparison.ok:
+            raise VerificationError(
+                f"signature {name!r}: in {self.precision} it is off by more than {LOWERED_TOLERANCE:.0%} of its largest "
+                f"result ({comparison.failures[0]}). Nothing was written. Allow more with --rtol, or stay with float32."
+            )
+        return lowered, comparison
 
     def _slack(self, rewriter: Rewriter) -> float:
         """What the approximate rules that fired may add, relative: each once, for errors do not all point one way."""

@@ -242,20 +242,23 @@ def generate(graph: Graph, seed: int = 7) -> Iterable[list[Any]]:
             shape = tuple(
                 d if isinstance(d, int) else batch if axis == 0 else length for axis, d in enumerate(value.shape)
             )
-            sample.append(_array(rng, value, shape, bounds[name]))
+            sample.append(_array(rng, graph, value, shape, bounds[name]))
         key = tuple(np.shape(a) for a in sample)
         if key not in made:
             made.add(key)
             yield sample
     if graph.inputs and all(key == k for k in made for key in made):  # nothing varies: other values, same shape
-        yield [_array(rng, v, np.shape(a), bounds[n]) for (n, v), a in zip(graph.inputs.items(), sample)]
+        yield [_array(rng, graph, v, np.shape(a), bounds[n]) for (n, v), a in zip(graph.inputs.items(), sample)]
 
 
-def _array(rng, value: Value, shape: tuple[int, ...], bound: int | None) -> Any:
+def _array(rng, graph: Graph, value: Value, shape: tuple[int, ...], bound: int | None) -> Any:
     dtype = value.dtype
     if dtype == tf.string:
         count = int(np.prod(shape, dtype=np.int64))
         texts = [TEXTS[i % len(TEXTS)].encode() for i in range(count)]
+        parser = next((r for r in graph.readers(value) if r.op == "ParseExampleV2"), None)
+        if parser is not None:
+            texts = [_example(graph, parser, text) for text in texts]
         return np.array(texts, dtype=object).reshape(shape)
     if dtype == tf.bool:
         return _padding(shape).astype(bool)
@@ -268,6 +271,21 @@ def _array(rng, value: Value, shape: tuple[int, ...], bound: int | None) -> Any:
             ids.flat[0], ids.flat[-1] = bound - 1, 0
         return ids.astype(dtype.as_numpy_dtype)
     return rng.standard_normal(shape).astype(dtype.as_numpy_dtype)
+
+
+def _example(graph: Graph, parser: Node, text: bytes) -> bytes:
+    """A serialised tf.Example with every dense feature the parser asks for."""
+    keys = graph.constant(parser.inputs[3])
+    example = tf.train.Example()
+    for key, dtype in zip([] if keys is None else keys.ravel(), parser.attr("Tdense", [])):
+        feature = example.features.feature[key.decode()]
+        if dtype == tf.string:
+            feature.bytes_list.value.append(text)
+        elif dtype.is_floating:
+            feature.float_list.value.append(0.5)
+        else:
+            feature.int64_list.value.append(1)
+    return example.SerializeToString()
 
 
 def _padding(shape: tuple[int, ...]) -> np.ndarray:

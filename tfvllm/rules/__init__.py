@@ -1,6 +1,7 @@
 """The pipelines: named steps in order. The only place where order is decided."""
 
 from tfvllm.graph.rewriter import Rule, Step
+from tfvllm.rules.bfloat16 import CancelCasts, LowerBias, LowerLayerNorm, LowerProducts, SinkCasts
 from tfvllm.rules.collapse_reshapes import CollapseReshapes, CollapseTransposes, TransposeToReshape
 from tfvllm.rules.delete_dead import DeleteDead
 from tfvllm.rules.drop_broadcasts import DropBroadcasts
@@ -20,7 +21,7 @@ from tfvllm.rules.transpose_matmul import FoldTransposeLeft, FoldTransposeRight,
 _registered: list[Rule] = []
 
 
-def pipeline(precision: str = "float32") -> list[Step]:
+def pipeline() -> list[Step]:
     """The steps of `simplify`, in order; rules that users registered come before the fusing steps."""
     clean = (DropIdentities(), FoldConstants(), MergeDuplicates(), DeleteDead())
     return [
@@ -36,6 +37,19 @@ def pipeline(precision: str = "float32") -> list[Step]:
         Step("merge", (MergeParallelMatMuls(),), repeat=False),
         Step("user", tuple(_registered)),
         Step("fuse", (FuseMatMulBias(), FuseGelu(), FuseActivation(), FuseResidual())),
+        Step("weights", (FoldWeights(), *clean)),
+    ]
+
+
+def lowering(precision: str) -> list[Step]:
+    """The steps that lower a simplified float32 graph to another precision; none for float32."""
+    if precision != "bfloat16":
+        return []
+    clean = (DropIdentities(), FoldConstants(), MergeDuplicates(), DeleteDead())
+    return [
+        Step(
+            "bfloat16", (LowerProducts(), LowerBias(), SinkCasts(), CancelCasts(), LowerLayerNorm(), MergeDuplicates())
+        ),
         Step("weights", (FoldWeights(), *clean)),
     ]
 

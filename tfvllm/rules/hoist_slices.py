@@ -1,5 +1,7 @@
 """A slice of a result moves up to where it saves work."""
 
+import tensorflow as tf
+
 from tfvllm.graph import demand
 from tfvllm.graph.demand import FULL, Rows
 from tfvllm.graph.guarantee import Reordered
@@ -81,12 +83,13 @@ class HoistSlices(Pass):
 def _cut(b: Builder, value: Value, axis: int, index: int, keep: bool) -> Value:
     """value[..., index, ...] at `axis`, which stays as an axis of size 1 if `keep`."""
     others = (1 << axis) - 1
-    return b.StridedSlice(
+    row = b.StridedSlice(
         value,
         b.ints(*[0] * axis, index),
         b.ints(*[0] * axis, index + 1),
         b.ints(*[1] * (axis + 1)),
         begin_mask=others,
         end_mask=others,
-        shrink_axis_mask=0 if keep else 1 << axis,
+        shrink_axis_mask=1 << axis,
     )
+    return b.ExpandDims(row, b.const(axis, tf.int32)) if keep else row

@@ -1,0 +1,152 @@
+"""SavedModels and functions to graphs and back; what cannot be read is refused in one line."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.graph.conftest import bert_inputs, run_saved
+from tfvllm.errors import InputError
+from tfvllm.graph import convert
+
+
+def test_round_trip_keeps_numbers_and_signatures(bert_saved, tmp_path):
+    saved = convert.load(bert_saved)
+    graph = saved.signatures["serving_default"].graph
+    graph.check()
+    assert list(graph.inputs) == ["padding_mask", "segment_ids", "token_ids"]
+    assert not any("PartitionedCall" in n.op for n in graph.live())
+    convert.save(saved.signatures, tmp_path / "copy")
+    inputs = bert_inputs()
+    want, got = run_saved(bert_saved, inputs), run_saved(tmp_path / "copy", inputs)
+    np.testing.assert_array_equal(want["output_0"], got["output_0"])
+
+
+def test_weights_stay_in_variables(bert, bert_saved, tmp_path):
+    saved = convert.load(bert_saved, "serving_default")
+    convert.save(saved.signatures, tmp_path / "copy")
+    constants = sum(n.attr("value").nbytes for n in saved.signatures["serving_default"].graph.live() if n.op == "Const")
+    assert constants < 2_000
+    assert (tmp_path / "copy" / "saved_model.pb").stat().st_size < 600_000
+    names = tf.train.list_variables(str(tmp_path / "copy" / "variables" / "variables"))
+    stored = sum(int(np.prod(shape)) for name, shape in names if "VARIABLE_VALUE" in name)
+    assert stored == bert.count_params()
+
+
+def test_symbolic_sizes_are_followed_through_reshapes(bert_saved):
+    graph = convert.load(bert_saved, "serving_default").signatures["serving_default"].graph
+    products = [n for n in graph.live() if n.op == "MatMul" and "feedforward" in n.name]
+    assert len(products) == 4
+    for node in products:
+        rows, _ = node.inputs[0].shape
+        assert len(rows.terms) == 1 and len(rows.terms[0][0]) == 2, "rows are batch times length"
+
+
+def test_tables_loops_and_several_signatures(tmp_path):
+    class Module(tf.Module):
+        def __init__(self):
+            super().__init__()
+            keys = tf.constant(["a", "b"])
+            init = tf.lookup.KeyValueTensorInitializer(keys, tf.constant([1, 2], tf.int64))
+            self.table = tf.lookup.StaticHashTable(init, -1)
+            self.scale = tf.Variable(3.0)
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="words")])
+        def look(self, words):
+            return {"ids": self.table.lookup(words)}
+
+        @tf.function(input_signature=[tf.TensorSpec([], tf.int32, name="n"), tf.TensorSpec([None], name="x")])
+        def loop(self, n, x):
+            for _ in tf.range(n):
+                x = x * self.scale + 1.0
+            return {"y": x}
+
+    module = Module()
+    tf.saved_model.save(module, str(tmp_path / "m"), signatures={"look": module.look, "loop": module.loop})
+    saved = convert.load(tmp_path / "m")
+    assert set(saved.signatures) == {"look", "loop"}
+    convert.save(saved.signatures, tmp_path / "copy")
+    words = {"words": np.array(["b", "zz", "好", ""], object)}
+    np.testing.assert_array_equal(run_saved(tmp_path / "copy", words, "look")["ids"], [2, -1, -1, -1])
+    numbers = {"n": np.int32(3), "x": np.array([1.0, -2.0], np.float32)}
+    np.testing.assert_allclose(run_saved(tmp_path / "copy", numbers, "loop")["y"], [40.0, -41.0])
+
+
+def test_assigned_variables_are_not_frozen(tmp_path):
+    class Counter(tf.Module):
+        def __init__(self):
+            super().__init__()
+            self.count = tf.Variable(0.0)
+            self.weight = tf.Variable([1.0, 2.0])
+
+        @tf.function(input_signature=[tf.TensorSpec([2], name="x")])
+        def step(self, x):
+            self.count.assign_add(1.0)
+            return {"y": x * self.weight + self.count}
+
+    module = Counter()
+    tf.saved_model.save(module, str(tmp_path / "m"), signatures={"step": module.step})
+    saved = convert.load(tmp_path / "m")
+    graph = saved.signatures["step"].graph
+    frozen = {tuple(c.owner.shape): c.frozen for c in graph.captures.values()}
+    assert frozen == {(): False, (2,): True}
+    convert.save(saved.signatures, tmp_path / "copy")
+    function = tf.saved_model.load(str(tmp_path / "copy")).signatures["step"]
+    x = tf.constant([1.0, 1.0])
+    np.testing.assert_allclose(function(x=x)["y"], [2.0, 3.0])
+    np.testing.assert_allclose(function(x=x)["y"], [3.0, 4.0])
+
+
+def test_bad_inputs_get_one_clear_line(bert_saved, tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        convert.load(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"no saved_model\.pb"):
+        convert.load(tmp_path / "empty")
+    base = tmp_path / "base"
+    (base / "2").mkdir(parents=True)
+    with pytest.raises(InputError, match=f"Did you mean {base / '2'}"):
+        convert.load(base)
+    whole = (bert_saved / "saved_model.pb").read_bytes()
+    for name, content in {
+        "truncated": whole[: len(whole) // 2],
+        "corrupt": b"\xff" * 100,
+        "nothing": b"",
+    }.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "saved_model.pb").write_bytes(content)
+        with pytest.raises(InputError) as caught:
+            convert.load(tmp_path / name)
+        assert "\n" not in str(caught.value) and "export the model again" in str(caught.value)
+    proto = convert.read_proto(bert_saved)
+    proto.meta_graphs[0].graph_def.versions.min_consumer = 10**6
+    (tmp_path / "future").mkdir()
+    (tmp_path / "future" / "saved_model.pb").write_bytes(proto.SerializeToString())
+    with pytest.raises(InputError, match="Upgrade TensorFlow"):
+        convert.load(tmp_path / "future")
+    with pytest.raises(InputError, match="found serve, serving_default"):
+        convert.load(bert_saved, "missing")
+
+
+@pytest.mark.parametrize("target", ["portable", "onednn"])
+def test_fresh_process_with_plain_tensorflow(bert_saved, tmp_path, target):
+    import tfvllm
+
+    tfvllm.simplify_saved_model(bert_saved, tmp_path / "fast", target=target)
+    inputs = bert_inputs()
+    np.savez(tmp_path / "inputs.npz", **inputs)
+    code = (
+        "import sys, numpy as np, tensorflow as tf\n"
+        "m = tf.saved_model.load(sys.argv[1]); x = dict(np.load(sys.argv[2]))\n"
+        "y = m.signatures['serving_default'](**{k: tf.constant(v) for k, v in x.items()})['output_0'].numpy()\n"
+        "assert not any(n.split('.')[0] in ('tfvllm', 'keras_nlp', 'keras_hub') for n in sys.modules)\n"
+        "np.save(sys.argv[3], y)\n"
+    )
+    arguments = [str(tmp_path / "fast"), str(tmp_path / "inputs.npz"), str(tmp_path / "y.npy")]
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True, cwd=tmp_path, env=environment)
+    want = run_saved(bert_saved, inputs)["output_0"]
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), want, atol=1e-5)

@@ -47,10 +47,7 @@ def export(
         InputError: the call is wrong, or `path` exists and `overwrite` is False.
         VerificationError: the SavedModel does not compute what the model computes; nothing is written.
     """
-    if task not in TASKS:
-        raise InputError(f"task must be one of {', '.join(TASKS)}; got {task!r}.{_nearest(task, TASKS)}")
-    if precision not in PRECISIONS:
-        raise InputError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}.")
+    check_call(task, precision=precision)
     if check not in (None, "here", "fresh"):
         raise InputError(f'check must be "here", "fresh" or None; got {check!r}.')
     if max_length is not None and (isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 1):
@@ -90,6 +87,14 @@ def export(
 
         kit.write(path)
     return path
+
+
+def check_call(task: str, *, precision: str = "float32") -> None:
+    """Checks what can be checked without a model. Raises InputError that names the nearest valid word."""
+    if task not in TASKS:
+        raise InputError(f"task must be one of {', '.join(TASKS)}; got {task!r}.{_nearest(task, TASKS)}")
+    if precision not in PRECISIONS:
+        raise InputError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}.")
 
 
 def _check_options(export_task, task: str, options: dict) -> None:

@@ -1,0 +1,165 @@
+"""Train, compare, train where student and teacher differ most; stop when it stops paying."""
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfvllm.distillation.cache import TeacherCache
+from tfvllm.distillation.comparison import Comparison, compare
+from tfvllm.distillation.distiller import Distiller
+from tfvllm.errors import InputError
+from tfvllm.files import write_text
+
+
+@dataclass
+class Round:
+    """One round: what the student had seen, and how it then stood on the dev data.
+
+    Attributes:
+        number: from 0 (before any training).
+        dev: student against teacher on the dev data.
+        hard_share: how much more often than at random the hardest tenth of the examples was drawn for this round.
+        seconds: wall time of training and comparing.
+    """
+
+    number: int
+    dev: Comparison
+    hard_share: float
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"round": self.number, **self.dev.to_dict(), "hard_share": self.hard_share, "seconds": self.seconds}
+
+
+@dataclass
+class Rounds:
+    """All rounds, the best one (whose weights the student has), and why it ended."""
+
+    rounds: list[Round] = field(default_factory=list)
+    best: int = 0
+    stopped: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "stopped": self.stopped, "rounds": [r.to_dict() for r in self.rounds]}
+
+
+def iterate(
+    distiller: Distiller,
+    train: tuple[Any, ...],
+    dev: tuple[Any, ...],
+    *,
+    rounds: int = 5,
+    epochs: int = 1,
+    batch_size: int = 32,
+    focus: float = 0.5,
+    min_gain: float = 0.01,
+    patience: int = 1,
+    worst: int = 20,
+    seed: int = 0,
+    callbacks: Sequence[Any] = (),
+    report: str | os.PathLike | None = None,
+    verbose: int = 1,
+) -> Rounds:
+    """Distils in rounds; each trains more on the examples where student and teacher differ most.
+
+    Every round draws as many examples as there are, with replacement: a share `focus` of the draws in proportion to
+    KL(teacher ‖ student) of the example, the others evenly. Before round 1 all examples are drawn once. At the end the
+    student has the weights of the round with the smallest divergence on the dev data.
+
+    Args:
+        distiller: compiled, with one teacher.
+        train: (x,) or (x, y) of raw strings or arrays.
+        dev: (x,) or (x, y), never trained on.
+        rounds: at most.
+        epochs: over the drawn examples, in each round.
+        batch_size: of training and comparing.
+        focus: share in [0, 1]; 0 draws evenly.
+        min_gain: a round pays if it lowers the best divergence on the dev data by this share of it.
+        patience: how many rounds in a row may fail to pay.
+        worst: how many dev examples each round lists.
+        seed: of the draws.
+        callbacks: for every `fit`.
+        report: a JSON file written after every round.
+        verbose: of `fit`.
+    Returns:
+        The rounds, the first being the student before any training.
+    Raises:
+        InputError: several teachers, a cache, or data that are not arrays.
+    """
+    teacher = distiller.teacher
+    if teacher is None or isinstance(teacher, (TeacherCache, Mapping)):
+        raise InputError(
+            "iterate compares the student with one teacher; expected a Distiller with a keras.Model as teacher."
+        )
+    if any(isinstance(part, tf.data.Dataset) for part in (train, dev, *train[:1], *dev[:1])):
+        raise InputError(
+            "iterate draws examples anew in each round; expected (x, y) of arrays or strings, found a dataset."
+        )
+    if not 0.0 <= focus <= 1.0:
+        raise InputError(f"focus must be between 0 and 1, found {focus}.")
+    rng = np.random.default_rng(seed)
+    options = {"batch_size": batch_size, "mask": distiller.mask}
+    started = time.perf_counter()
+    done = Rounds()
+
+    def settle(number: int, hard_share: float) -> Round:
+        found = compare(teacher, distiller.student, *dev[:2], worst=worst, **options)
+        done.rounds.append(Round(number, found, hard_share, time.perf_counter() - started))
+        return done.rounds[-1]
+
+    best = settle(0, 1.0).dev.divergence
+    kept = distiller.get_weights()
+    count = len(next(iter(tf.nest.flatten(train[0])))) if not _is_list(train[0]) else len(train[0])
+    drawn, hard_share, idle = rng.permutation(count), 1.0, 0
+    for number in range(1, rounds + 1):
+        started = time.perf_counter()
+        picked = [_take(part, drawn) for part in train]
+        distiller.fit(*picked[:2], batch_size=batch_size, epochs=epochs, callbacks=list(callbacks), verbose=verbose)
+        now = settle(number, hard_share).dev.divergence
+        pays = now <= best * (1.0 - min_gain)
+        idle = 0 if pays else idle + 1
+        if now < best:
+            best, done.best, kept = now, number, distiller.get_weights()
+        if idle >= patience:
+            done.stopped = f"{idle} rounds in a row lowered the divergence by less than {min_gain:.1%}"
+        elif number == rounds:
+            done.stopped = f"all {rounds} rounds done"
+        if report is not None:
+            write_text(report, json.dumps(done.to_dict(), indent=1, ensure_ascii=False) + "\n")
+        if done.stopped:
+            break
+        found = compare(teacher, distiller.student, train[0], worst=0, **options).divergences
+        chances = _chances(found, focus)
+        drawn = rng.choice(count, count, p=chances)
+        hardest = np.argsort(-found, kind="stable")[: max(1, count // 10)]
+        hard_share = float(chances[hardest].mean() * count)
+    distiller.set_weights(kept)
+    return done
+
+
+def _chances(divergences: np.ndarray, focus: float) -> np.ndarray:
+    """The chance of each example to be drawn, float64 [examples], adding up to 1."""
+    even = np.full(len(divergences), 1.0 / len(divergences))
+    total = float(divergences.astype(np.float64).sum())
+    if total <= 0.0:
+        return even
+    mixed = (1.0 - focus) * even + focus * divergences.astype(np.float64).clip(0.0) / total
+    return mixed / mixed.sum()
+
+
+def _is_list(part: Any) -> bool:
+    return isinstance(part, (list, tuple))
+
+
+def _take(part: Any, at: np.ndarray) -> Any:
+    if isinstance(part, Mapping):
+        return {name: _take(value, at) for name, value in part.items()}
+    if part is None:
+        return None
+    return np.asarray(part, dtype=object if _is_list(part) and part and isinstance(part[0], str) else None)[at]

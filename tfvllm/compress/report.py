@@ -14,7 +14,8 @@ from tfvllm.recipe import Recipe
 MASKS = (
     "Masks alone do not speed up serving: TensorFlow multiplies masked weights as it multiplies any others, and its "
     "sparse kernels are slower than the dense ones even at 75 % zeros. They make the model compress better "
-    "on disk, and mark what may go. The speed here comes from fewer layers, from removed structure and from the simplified graph."
+    "on disk, and mark what may go. The speed here comes from fewer layers, from removed structure and "
+    "from the simplified graph."
 )
 
 
@@ -32,7 +33,7 @@ def build(
     models = [done for done in stages if done.name != "data"]
     report: dict[str, Any] = {
         "name": recipe.name,
-        "recipe": recipe.model_dump(mode="json"),
+        "recipe": _without_folders(recipe.model_dump(mode="json")),
         "data": {key: data.result[key] for key in ("source", "synthetic", "labels", "train", "dev", "test", "notes")},
         "stages": [{"stage": done.name, **done.result} for done in models],
         "saved_models": {
@@ -51,6 +52,14 @@ def build(
     if final is not None and len(products) > 1:
         report["summary"] = _summary(report, next(iter(products)), final)
     return report
+
+
+def _without_folders(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Reports and manifests travel: they name files, not where one machine keeps them."""
+    for block, key in (("data", "path"), ("teacher", "preset"), ("teacher", "model")):
+        if recipe[block][key]:
+            recipe[block][key] = Path(recipe[block][key]).name
+    return recipe
 
 
 def _summary(report: dict[str, Any], teacher: str, final: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,7 @@ class Road:
         block = self.recipe.teacher
         trained = classifiers.plain(model)
         trained.compile(optimizer=self._optimizer(block), loss=_cross_entropy(), jit_compile=False)
-        return self._fit(trained, trained, block, work, "teacher")
+        return self._fit(trained, trained, block, work, "teacher", self.tokens("train"))
 
     # --- student ----------------------------------------------------------------------------------------------------
 
@@ -212,19 +213,35 @@ class Road:
         assert self._teacher is not None
         terms: dict[str, Any] = {"logits": losses.ForwardKL(temperature=objective.temperature)}
         weights = {"logits": objective.logits}
+        change, train = None, self.tokens("train")
         if objective.hidden:
             terms["hidden"] = losses.HiddenStates(layers="uniform")
             weights["hidden"] = objective.hidden
-        distiller = Distiller(
-            self.model_of(self._teacher), model, losses=terms, loss_weights=weights, task_weight=objective.task
-        )
-        distiller.compile(optimizer=self._optimizer(rates), loss=_cross_entropy(), jit_compile=False)
-        change = None
         if objective.augment:
             tokenizer = self.preprocessor.tokenizer
             special = [tokenizer.token_to_id(token) for token in tokenizer.special_tokens]
             change = training.random_words(objective.augment, special, getattr(tokenizer, "mask_token_id", None))
-        return self._fit(distiller, model, rates, work, title, callbacks, change, best_from)
+        if objective.hidden or objective.augment:
+            teacher = self.model_of(self._teacher)
+        else:  # every epoch asks the teacher the same, so it is asked once
+            train = replace(train, extra={"teacher_logits": self._teacher_logits()})
+            teacher = training.recalled_teacher(len(self.text.labels))
+        distiller = Distiller(teacher, model, losses=terms, loss_weights=weights, task_weight=objective.task)
+        distiller.compile(optimizer=self._optimizer(rates), loss=_cross_entropy(), jit_compile=False)
+        return self._fit(distiller, model, rates, work, title, train, callbacks, change, best_from)
+
+    def _teacher_logits(self) -> np.ndarray:
+        """What the teacher says to every training sentence, float32[sentences, classes]."""
+        teacher = self._teacher
+        assert teacher is not None
+
+        def build(directory: Path, work: Path) -> dict[str, Any]:
+            with self.console.progress("teacher's logits", len(self.tokens("train"))) as progress:
+                logits = training.predict_logits(self.model_of(teacher), self.tokens("train"), progress=progress)
+            np.save(directory / "logits.npy", logits)
+            return {}
+
+        return np.load(self.workspace.do("teacher-logits", {}, [teacher], build).directory / "logits.npy")
 
     # --- structure --------------------------------------------------------------------------------------------------
 
@@ -303,6 +320,7 @@ class Road:
         rates: Any,
         work: Path,
         title: str,
+        train: training.Tokens,
         callbacks: Sequence = (),
         change: Callable | None = None,
         best_from: int = 0,
@@ -310,7 +328,7 @@ class Road:
         return training.fit(
             model,
             student,
-            self.tokens("train"),
+            train,
             self.tokens("dev"),
             epochs=rates.epochs,
             batch_size=rates.batch_size,

@@ -4,7 +4,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,15 @@ from tfvllm.files import new_directory
 
 @dataclass(frozen=True)
 class Tokens:
-    """Tokenised sentences: model inputs as arrays `[examples, max_length]`, true lengths and labels `[examples]`."""
+    """Tokenised sentences: model inputs as arrays `[examples, max_length]`, true lengths and labels `[examples]`.
+
+    `extra` holds what else is known of each example, such as the teacher's logits `[examples, classes]`.
+    """
 
     features: dict[str, np.ndarray]
     lengths: np.ndarray
     labels: np.ndarray
+    extra: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -100,17 +104,16 @@ class Batches:
             features = {name: value[rows, :length] for name, value in self.tokens.features.items()}
             if self.change is not None:
                 features = self.change(features, rng)
+            features |= {name: value[rows] for name, value in self.tokens.extra.items()}
             yield features, self.tokens.labels[rows]
 
     def dataset(self) -> tf.data.Dataset:
         """The batches as `(features, labels)` with unknown batch size and length."""
-        signature = (
-            {
-                name: tf.TensorSpec([None, None], tf.as_dtype(value.dtype))
-                for name, value in self.tokens.features.items()
-            },
-            tf.TensorSpec([None], tf.int32),
-        )
+        inputs = {name: tf.TensorSpec([None, None], value.dtype) for name, value in self.tokens.features.items()}
+        extra = {
+            name: tf.TensorSpec([None, *value.shape[1:]], value.dtype) for name, value in self.tokens.extra.items()
+        }
+        signature = ({**inputs, **extra}, tf.TensorSpec([None], tf.int32))
         dataset = tf.data.Dataset.from_generator(lambda: iter(self), output_signature=signature)
         return dataset.apply(tf.data.experimental.assert_cardinality(len(self))).prefetch(2)
 
@@ -162,17 +165,29 @@ def logits_function(model: keras.Model) -> Callable[[dict], tf.Tensor]:
     return tf.function(lambda features: model(features, training=False), input_signature=[spec])
 
 
-def predict_logits(model: keras.Model, tokens: Tokens, *, batch_size: int = 64, function=None) -> np.ndarray:
+def predict_logits(
+    model: keras.Model, tokens: Tokens, *, batch_size: int = 64, function=None, progress: Progress | None = None
+) -> np.ndarray:
     """Logits `[examples, classes]`, in the order of `tokens`."""
     function = function or logits_function(model)
     batches = Batches(tokens, batch_size)
     logits: np.ndarray | None = None
+    done = 0
     for rows, (features, _) in zip(batches.rows(), batches):
         found = function(_typed(features)).numpy()
         if logits is None:
             logits = np.zeros((len(tokens), found.shape[-1]), "float32")
         logits[rows] = found
+        done += len(rows)
+        if progress is not None:
+            progress.at(done)
     return logits
+
+
+def recalled_teacher(classes: int) -> keras.Model:
+    """A teacher that reads its answers from the batch, where `Tokens.extra` put them: it costs nothing to run."""
+    logits = keras.Input((classes,), name="teacher_logits")
+    return keras.Model({"teacher_logits": logits}, keras.layers.Identity()(logits), name="recalled_teacher")
 
 
 def accuracy(model: keras.Model, tokens: Tokens, *, function=None) -> float:
@@ -219,6 +234,8 @@ class EpochState(keras.callbacks.Callback):
         """Reads the kept state back."""
         if not self.epochs_done:
             return
+        if not self.model.optimizer.built:
+            self.model.optimizer.build(self.model.trainable_variables)
         _assign(self.directory / "variables.npz", self.model.variables)
         _assign(self.directory / "optimizer.npz", self.model.optimizer.variables)
         if self.best is not None:

@@ -1,0 +1,158 @@
+"""Reading labelled text, and the maker of synthetic reviews."""
+
+import collections
+
+import pytest
+
+from tfvllm import data
+from tfvllm.errors import InputError
+
+
+def write(path, text, encoding="utf-8"):
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "said"),
+    [
+        ("sentence\tlabel\ngood\t1\nno label here\n", 3, "found 1 cells: 'no label here'"),
+        ("sentence\tlabel\na\tb\tc\n", 2, "found 3 cells: 'a<TAB>b<TAB>c'"),
+        ("sentence\tlabel\ngood\t1\nbad\t \n", 3, "an empty label"),
+        ("sentence\tlabel\n  \t1\n", 2, "an empty sentence"),
+        ("sentence\tlabel\ngood\t1\n\nbad\t0\n", 3, "found 1 cells: ''"),
+        ("good\t1\nbad\t0\n", 1, "expected the header sentence<TAB>label, found 'good<TAB>1'"),
+        ("", 1, "expected the header"),
+    ],
+)
+def test_a_bad_row_is_named_by_file_and_line(tmp_path, content, line, said):
+    path = write(tmp_path / "train.tsv", content)
+    with pytest.raises(InputError) as caught:
+        data.read_tsv(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}, line {line}: ")
+    assert said in message
+    assert "\n" not in message
+
+
+def test_text_that_is_not_utf8_is_named_by_line(tmp_path):
+    path = tmp_path / "train.tsv"
+    path.write_bytes(b"sentence\tlabel\ngood\t1\ncaf\xe9\t1\n")
+    with pytest.raises(InputError, match=r"line 3: expected UTF-8 text, found the byte 0xe9"):
+        data.read_tsv(path)
+
+
+def test_rows_keep_quotes_odd_line_separators_and_windows_line_ends(tmp_path):
+    path = write(tmp_path / "a.tsv", '\ufeffsentence\tlabel\r\nhe said "no\t0\r\na\u0085b\u2028c\t1\r\n很好\t1\r\n')
+    assert data.read_tsv(path) == [('he said "no', "0"), ("a\u0085b\u2028c", "1"), ("很好", "1")]
+
+
+def test_a_folder_is_loaded_with_label_names(tmp_path):
+    write(tmp_path / "train.tsv", "sentence\tlabel\nfine\t10\nbad\t9\nok\t10\n")
+    write(tmp_path / "dev.tsv", "sentence\tlabel\nworse\t9\n")
+    loaded = data.load(tmp_path, names={"9": "negative"})
+    assert loaded.labels == ["negative", "10"]  # 9 before 10: by number, not by letter
+    assert loaded.train.labels == [1, 0, 1]
+    assert loaded.dev.texts == ["worse"]
+    assert loaded.test is None
+    assert loaded.notes == []
+
+
+def test_leaks_from_train_are_said(tmp_path):
+    write(tmp_path / "train.tsv", "sentence\tlabel\nso fine\t1\nbad\t0\n")
+    write(tmp_path / "dev.tsv", "sentence\tlabel\nsofine\t1\nnew\t0\n")
+    assert data.load(tmp_path).notes == ["1 of 2 dev sentences also occur in train: the score flatters"]
+
+
+def test_a_label_that_train_lacks_is_refused(tmp_path):
+    write(tmp_path / "train.tsv", "sentence\tlabel\nfine\t1\nbad\t0\n")
+    dev = write(tmp_path / "dev.tsv", "sentence\tlabel\nfine\t1\nbad\tx\n")
+    with pytest.raises(InputError, match=r"dev.tsv, line 3: expected a label that occurs in train \(0, 1\), found 'x'"):
+        data.load(tmp_path)
+    dev.unlink()
+    with pytest.raises(InputError, match=r"dev.tsv is missing; .* found train.tsv; name it with data.dev"):
+        data.load(tmp_path)
+    with pytest.raises(InputError, match="is missing; expected a folder with train.tsv"):
+        data.load(tmp_path / "nowhere")
+
+
+def test_one_label_is_refused(tmp_path):
+    path = write(tmp_path / "all.tsv", "sentence\tlabel\n" + "".join(f"s{i}\t1\n" for i in range(30)))
+    with pytest.raises(InputError, match="at least two different labels, found only '1'"):
+        data.load(path)
+
+
+def test_one_file_is_split_without_a_sentence_on_two_sides(tmp_path):
+    rows = [(f"sentence {i % 40}", i % 2) for i in range(80)]
+    path = tmp_path / "all.tsv"
+    data.write_tsv(path, rows)
+    first, again, other = data.load(path, seed=3), data.load(path, seed=3), data.load(path, seed=4)
+    sides = [set(split.texts) for split in (first.train, first.dev, first.test)]
+    assert sum(map(len, sides)) == 40
+    assert not (sides[0] & sides[1] or sides[0] & sides[2] or sides[1] & sides[2])
+    assert len(first.train) + len(first.dev) + len(first.test) == 80
+    assert [len(side) for side in sides] == [32, 4, 4]
+    assert first.digest() == again.digest() != other.digest()
+    data.write_tsv(path, rows[:4])
+    with pytest.raises(InputError, match="expected enough different sentences"):
+        data.load(path, dev_share=0.4)
+
+
+def test_the_digest_sees_texts_labels_and_names(tmp_path):
+    digests = set()
+    for sentence, label, names in (("a", 1, {}), ("b", 1, {}), ("a", 0, {}), ("a", 1, {"1": "up"})):
+        data.write_tsv(tmp_path / "train.tsv", [("x", 0), ("y", 1)])
+        data.write_tsv(tmp_path / "dev.tsv", [(sentence, label)])
+        digests.add(data.load(tmp_path, names=names).digest())
+    assert len(digests) == 4
+
+
+def test_synthetic_reviews_are_the_same_on_every_machine():
+    rows = data.synthetic_reviews(200, seed=1)
+    assert rows == data.synthetic_reviews(200, seed=1)
+    assert rows != data.synthetic_reviews(200, seed=2)
+    assert len({text for text, _ in rows}) == 200
+    assert sum(label for _, label in rows) == 100
+    # both labels are spread over the whole list, not gathered at its end
+    assert 15 < sum(label for _, label in rows[-50:]) < 35
+
+
+def test_synthetic_sentiment_needs_composition_not_word_counts():
+    """A bag of words, trained on the same data, must stay far below what the labels' own rule reaches (all)."""
+    rows = data.synthetic_reviews(6000, seed=5)
+    train, held_out = rows[:5000], rows[5000:]
+    weight = collections.Counter()
+    for text, label in train:
+        for word in set(text.split()):
+            weight[word] += 1 if label else -1
+    total = collections.Counter(word for text, _ in train for word in set(text.split()))
+    right = sum(
+        (sum(weight[word] / total[word] for word in set(text.split()) if total[word]) > 0) == bool(label)
+        for text, label in held_out
+    )
+    assert right / len(held_out) < 0.80
+
+
+def test_synthetic_meaning_composes():
+    import random
+
+    writer = data._Writer(random.Random(0))
+    seen = {"negated": 0, "feared": 0, "unmet": 0}
+    for _ in range(300):
+        words, meaning = writer.negated()
+        bad = next((word for word in data._BAD if word in words.split()), None)
+        assert (meaning > 0) == (bad is not None), words
+        seen["negated"] += bad is not None
+        words, meaning = writer.feared()
+        assert meaning > 0 and any(word in words.replace(",", "").split() for word in data._BAD)
+        words, meaning = writer.unmet()
+        assert meaning < 0 and any(word in words.replace(",", "").split() for word in data._GOOD)
+    assert 0 < seen["negated"] < 300
+
+
+def test_the_synthetic_folder_says_that_it_is_synthetic(tmp_path):
+    folder = data.write_synthetic(tmp_path / "made", train=60, dev=20, test=20, seed=3)
+    assert "synthetic" in (folder / "README.md").read_text()
+    loaded = data.load(folder)
+    assert [len(split) for split in (loaded.train, loaded.dev, loaded.test)] == [60, 20, 20]
+    assert loaded.notes == []  # no sentence is in two files

@@ -35,8 +35,8 @@ def sparsify(
 
     Args:
         sparsity: share of zeros; or weight-name patterns with a share each, first match, no match stays dense.
-        method: "magnitude" (each weight by itself, TFMOT's rule), "wanda" (within each output), "sparsegpt" (the rest is
-            adjusted to make up for what goes).
+        method: "magnitude" (each weight by itself, TFMOT's rule), "wanda" (within each output), "sparsegpt" (the rest
+            is adjusted to make up for what goes).
         data: calibration batches as for `fit`; not needed for "magnitude".
         sparsity_m_by_n: (m, n) zeros in every n consecutive inputs instead of a share.
         policy: which layers; default `PruneKernels`.

@@ -486,8 +486,20 @@ def _tile(node: Node) -> tuple | None:
 
 
 def _range(node: Node) -> tuple | None:
-    start, limit, delta = (v.content for v in node.inputs)
+    start, limit, delta = (_whole_number(v) for v in node.inputs)
     return (dims.subtract(limit, start),) if delta == 1 and start is not None and limit is not None else None
+
+
+def _whole_number(value: Value) -> Any:
+    """The content of an integer scalar, also where a cast made it floating: Keras counts positions in float32."""
+    if value.dtype in _INTEGERS:
+        return value.content
+    if value.node.op == "Cast":
+        return value.node.inputs[0].content
+    if value.node.op == "Const":
+        array = value.node.attr("value")
+        return int(array) if array.ndim == 0 and array.dtype.kind == "f" and float(array).is_integer() else None
+    return None
 
 
 def _one_hot(node: Node) -> tuple | None:

@@ -209,6 +209,26 @@ class Graph:
             stack.extend(v.node.inputs)
         return True
 
+    def is_private(self, value: Value, small: int = 1 << 16) -> bool:
+        """Whether a new weight may be made from a static value without keeping the old one beside it.
+
+        So it is where nothing but its one reader uses it or what it is made from, and where it is small (elements).
+        """
+        stack = [value]
+        while stack:
+            v = stack.pop()
+            sizes = v.shape if v.shape is not None else (small + 1,)
+            if all(isinstance(d, int) for d in sizes) and int(np.prod(sizes, dtype=np.int64)) <= small:
+                continue
+            if v.dtype != tf.resource and (len(v.readers) > 1 or self.is_result(v)):
+                return False
+            if v.node.op == "ReadVariableOp":
+                if len(v.node.inputs[0].readers) > 1:
+                    return False
+                continue
+            stack.extend(v.node.inputs)
+        return True
+
     def order(self, roots: Iterable[Node] | None = None) -> list[Node]:
         """Nodes so that each comes after what it reads; only those the roots need, if roots are given."""
         done: dict[Node, None] = {}

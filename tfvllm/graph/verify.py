@@ -206,6 +206,7 @@ def to_float64(graph: Graph) -> Graph:
             cast = wide.add(node.name + "/wide", "Cast", [], {"SrcT": tf.float32, "DstT": tf.float64})
             wide.replace(value, cast.output)
             wide._append_input(cast, value)
+            _delay(wide, cast)
             continue
         if node.name.endswith("/wide"):
             continue
@@ -223,6 +224,17 @@ def to_float64(graph: Graph) -> Graph:
             if value.dtype == tf.float32:
                 value.dtype = tf.float64
     return wide
+
+
+def _delay(graph: Graph, cast: Node) -> None:
+    """Lets a weight be widened only when the other operand of its reader is there.
+
+    Else TensorFlow widens all weights at once, at the start, and holds twice the model beside it.
+    """
+    reader = graph.sole_reader(cast.output)
+    if reader is None:
+        return
+    cast.controls = [v.node for v in reader.inputs if v.node is not cast and not graph.is_static(v)][:1]
 
 
 # ------------------------------------------------------------------------------------------------------ made-up inputs

@@ -1,0 +1,46 @@
+"""Runs the code blocks of a Markdown file, in order, in a copy of the project.
+
+```bash and ```python blocks run; they share one folder, so that what one writes the next can read. Blocks of any other
+kind (```text, ```yaml, ```console) are for reading. A block that fails ends the run with its line number.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+TESTS = 'pip install -e ".[test]" && pytest'  # the test command: CI runs it by itself, at the end
+
+
+def blocks(text: str):
+    """Yields (line, language, code) of every fenced block."""
+    for found in re.finditer(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        yield text[: found.start()].count("\n") + 1, found[1], found[2]
+
+
+def main(path: str, work: str) -> None:
+    source = Path(path).resolve()
+    folder = Path(work) / "readme"
+    ignored = shutil.ignore_patterns(".git", "*.egg-info", "__pycache__", "out", "runs", "build", ".venv")
+    shutil.copytree(source.parent, folder, ignore=ignored)
+    count = 0
+    for line, language, code in blocks(source.read_text(encoding="utf-8")):
+        if language not in ("bash", "python") or code.strip() == TESTS:
+            continue
+        started = time.monotonic()
+        command = ["bash", "-euo", "pipefail", "-c", code] if language == "bash" else [sys.executable, "-c", code]
+        result = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        seconds = time.monotonic() - started
+        count += 1
+        if result.returncode:
+            print(result.stdout[-6000:])
+            sys.exit(f"{path}:{line}: this {language} block failed with exit code {result.returncode}")
+        print(f"{path}:{line}: {language} block passed in {seconds:.0f} s", flush=True)
+    if not count:
+        sys.exit(f"{path}: no code block was found to run")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -234,7 +234,8 @@ def _delay(graph: Graph, cast: Node) -> None:
     reader = graph.sole_reader(cast.output)
     if reader is None:
         return
-    cast.controls = [v.node for v in reader.inputs if v.node is not cast and not graph.is_static(v)][:1]
+    others = (v.node for v in reader.inputs if v.node is not cast and not graph.is_static(v))
+    cast.controls = [n for n in others if n.op != "Placeholder"][:1]  # arguments are there from the start
 
 
 # ------------------------------------------------------------------------------------------------------ made-up inputs

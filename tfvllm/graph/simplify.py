@@ -227,8 +227,8 @@ class _Engine:
         comparison = verifier.compare(lowered.graph, LOWERED_TOLERANCE)
         if not comparison.ok:
             raise VerificationError(
-                f"signature {name!r}: {self.precision} is off by more than {LOWERED_TOLERANCE:.0%} of the "
-                f"largest result ({comparison.failures[0]}). Nothing was written. Allow more with --rtol, or stay with float32."
+                f"signature {name!r}: {self.precision} is off by more than {LOWERED_TOLERANCE:.0%} of the result "
+                f"({comparison.failures[0]}). Nothing was written. Allow more with --rtol, or stay with float32."
             )
         return lowered, comparison
 

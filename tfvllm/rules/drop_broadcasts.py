@@ -1,7 +1,7 @@
 """An operand that is broadcast by hand, though the op would do it."""
 
 from tfvllm.graph.guarantee import Exact
-from tfvllm.graph.pattern import op
+from tfvllm.graph.pattern import either, op
 from tfvllm.graph.rewriter import Declined, Rule
 
 _BINARY = ("AddV2", "Sub", "Mul", "RealDiv", "Maximum", "Minimum", "SquaredDifference")
@@ -13,7 +13,8 @@ class DropBroadcasts(Rule):
     guarantee = Exact()
 
     def pattern(self, x, p, s):
-        return op.any_of(*_BINARY)(x, op.BroadcastTo(p, s, name="wide"), name="out")
+        wide = op.BroadcastTo(p, s, name="wide")
+        return either(op.any_of(*_BINARY)(x, wide, name="out"), op.any_of("Sub", "RealDiv")(wide, x, name="out"))
 
     def replacement(self, b, m):
         if m.x.shape is None or m.x.shape != m.wide.shape:

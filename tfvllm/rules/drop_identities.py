@@ -18,6 +18,9 @@ class DropIdentities(Pass):
         graph = rewriter.graph
         changed = False
         for node in graph.order():
+            if node.op == "IdentityN":
+                changed |= self._pass_through(rewriter, node)
+                continue
             if not node.outputs or not (node.output.readers or graph.is_result(node.output)):
                 continue
             same = self._same(graph, node)
@@ -28,6 +31,17 @@ class DropIdentities(Pass):
             self.removed(rewriter, node)
             changed = True
         return changed
+
+    def _pass_through(self, rewriter, node: Node) -> bool:
+        """IdentityN, which custom gradients leave behind: each output is its input."""
+        graph = rewriter.graph
+        if not any(v.readers or graph.is_result(v) for v in node.outputs) or not rewriter.allowed(self, node):
+            return False
+        rewriter.fire(self, node, [node])
+        for value, same in zip(node.outputs, node.inputs):
+            graph.replace(value, same)
+        self.removed(rewriter, node)
+        return True
 
     @staticmethod
     def _same(graph: Graph, node: Node) -> Value | None:

@@ -33,6 +33,8 @@ class EinsumToMatMul(Rule):
             transpose_b = False
         elif list(second) == free_w + contracted:
             transpose_b = True
+        elif b.graph.is_static(m.w):
+            transpose_b = False
         else:
             raise Declined(f"{equation}: the contracted axes of the second operand are not together")
         if m.x.shape is None or m.w.shape is None:
@@ -43,6 +45,9 @@ class EinsumToMatMul(Rule):
             raise Declined("the size of the second operand is unknown")
         rows = dims.product([d for a, d in zip(first, m.x.shape) if a in free_x])
         x = b.reshape(m.x, (rows, k))
-        w = b.reshape(m.w, (n, k) if transpose_b else (k, n))
+        kernel = m.w
+        if list(second) not in (contracted + free_w, free_w + contracted):  # [heads, k, head_dim]: transposed once, now
+            kernel = b.Transpose(kernel, b.ints(*(second.index(a) for a in contracted + free_w)))
+        w = b.reshape(kernel, (n, k) if transpose_b else (k, n))
         y = b.MatMul(x, w, transpose_b=transpose_b)
         return b.reshape(y, (*(m.x.shape[: len(free_x)]), *(size[a] for a in free_w)), like=[m.x])

@@ -19,6 +19,8 @@ class FoldScale(Rule):
     def condition(self, graph, m):
         if not graph.is_static(m.w) or (m.get("bias") is not None and not graph.is_static(m.bias)):
             raise Declined("the weights are computed at run time")
+        if not graph.is_private(m.w):
+            raise Declined("others read the weight too, which would have to be stored twice")
         if graph.constant(m.c).size != 1:
             raise Declined("the factor is not one number")
         inner = [m.product] if m.get("biased") is None else [m.product, m.biased]

@@ -1,6 +1,6 @@
 """A product, its bias, its activation and its residual in one kernel (oneDNN)."""
 
-from tfvllm.graph.guarantee import Approximate, Exact
+from tfvllm.graph.guarantee import Approximate, Reordered
 from tfvllm.graph.pattern import add, either, op
 from tfvllm.graph.rewriter import Declined, Rule, Skip
 
@@ -10,7 +10,7 @@ _ACTIVATIONS = {"Relu": "Relu", "Relu6": "Relu6", "Elu": "Elu", "Tanh": "Tanh", 
 class FuseMatMulBias(Rule):
     """x @ w + b -> _FusedMatMul[BiasAdd](x, w, b)."""
 
-    guarantee = Exact()
+    guarantee = Reordered()  # the fused kernel may sum in another order than the plain one
     targets = ("onednn",)
     emits = ("_FusedMatMul",)
 
@@ -92,6 +92,15 @@ class FuseGelu(Rule):
         inner = op.Mul(add(y, op.Mul(cube, 0.044715)), 0.7978845608)
         erf = op.Erf(either(op.Mul(y, 0.7071067812), op.RealDiv(y, 1.4142135624)), name="erf")
         gate = add(either(op.Tanh(inner, name="tanh"), erf), 1.0)
+        # Keras 3 writes 1 + erf(y/√2) as erfc(-y/√2).
+        negative = op.Neg(y)
+        down = either(
+            op.Mul(y, -0.7071067812),
+            op.Mul(negative, 0.7071067812),
+            op.Neg(op.Mul(y, 0.7071067812)),
+            op.RealDiv(negative, 1.4142135624),
+        )
+        gate = either(gate, op.Erfc(down, name="erf"))
         half = op.Mul(y, 0.5)
         return either(op.Mul(half, gate), op.Mul(y, op.Mul(gate, 0.5)), op.Mul(op.Mul(y, gate), 0.5))
 
@@ -105,7 +114,7 @@ class FuseGelu(Rule):
 class FuseResidual(Rule):
     """(x @ w + b) + r -> _FusedMatMul[BiasAdd, Add](x, w, b, r)."""
 
-    guarantee = Exact()
+    guarantee = Reordered()
     targets = ("onednn",)
     emits = ("_FusedMatMul",)
 

@@ -39,6 +39,8 @@ class FuseLayerNorm(Rule):
     def condition(self, graph, m):
         if m.x.rank is None:
             raise Declined("the rank is unknown")
+        if m.x.dtype.name not in ("float32", "bfloat16"):
+            raise Declined(f"no fused kernel for {m.x.dtype.name}")
         for axes in (m.axes, m.axes_2):
             content = axes.content if isinstance(axes.content, tuple) else (axes.content,)
             if content not in ((-1,), (m.x.rank - 1,)):

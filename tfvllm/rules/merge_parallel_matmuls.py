@@ -31,6 +31,8 @@ class MergeParallelMatMuls(Pass):
             width = node.output.shape[-1] if node.output.shape else None
             if not graph.is_static(node.inputs[1]):
                 rewriter.decline(self, node, f"the second operand of {short(node.name)} is not a weight")
+            elif not graph.is_private(node.inputs[1]):
+                rewriter.decline(self, node, "others read its weight too, which would have to be stored twice")
             elif not isinstance(width, int):
                 rewriter.decline(self, node, "the width of the product is unknown")
             else:

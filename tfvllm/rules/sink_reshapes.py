@@ -2,12 +2,12 @@
 
 from tfvllm.graph import dims
 from tfvllm.graph.guarantee import Exact
-from tfvllm.graph.pattern import op
+from tfvllm.graph.pattern import either, op
 from tfvllm.graph.rewriter import Declined, Rule
 
 _UNARY = (
     *("Relu", "Relu6", "Elu", "Selu", "LeakyRelu", "Tanh", "Sigmoid", "Erf", "Exp", "Log", "Sqrt", "Rsqrt", "Square"),
-    *("Neg", "Abs", "Softplus", "Softsign", "Cast"),
+    *("Neg", "Abs", "Softplus", "Softsign", "Cast", "Erfc", "Sin", "Cos", "Log1p", "Expm1", "Reciprocal", "Sign"),
 )
 _BINARY = ("AddV2", "Add", "Sub", "Mul", "RealDiv", "Maximum", "Minimum", "Pow", "SquaredDifference")
 
@@ -31,7 +31,11 @@ class SinkReshapeBias(Rule):
     guarantee = Exact()
 
     def pattern(self, y, s, bias):
-        return op.any_of("BiasAdd", *_BINARY)(op.Reshape(y, s, name="reshaped"), bias, name="out")
+        reshaped = op.Reshape(y, s, name="reshaped")
+        return either(
+            op.any_of("BiasAdd", *_BINARY)(reshaped, bias, name="out"),
+            op.any_of("Sub", "RealDiv", "Pow")(bias, reshaped, name="out"),
+        )
 
     def replacement(self, b, m):
         out, y, bias = m.node("out"), m.y, m.bias

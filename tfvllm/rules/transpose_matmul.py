@@ -26,6 +26,8 @@ class FoldTransposeLeft(Rule):
         perm = m.p.content
         if perm is None:
             raise Declined("the permutation is computed at run time")
+        if m.x.dtype.is_complex:
+            raise Declined("the flags of a complex product conjugate too")
         if perm[-2] < perm[-1]:
             raise Declined("the transpose keeps the order of its last two axes")
         node = m.node("product")
@@ -55,6 +57,8 @@ class TransposedProduct(Rule):
 
     def replacement(self, b, m):
         perm, node = m.p.content, m.node("product")
+        if m.x.dtype.is_complex:
+            raise Declined("the flags of a complex product conjugate too")
         if perm is None or tuple(perm) != _swap_last(tuple(range(len(perm)))):
             raise Declined("it does more than swap the last two axes")
         if b.graph.sole_reader(m.product) is None:

@@ -1,0 +1,66 @@
+import tensorflow as tf
+
+from tests.rules.checks import check, f32, weight
+
+RULE = "HoistSlices"
+
+
+def test_only_the_demanded_row_is_multiplied():
+    w, b = weight(8, 8), weight(8)
+
+    def f(x):
+        y = tf.reshape(tf.reshape(x, [-1, 8]) @ w, tf.shape(x))
+        return tf.nn.gelu(tf.nn.bias_add(y, b))[:, 2, :]
+
+    c = check(f, [f32(None, None, 8)], RULE, 1, samples=[[_rows(2, 3)], [_rows(4, 9)]], generated=False)
+    (product,) = c.ops("MatMul")
+    assert product.inputs[0].shape[0] == c.graph.inputs["x"].shape[0]  # one row in each sequence
+
+
+def _rows(batch, length):
+    return tf.random.stateless_normal([batch, length, 8], [batch, length]).numpy()
+
+
+def test_through_residuals_norms_and_attention():
+    q, k, v, o = (weight(8, 8, seed=s) for s in range(4))
+
+    def heads(x, w):
+        y = tf.reshape(tf.reshape(x, [-1, 8]) @ w, [tf.shape(x)[0], tf.shape(x)[1], 2, 4])
+        return tf.transpose(y, [0, 2, 1, 3])
+
+    def f(x):
+        scores = tf.matmul(heads(x, q), heads(x, k), transpose_b=True)
+        mixed = tf.transpose(tf.matmul(tf.nn.softmax(scores), heads(x, v)), [0, 2, 1, 3])
+        y = tf.reshape(tf.reshape(mixed, [-1, 8]) @ o, tf.shape(x)) + x
+        mean, variance = tf.nn.moments(y, -1, keepdims=True)
+        return ((y - mean) * tf.math.rsqrt(variance + 1e-6))[:, 0]
+
+    c = check(f, [f32(None, None, 8)], RULE, 1)
+    sizes = [p.inputs[0].shape[0] for p in c.ops("MatMul")]
+    batch = c.graph.inputs["x"].shape[0]
+    assert sizes.count(batch) == 2  # the query and the output; key and value need every row
+
+
+def test_what_is_read_whole_stays_whole():
+    w = weight(8, 8)
+
+    def f(x):
+        y = tf.reshape(tf.reshape(x, [-1, 8]) @ w, tf.shape(x))
+        return y[:, 0], tf.reduce_max(y, 1)
+
+    check(f, [f32(None, None, 8)], RULE, 0, special=False)
+
+
+def test_a_slice_that_saves_no_product_stays():
+    check(lambda x: tf.nn.relu(x)[:, 0], [f32(None, None, 8)], RULE, 0)
+
+
+def test_sums_over_the_sliced_axis_stop_it():
+    w = weight(8, 8)
+
+    def f(x):
+        y = tf.reshape(tf.reshape(x, [-1, 8]) @ w, tf.shape(x))
+        return tf.nn.softmax(y, axis=1)[:, 0]
+
+    c = check(f, [f32(None, None, 8)], RULE, 0, special=False)
+    assert len(c.ops("MatMul")) == 1

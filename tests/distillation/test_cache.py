@@ -6,9 +6,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import batch, causal_lm, classifier, lm_batch
 
 import tfvllm
+from tests.distillation.pairs import batch, causal_lm, classifier, lm_batch
 from tfvllm.distillation import TeacherCache, write_teacher_cache
 from tfvllm.errors import InputError
 

@@ -4,9 +4,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import batch, causal_lm, classifier, lm_batch, seq2seq, seq2seq_batch
 
 import tfvllm
+from tests.distillation.pairs import batch, causal_lm, classifier, lm_batch, seq2seq, seq2seq_batch
 from tfvllm.distillation import distiller as module
 from tfvllm.errors import InputError
 

@@ -6,9 +6,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import WORDS, batch, causal_lm, classifier, lm_batch
 
 import tfvllm
+from tests.distillation.pairs import WORDS, batch, causal_lm, classifier, lm_batch
 from tfvllm.distillation import compare, iterate, read_targets, rounds, student_from, write_targets
 from tfvllm.errors import InputError
 

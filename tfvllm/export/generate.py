@@ -254,7 +254,7 @@ def _decode(generator: Generator):
         token_ids, positions = inputs.pop("token_ids"), inputs.pop("positions")
         return generator.decode(token_ids, positions, inputs)
 
-    return decode.get_concreteplain_function(**specs)
+    return decode.get_concrete_function(**specs)
 
 
 def _check(model, generator: Generator, precision: str) -> dict[str, Any]:

@@ -105,7 +105,8 @@ class Generator(tf.Module):
         if searched is not None:
             cut = searched.cut(completions)
             lost = tf.strings.length(completions) - tf.strings.length(cut)
-            texts = tf.strings.substr(texts, 0, tf.maximum(tf.strings.length(texts) - lost, 0))
+            kept = tf.maximum(tf.strings.length(texts) - lost, 0)
+            texts = tf.strings.substr(texts, tf.zeros_like(kept), kept)
             completions = cut
         return {
             "texts": valid_utf8(texts),

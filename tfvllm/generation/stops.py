@@ -18,7 +18,7 @@ class StopStrings:
         stops = tf.boolean_mask(stops, tf.strings.length(stops) > 0)
         self._any = tf.size(stops) > 0
         # Quoted for RE2, whose own quote mark \E must not end the quotation. \C is one byte, valid UTF-8 or not.
-        quoted = tf.strings.join(["\\Q", tf.strings.regex_replace(stops, r"\\E", r"\\\\E\\\\E\\\\Q"), "\\E"])
+        quoted = tf.strings.join(["\\Q", tf.strings.regex_replace(stops, r"\\E", r"\\E\\\\E\\Q"), "\\E"])
         self._either = tf.strings.join(["(?:", tf.strings.reduce_join(quoted, separator="|"), ")"])
         self._longest = tf.reduce_max(tf.concat([tf.strings.length(stops), [1]], 0))
 

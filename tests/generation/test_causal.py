@@ -1,0 +1,186 @@
+"""Greedy tokens of every causal family are keras-nlp's own."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfvllm.errors import InputError
+from tfvllm.generation import loop
+from tfvllm.generation.families import read
+from tfvllm.generation.generator import Generator
+
+from .models import CAUSAL, VOCABULARY, build, gpt2, llama, mistral, prompts
+from .reference import keras_generate, log_probs
+
+
+def generate(generator, ids, mask, count, **options):
+    @tf.function(autograph=False)
+    def run(ids, mask, count):
+        result = generator.generate(*generator.read_ids(ids, mask), count, **options)
+        return result.token_ids, result.lengths, result.reasons, result.log_probs
+
+    ids_spec = tf.TensorSpec([None, None], tf.int32)
+    concrete = run.get_concrete_function(ids_spec, ids_spec, tf.TensorSpec([], tf.int32))
+    return [None if x is None else x.numpy() for x in concrete(tf.constant(ids), tf.constant(mask), tf.constant(count))]
+
+
+@pytest.mark.parametrize("make", CAUSAL, ids=lambda make: make.__name__)
+def test_greedy_tokens_are_keras_own(make):
+    model = build(make)
+    ids, mask = prompts([3, 9, 1, 17, 6])
+    # keras-nlp's Qwen with a sliding window cannot be traced; it runs eagerly.
+    expected = keras_generate(model, ids, mask, 12, eager=make.__name__ == "qwen")
+    found, lengths, _, _ = generate(Generator(read(model)), ids, mask, 12)
+    assert len(np.unique(expected)) > 3  # a test that any constant would pass is none
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(lengths, [12] * 5)
+
+
+@pytest.fixture(scope="module")
+def small():
+    model = build(gpt2)
+    return model, Generator(read(model))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 8])
+def test_any_batch_size_and_side_of_padding(small, batch):
+    model, generator = small
+    ids, mask = prompts([5, 2, 16, 1, 9, 9, 3, 12][:batch], seed=batch)
+    expected = keras_generate(model, ids, mask, 20)
+    np.testing.assert_array_equal(generate(generator, ids, mask, 20)[0], expected)
+    shift = ids.shape[1] - mask.sum(1)
+    left_ids, left_mask = (np.stack([np.roll(row, s) for row, s in zip(x, shift)]) for x in (ids, mask))
+    np.testing.assert_array_equal(generate(generator, left_ids, left_mask, 20)[0], expected)
+
+
+def test_caches_grow_past_their_first_size(small, monkeypatch):
+    model, generator = small
+    monkeypatch.setattr(loop, "GROWTH", 4)
+    monkeypatch.setattr(loop, "BUCKET", 2)
+    ids, mask = prompts([3, 8, 1])
+    np.testing.assert_array_equal(generate(generator, ids, mask, 25)[0], keras_generate(model, ids, mask, 25))
+
+
+def test_rows_that_stop_leave_and_the_others_go_on_as_before(small):
+    model, _ = small
+    ids, mask = prompts([5, 2, 16, 1, 9, 9, 3, 12], seed=5)
+    free = keras_generate(model, ids, mask, 20)
+    stop = tuple(int(t) for t in (free[0, 2], free[3, 7], free[5, 11]))  # rows stop at different steps
+    stopping = Generator(read(model), stop_ids=stop, pad_id=96)
+    found, lengths, reasons, _ = generate(stopping, ids, mask, 20)
+    for row in range(8):
+        hits = np.flatnonzero(np.isin(free[row], stop))
+        length = hits[0] + 1 if len(hits) else 20
+        assert lengths[row] == length
+        assert loop.FINISH_REASONS[reasons[row]] == ("stop" if len(hits) else "length")
+        np.testing.assert_array_equal(found[row, :length], free[row, :length])
+        assert (found[row, length:] == 96).all()
+    assert len(set(lengths)) > 2
+
+
+def test_log_probabilities_are_the_models(small):
+    model, generator = small
+    ids, mask = prompts([4, 7])
+    found, _, _, scores = generate(generator, ids, mask, 6, log_probs=True)
+    for row, length in enumerate(mask.sum(1)):
+        whole = [*ids[row, :length], *found[row]]
+        table = log_probs(model, whole)
+        expected = [table[length - 1 + i, token] for i, token in enumerate(found[row])]
+        np.testing.assert_allclose(scores[row], expected, atol=1e-4)
+
+
+def test_length_limits(small):
+    model, _ = small
+    ids, mask = prompts([20, 3])
+    generator = Generator(read(model), max_length=22)
+    found, lengths, reasons, _ = generate(generator, ids, mask, 10)
+    expected = keras_generate(model, ids, mask, 10)
+    np.testing.assert_array_equal(lengths, [2, 10])
+    np.testing.assert_array_equal(found[0], [*expected[0, :2], *[0] * 8])
+    np.testing.assert_array_equal(found[1], expected[1])
+    assert [loop.FINISH_REASONS[r] for r in reasons] == ["length", "length"]
+
+
+def test_a_prompt_too_long_keeps_its_last_tokens(small):
+    model, _ = small
+    ids, mask = prompts([30, 4])
+    found, lengths, _, _ = generate(Generator(read(model), max_length=12), ids, mask, 5)
+    last = keras_generate(model, ids[:1, 19:30], np.ones([1, 11], np.int32), 1)
+    assert found[0, 0] == last[0, 0]
+    np.testing.assert_array_equal(lengths, [1, 5])
+
+
+@pytest.mark.parametrize("count", [0, -3, 1])
+def test_few_or_no_new_tokens(small, count):
+    _, generator = small
+    ids, mask = prompts([4, 7])
+    found, lengths, _, _ = generate(generator, ids, mask, count)
+    assert found.shape == (2, max(count, 0))
+    np.testing.assert_array_equal(lengths, [max(count, 0)] * 2)
+
+
+def test_empty_rows_and_empty_batches(small):
+    model, generator = small
+    ids, mask = prompts([4, 0, 6])
+    found, lengths, reasons, _ = generate(generator, ids, mask, 5)
+    np.testing.assert_array_equal(lengths, [5, 0, 5])
+    assert [loop.FINISH_REASONS[r] for r in reasons] == ["length", "empty", "length"]
+    np.testing.assert_array_equal(found[[0, 2]], keras_generate(model, ids[[0, 2]], mask[[0, 2]], 5))
+    nothing = np.zeros([0, 4], np.int32)
+    assert generate(generator, nothing, nothing, 5)[0].shape == (0, 5)
+    no_columns = np.zeros([2, 0], np.int32)
+    np.testing.assert_array_equal(generate(generator, no_columns, no_columns, 3)[1], [0, 0])
+
+
+@pytest.mark.parametrize("make", [gpt2, llama, mistral], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("options", [{"target": "onednn"}, {"dtype": "bfloat16", "target": "onednn"}])
+def test_fused_kernels_give_the_same_scores(make, options):
+    model = build(make)
+    ids, mask = prompts([9, 4])
+    tolerance = 0.35 if "dtype" in options else 2e-4
+    scores = [
+        tf.function(lambda g=g: g.score(tf.constant(ids), tf.constant(mask.sum(1), tf.int32)), autograph=False)()
+        for g in (Generator(read(model)), Generator(read(model), **options))
+    ]
+    np.testing.assert_allclose(scores[1]["log_probs"], scores[0]["log_probs"], atol=tolerance)
+    for row, length in enumerate(mask.sum(1)):
+        table = log_probs(model, ids[row, :length])
+        expected = [0.0] + [table[i, ids[row, i + 1]] for i in range(length - 1)]
+        np.testing.assert_allclose(scores[0]["log_probs"][row, :length], expected, atol=1e-4)
+        np.testing.assert_allclose(scores[0]["perplexity"][row], np.exp(-np.mean(expected[1:])), rtol=1e-3)
+
+
+def test_streaming_from_the_callers_caches_gives_the_same_tokens(small):
+    model, generator = small
+    ids, mask = prompts([3, 9, 5])
+    expected = keras_generate(model, ids, mask, 10)
+    state = generator.prefill(*generator.read_ids(tf.constant(ids), tf.constant(mask)), tf.constant(10))
+    tokens = [state["token_ids"].numpy()]
+    for _ in range(9):
+        caches = {name: value for name, value in state.items() if name.startswith(("key_", "value_"))}
+        before = caches["key_1"].numpy().copy()
+        state = generator.decode(state["token_ids"], state["positions"], caches)
+        np.testing.assert_array_equal(caches["key_1"].numpy(), before)  # the caller's caches stay as they were
+        tokens.append(state["token_ids"].numpy())
+    np.testing.assert_array_equal(np.stack(tokens, axis=1), expected)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="beyond the cache"):
+        generator.decode(state["token_ids"], tf.constant([999, 0, 0]), caches)
+
+
+def test_unknown_families_and_targets_are_refused():
+    class Strange:
+        backbone = object()
+
+    with pytest.raises(InputError, match="cannot generate with object; expected one of GPT2Backbone"):
+        read(Strange())
+    with pytest.raises(InputError, match="target 'cuda' is not known; expected one of portable, onednn"):
+        Generator(read(build(gpt2)), target="cuda")
+
+
+def test_memory_is_one_copy_of_the_weights():
+    model = build(gpt2)
+    spec = read(model)
+    held = sum(int(np.prod(variable.shape)) for variable in Generator(spec).network.variables)
+    assert held == spec.parameters() == model.count_params()
+    assert spec.cache_bytes_per_token(4) == 3 * 2 * 32 * 4
+    assert spec.vocabulary_size == VOCABULARY

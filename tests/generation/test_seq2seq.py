@@ -1,0 +1,74 @@
+"""BART and T5: greedy and beam answers are keras-nlp's own; the length penalty is that of a plain reference."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfvllm.generation.families import read
+from tfvllm.generation.translator import Translator
+
+from .models import SEQ2SEQ, bart, build, prompts, t5
+from .reference import beam_sampler, beam_search, keras_translate, seq2seq_log_probs
+
+START = {"bart": (2, 0)}
+
+
+def run(translator, ids, mask, count, beams=1, penalty=0.0):
+    @tf.function(autograph=False)
+    def call(ids, mask, count):
+        source = translator.read_ids(ids, mask)
+        if beams > 1:
+            result, scores = translator.beam(*source, count, beams, penalty)
+            return result.token_ids, result.lengths, scores
+        result = translator.generate(*source, count)
+        return result.token_ids, result.lengths, tf.zeros([0])
+
+    spec = tf.TensorSpec([None, None], tf.int32)
+    concrete = call.get_concrete_function(spec, spec, tf.TensorSpec([], tf.int32))
+    return [x.numpy() for x in concrete(tf.constant(ids), tf.constant(mask), tf.constant(count))]
+
+
+@pytest.mark.parametrize("make", SEQ2SEQ, ids=lambda make: make.__name__)
+def test_greedy_and_beam_are_keras_own(make):
+    model = build(make)
+    start = START.get(make.__name__, (0,))
+    ids, mask = prompts([3, 9, 1, 5, 7], low=3)
+    translator = Translator(read(model), max_length=40, start_ids=start)
+    greedy = keras_translate(model, ids, mask, start, 14)
+    assert len(np.unique(greedy)) > 3
+    np.testing.assert_array_equal(run(translator, ids, mask, 14)[0], greedy)
+    beam = keras_translate(model, ids, mask, start, 14, beam_sampler(3))
+    np.testing.assert_array_equal(run(translator, ids, mask, 14, beams=3)[0], beam)
+
+
+@pytest.mark.parametrize("make", [bart, t5], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("penalty", [0.0, 1.0, 2.0])
+def test_beams_that_end_against_a_plain_reference(make, penalty):
+    model = build(make)
+    start = START.get(make.__name__, (0,))
+    ids, mask = prompts([4, 6], low=3)
+    free = keras_translate(model, ids, mask, start, 8)
+    stop = tuple(int(token) for token in {free[0, 2], free[1, 4], *range(40, 60)})
+    translator = Translator(read(model), max_length=40, start_ids=start, stop_ids=stop)
+    found, lengths, scores = run(translator, ids, mask, 8, beams=3, penalty=penalty)
+    for row, length in enumerate(mask.sum(1)):
+        source = ids[row, :length]
+        tokens, score = beam_search(lambda t, s=source: seq2seq_log_probs(model, s, t), start, 3, stop, penalty, 8)
+        assert tuple(found[row, : lengths[row]]) == tokens
+        np.testing.assert_allclose(scores[row], score, atol=1e-4)
+
+
+def test_empty_sources_and_limits():
+    model = build(bart)
+    translator = Translator(read(model), max_length=6, start_ids=(2, 0), max_source_length=5)
+    ids, mask = prompts([0, 9], low=3)
+    found, lengths, _ = run(translator, ids, mask, 10)
+    np.testing.assert_array_equal(lengths, [4, 4])  # six tokens, two of them to start from
+    expected = keras_translate(model, ids[1:, :5], mask[1:, :5], (2, 0), 4)
+    np.testing.assert_array_equal(found[1:, :4], expected)
+    beam = run(translator, ids, mask, 10, beams=2)
+    np.testing.assert_array_equal(beam[1], [4, 4])
+    nothing = np.zeros([0, 3], np.int32)
+    assert run(translator, nothing, nothing, 3)[0].shape == (0, 3)
+    assert run(translator, nothing, nothing, 3, beams=2)[0].shape == (0, 3)
+    assert run(translator, ids, mask, 0, beams=2)[0].shape == (2, 0)

@@ -1,5 +1,5 @@
 """`tfvllm.callbacks`: Keras callbacks. The work is in `tfvllm.pruning.callbacks`."""
 
-from tfvllm.pruning.callbacks import MagnitudePruning, PruningSummaries, UpdatePruningStep
+from tfvllm.pruning.callbacks import MagnitudePruning, MovementPruning, PruningSummaries, UpdatePruningStep
 
-__all__ = ["MagnitudePruning", "PruningSummaries", "UpdatePruningStep"]
+__all__ = ["MagnitudePruning", "MovementPruning", "PruningSummaries", "UpdatePruningStep"]

@@ -350,6 +350,24 @@ def test_backbone_and_task_prune_blocks_not_embeddings():
     pruning.on_train_end()
 
 
+def test_movement_prunes_what_shrinks_not_what_is_small():
+    """Large useless weights go, small useful ones stay: magnitude would do the opposite."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(256, 8)).astype("float32")
+    y = x[:, :4].sum(axis=1, keepdims=True)
+    start = np.asarray([0.1] * 4 + [0.5] * 4, "float32")[:, None]
+    kept = {}
+    for cls in (tfvllm.callbacks.MovementPruning, tfvllm.callbacks.MagnitudePruning):
+        model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(1, use_bias=False)])
+        model.layers[0].kernel.assign(start)
+        model.compile(keras.optimizers.SGD(0.005), "mse")
+        pruning = cls(model, ConstantSparsity(0.5, 16, frequency=16))
+        model.fit(x, y, batch_size=16, verbose=0, callbacks=[pruning])
+        kept[cls.__name__] = np.flatnonzero(np.asarray(model.layers[0].kernel))
+    np.testing.assert_array_equal(kept["MovementPruning"], [0, 1, 2, 3])
+    assert set(kept["MagnitudePruning"]) & {4, 5, 6, 7}
+
+
 # ---------------------------------------------------------------- the wrapper form
 
 

@@ -25,6 +25,7 @@ _PUBLIC: dict[str, tuple[str, str]] = {
     "PruneKernels": ("tfvllm.pruning.prunable", "PruneKernels"),
     "PruneForLatencyOnXNNPack": ("tfvllm.pruning.prunable", "PruneForLatencyOnXNNPack"),
     "MagnitudePruning": ("tfvllm.pruning.callbacks", "MagnitudePruning"),
+    "MovementPruning": ("tfvllm.pruning.callbacks", "MovementPruning"),
     "UpdatePruningStep": ("tfvllm.pruning.callbacks", "UpdatePruningStep"),
     "PruningSummaries": ("tfvllm.pruning.callbacks", "PruningSummaries"),
     "ConstantSparsity": ("tfvllm.pruning.schedules", "ConstantSparsity"),

@@ -104,13 +104,16 @@ class MagnitudePruning(UpdatePruningStep):
         self._past: tuple[int, list[np.ndarray]] | None = None
         self._attach()
 
+    _scored = False
+
     def _attach(self) -> None:
-        self.state = MaskState(list(prunable_weights(self.target, self._policy)), self._schedule, **self._options)
+        targets = list(prunable_weights(self.target, self._policy))
+        self.state = MaskState(targets, self._schedule, scored=self._scored, **self._options)
         masks.attach(self.target, self.state)
         if self._past is not None:
             step, values = self._past
             self.state.step_variable.assign(step)
-            for variable, value in zip(self.state.mask_variables, values):
+            for variable, value in zip([*self.state.mask_variables, *self.state.score_variables], values):
                 variable.assign(value)
 
     def set_model(self, model: Any) -> None:
@@ -123,7 +126,10 @@ class MagnitudePruning(UpdatePruningStep):
 
     def on_train_end(self, logs: Any = None) -> None:
         super().on_train_end(logs)
-        self._past = (self.state.pruning_step, [np.asarray(m) for m in self.state.mask_variables])
+        self._past = (
+            self.state.pruning_step,
+            [np.asarray(v) for v in (*self.state.mask_variables, *self.state.score_variables)],
+        )
         if not self.keep_masks:
             masks.detach(self.target)
             masks.forget_functions(self.model)
@@ -133,6 +139,27 @@ class MagnitudePruning(UpdatePruningStep):
         """Share of zeros among the pruned weights, as they are now."""
         zeros = sum(int(np.count_nonzero(np.asarray(t.variable) == 0)) for t in self.state.targets)
         return zeros / sum(int(np.prod(t.variable.shape)) for t in self.state.targets)
+
+
+class MovementPruning(MagnitudePruning):
+    """Prunes what the training moves towards zero, whatever its size (Sanh et al. 2020, arXiv:2005.07683).
+
+    Score: the sum over steps of W x (change of W in the step), which for plain gradient descent is the learning rate
+    times the paper's -W dL/dW; so any optimiser's own step counts. "Hard" movement pruning: masked weights are zero in
+    the forward pass and while masked gather no score. Meant for fine-tuning, with a schedule that begins after some
+    hundred steps. Arguments as for `MagnitudePruning`.
+    """
+
+    _scored = True
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        super().on_train_batch_begin(batch, logs)
+        self._before = [tf.identity(weight) for weight, _, _ in self.state.pruning_vars]
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        for score, before, (after, _, _) in zip(self.state.score_variables, self._before, self.state.pruning_vars):
+            change = tf.cast(after - before, tf.float32)
+            score.value.assign_add(change * tf.cast(before, tf.float32))
 
 
 # TensorFlow no longer brings TensorBoard; its event files can be written without it.

@@ -77,7 +77,13 @@ def _elements(data: Any, batch_size: int) -> Iterable[Any]:
 
 
 def _arrays(part: Any) -> Any:
-    return np.asarray(part) if isinstance(part, list) else tf.nest.map_structure(np.asarray, part)
+    part = np.asarray(part) if isinstance(part, list) else part
+    return tf.nest.map_structure(_array, part)
+
+
+def _array(leaf: Any) -> Any:
+    leaf = np.asarray(leaf)
+    return tf.constant(leaf) if leaf.dtype.kind == "U" else leaf  # tokenizers take tensors, not NumPy strings
 
 
 def padding_mask(x: Any, kind: str) -> Any | None:

@@ -34,8 +34,11 @@ def _pruning_class() -> type:
     class Pruning(base):  # type: ignore[misc, valid-type]
         """TFMOT's `Pruning` with a 2-D view for weights of other ranks, and masks over several weights at once."""
 
-        def __init__(self, views: Mapping[int, MatrixView], scope: str, renew: bool, **kwargs: Any):
+        def __init__(
+            self, views: Mapping[int, MatrixView], scores: Mapping[int, Any], scope: str, renew: bool, **kwargs: Any
+        ):
             self._views = views
+            self._scores = scores
             self._scope = scope
             self._renew = renew
             super().__init__(**kwargs)
@@ -45,7 +48,7 @@ def _pruning_class() -> type:
 
         def _maybe_update_block_mask(self, weights: Any) -> tuple[Any, Any]:
             view = self._views[id(weights)]
-            value = tf.convert_to_tensor(weights)
+            value = self._ranked(weights)
             convolution = len(view.shape) == 4 and view.permutation == (0, 1, 2, 3)
             if self._sparsity_m_by_n and not convolution:
                 threshold, mask = super()._maybe_update_block_mask(view.to_matrix(value))
@@ -68,6 +71,13 @@ def _pruning_class() -> type:
             threshold, mask = self._update_mask(tf.reshape(pooled, [-(-rows // height), -(-columns // width)]))
             return threshold, utils.expand_tensor(mask, self._block_size)[:rows, :columns]
 
+        def _ranked(self, weight: Any) -> Any:
+            """What TFMOT ranks by size: the weight, or its score moved up so that none is negative."""
+            score = self._scores.get(id(weight))
+            if score is None:
+                return tf.convert_to_tensor(weight)
+            return tf.cast(score - tf.reduce_min(score), weight.dtype)
+
         def is_turn(self) -> Any:
             """Whether masks are renewed at the present step."""
             turn = self._pruning_schedule(self._step_fn())[0]
@@ -84,7 +94,7 @@ def _pruning_class() -> type:
                     threshold.assign(new_threshold)
                     mask.assign(new_mask)
                 return
-            flat = [tf.reshape(tf.convert_to_tensor(weight), [-1]) for weight, _, _ in self._pruning_vars]
+            flat = [tf.reshape(self._ranked(weight), [-1]) for weight, _, _ in self._pruning_vars]
             new_threshold, joint = self._update_mask(tf.concat([tf.cast(f, tf.float32) for f in flat], 0))
             parts = tf.split(joint, [int(f.shape[0]) for f in flat])
             for (_, mask, threshold), part in zip(self._pruning_vars, parts):
@@ -112,6 +122,7 @@ class MaskState(keras.layers.Layer):
         sparsity_m_by_n: Sequence[int] | None = None,
         scope: str = "tensor",
         renew_m_by_n: bool = True,
+        scored: bool = False,
         name: str = "pruning_masks",
     ):
         super().__init__(name=name, trainable=False, dtype="float32")
@@ -122,6 +133,7 @@ class MaskState(keras.layers.Layer):
         self._weight_of = {target.name: (lambda v=target.variable: v) for target in self.targets}
         self.mask_variables: list[Any] = []
         self.threshold_variables: list[Any] = []
+        self.score_variables: list[Any] = []
         with _strategy_scope(self.targets):
             for target in self.targets:
                 label = target.name.replace("/", ".")
@@ -129,6 +141,8 @@ class MaskState(keras.layers.Layer):
                 shape = tuple(target.variable.shape)
                 self.mask_variables.append(self._own(f"{label}.mask", shape, "ones", dtype))
                 self.threshold_variables.append(self._own(f"{label}.threshold", (), "zeros", dtype))
+                if scored:
+                    self.score_variables.append(self._own(f"{label}.score", shape, "zeros", "float32"))
             self.step_variable = self._own("pruning_step", (), keras.initializers.Constant(-1), "int64")
         self.built = True
         views = {id(t.variable.value): t.view for t in self.targets}
@@ -136,12 +150,14 @@ class MaskState(keras.layers.Layer):
             (t.variable.value, m.value, h.value)
             for t, m, h in zip(self.targets, self.mask_variables, self.threshold_variables)
         )
+        scores = {id(t.variable.value): s.value for t, s in zip(self.targets, self.score_variables)}
         self._pruners = []
         position = 0
         for group_schedule, members in groups:
             self._pruners.append(
                 _pruning_class()(
                     views,
+                    scores,
                     scope,
                     renew_m_by_n,
                     training_step_fn=lambda: self.step_variable.value,

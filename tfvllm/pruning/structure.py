@@ -146,7 +146,8 @@ def _with_tokenizer(preprocessor: Any, tokenizer: Any) -> Any:
         return preprocessor
     config = preprocessor.get_config()
     config["tokenizer"] = tokenizer
-    return type(preprocessor)(**{k: v for k, v in config.items() if k not in ("config_file",)})
+    config.pop("config_file", None)
+    return type(preprocessor).from_config(config)
 
 
 def _copy_weights(adapter: Adapter, model: Any, new: Any, plan: Plan) -> None:

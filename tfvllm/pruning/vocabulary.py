@@ -135,21 +135,22 @@ def cut_tokenizer(tokenizer: Any, kept: Iterable[int]) -> tuple[Any, set[int]]:
         size = len(tokenizer.vocabulary)
         ids = [i for i in sorted(kept) if i < size]
         config["vocabulary"] = [tokenizer.vocabulary[i] for i in ids]
-        return type(tokenizer)(**config), set(ids)
+        return type(tokenizer).from_config(config), set(ids)
     if kind == "byte_pair":
         vocabulary = dict(tokenizer.vocabulary)
         merges = [tuple(merge.split(" ")) for merge in tokenizer.merges]
         tokens = {token for token, i in vocabulary.items() if i in kept}
-        tokens |= _merge_steps(tokens, merges) & set(vocabulary)
+        whole = set(getattr(tokenizer, "special_tokens", ()))  # never made by merging
+        tokens |= _merge_steps(tokens - whole, merges) & set(vocabulary)
         ids = sorted(vocabulary[token] for token in tokens)
         new_id = {old: new for new, old in enumerate(ids)}
         config["vocabulary"] = {token: new_id[vocabulary[token]] for token in tokens}
         config["merges"] = [f"{a} {b}" for a, b in merges if a in tokens and b in tokens and a + b in tokens]
-        return type(tokenizer)(**config), set(ids)
+        return type(tokenizer).from_config(config), set(ids)
     pieces = list(sentence_pieces(_proto(tokenizer)))
     ids = [i for i in sorted(kept) if i < len(pieces)]
     config["proto"] = _cut_proto(_proto(tokenizer), set(ids))
-    return type(tokenizer)(**config), set(ids)
+    return type(tokenizer).from_config(config), set(ids)
 
 
 def _merge_steps(tokens: set[str], merges: list[tuple[str, str]]) -> set[str]:

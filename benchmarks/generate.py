@@ -90,10 +90,8 @@ def main() -> None:
             if row["batch"] in wanted:
                 ratio = row["models"][name]["tokens_per_second"] / base
                 verdict = "reached" if ratio >= wanted[row["batch"]] else "missed"
-                print(
-                    f"batch {row['batch']} {name}: {ratio:.2f} times keras-nlp, wanted {wanted[row['batch']]}
-                    ({verdict})"
-                )
+                line = f"batch {row['batch']} {name}: {ratio:.2f} times keras-nlp"
+                print(f"{line}, wanted {wanted[row['batch']]} ({verdict})")
     if options.out:
         content = {"rows": rows, "prefill": prefill, "bandwidth_bytes_per_second": bandwidth, "load_seconds": loading}
         results.write_json(options.out, "generate, GPT-2 124M shape, random weights", content)
@@ -114,7 +112,7 @@ def memory_bandwidth() -> float:
 
 
 def torch_model(model, layers: int, folder: Path):
-    """The same weights in plain torch: a cache per layer, fused QKV, one step at a time, padded to the longest prompt."""
+    """The same weights in plain torch: a cache per layer, fused QKV, one step at a time."""
     import torch
     from torch.nn import functional
 

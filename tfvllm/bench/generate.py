@@ -22,7 +22,7 @@ Candidate = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
 
 
 def prompts(batch: int, shortest: int, longest: int, vocabulary: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Random ids int32[batch, longest], padded with 0 on the right, and their lengths between the two, both included."""
+    """Random ids int32[batch, longest], padded with 0 on the right, and their lengths between the two."""
     random = np.random.default_rng(seed + batch)
     lengths = random.integers(shortest, longest + 1, batch).astype(np.int32)
     lengths[0] = longest if batch > 1 else (shortest + longest) // 2
@@ -234,7 +234,7 @@ def _candidate(path: Path) -> Candidate:
     return call
 
 
-_WORDS = ["the", "of", "and", "to", "in", "is", "was", "that", "for", "on", "with", "as", "by", "at", "from", "his", "it", "an", "were", "are", "which", "this", "be", "had"]
+_WORDS = str.split("the of and to in is was that for on with as by at from his it an were are which this be had")
 
 
 def _vocabulary(paths: Mapping[str, Path]) -> int:

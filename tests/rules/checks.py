@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -150,19 +151,22 @@ def _compare(result: Checked, original, samples, exact: bool, slack: float, fini
     wide = None
     if not exact:
         wide_graph = verify.to_float64(result.before)
-        wide = convert.to_concrete(wide_graph, verify._wide_specs(specs), pack=list)
+        with contextlib.suppress(ValueError):  # an op without a float64 kernel: the original stands for the exact
+            wide = convert.to_concrete(wide_graph, verify._wide_specs(specs), pack=list)
     names = list(result.before.inputs.values())
     for number, sample in enumerate(samples):
         tensors = [tf.convert_to_tensor(np.asarray(a), v.dtype) for a, v in zip(sample, names)]
         old_results = [t.numpy() for t in tf.nest.flatten(original(*tensors))]
         new_results = [t.numpy() for t in new(*tensors)]
         wide_results: Sequence[np.ndarray | None] = [None] * len(old_results)
-        if wide is not None:
+        if wide is None and not exact:
+            wide_results = old_results
+        elif wide is not None:
             wide_results = [
                 t.numpy() for t in wide(*(tf.cast(t, tf.float64) if t.dtype == tf.float32 else t for t in tensors))
             ]
         for a, b, w in zip(old_results, new_results, wide_results, strict=True):
-            _assert_close(a, b, w, slack, finite_only, f"sample {number}")
+            _assert_close(a, b, w, slack + (1e-6 if w is a else 0.0), finite_only, f"sample {number}")
 
 
 def _assert_close(old, new, wide, slack: float, finite_only: bool, where: str) -> None:

@@ -86,3 +86,20 @@ def test_a_reshape_that_others_read_stays():
 
     c = check(f, [f32(None, 6)], "SinkReshapeUnary", 1)
     assert len(c.ops("Reshape")) == 2
+
+
+def test_residual_beside_its_product():
+    w, b = weight(6, 6), weight(6)
+
+    def f(x):
+        y = tf.reshape(tf.nn.bias_add(tf.reshape(x, [-1, 6]) @ w, b), tf.shape(x))
+        return x + y
+
+    c = check(f, [f32(None, None, 6)], "SinkReshapeResidual", 1)
+    assert c.ops("AddV2")[0].inputs[0].node.op == "BiasAdd"
+
+    def two_products(x):
+        y = tf.reshape(tf.nn.bias_add(tf.reshape(x, [-1, 6]) @ w, b), tf.shape(x))
+        return x + y, y
+
+    check(two_products, [f32(None, None, 6)], "SinkReshapeResidual", 0, reason="read elsewhere")

@@ -507,6 +507,45 @@ def _one_hot(node: Node) -> tuple | None:
     return (*shape, depth) if node.attr("axis", -1) == -1 and shape is not None and depth is not None else None
 
 
+def _conv(node: Node) -> tuple | None:
+    """Conv2D and its kin on [batch, height, width, channels]; pooling where there is no kernel among the inputs."""
+    x = node.inputs[0].shape
+    if x is None or len(x) != 4 or node.attr("data_format", "NHWC") != "NHWC":
+        return None
+    if node.op in ("MaxPool", "AvgPool"):
+        window, channels = node.attr("ksize")[1:3], x[3]
+    else:
+        kernel = node.inputs[1].shape
+        if kernel is None:
+            return None
+        window = kernel[:2]
+        channels = dims.multiply(kernel[2], kernel[3]) if "Depthwise" in node.op else kernel[3]
+    strides, dilations = node.attr("strides"), node.attr("dilations", [1, 1, 1, 1])
+    explicit = node.attr("explicit_paddings") or []
+    spatial = []
+    for axis in (1, 2):
+        reach = (window[axis - 1] - 1) * dilations[axis]
+        total = explicit[2 * axis] + explicit[2 * axis + 1] if node.attr("padding") == "EXPLICIT" else 0
+        if node.attr("padding") == "SAME":
+            steps = dims.add(x[axis], strides[axis] - 1)
+        else:
+            steps = dims.add(x[axis], total - reach + strides[axis] - 1)
+        spatial.append(dims.divide(steps, strides[axis]))
+    return (x[0], *spatial, channels)
+
+
+def _pad(node: Node) -> tuple | None:
+    shape, pads = node.inputs[0].shape, node.inputs[1].node
+    if shape is None or pads.op != "Const":
+        return None
+    return tuple(dims.add(d, int(before + after)) for d, (before, after) in zip(shape, pads.attr("value")))
+
+
+def _batch_norm(node: Node) -> list | None:
+    x, scale = node.inputs[0].shape, node.inputs[1].shape
+    return None if x is None else [x, *[scale] * (len(node.outputs) - 1)]
+
+
 def _const(node: Node) -> tuple:
     return tuple(np.shape(node.attr("value")))
 
@@ -538,6 +577,16 @@ _SHAPES: dict[str, Callable[[Node], Any]] = {
     "Range": _range,
     "OneHot": _one_hot,
     "Shape": lambda n: None if n.inputs[0].shape is None else (len(n.inputs[0].shape),),
+    "Conv2D": _conv,
+    "_FusedConv2D": _conv,
+    "DepthwiseConv2dNative": _conv,
+    "_FusedDepthwiseConv2dNative": _conv,
+    "MaxPool": _conv,
+    "AvgPool": _conv,
+    "Pad": _pad,
+    "PadV2": _pad,
+    "MirrorPad": _pad,
+    "FusedBatchNormV3": _batch_norm,
     "ArgMax": _arg_reduce,
     "ArgMin": _arg_reduce,
 }

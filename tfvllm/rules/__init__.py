@@ -1,7 +1,9 @@
 """The pipelines: named steps in order. The only place where order is decided."""
 
 from tfvllm.graph.rewriter import Rule, Step
+from tfvllm.rules.algebra import FactorOut, JoinFactors, JoinTerms, Signs, SmallPowers
 from tfvllm.rules.bfloat16 import CancelCasts, LowerBias, LowerLayerNorm, LowerProducts, SinkCasts
+from tfvllm.rules.collapse_casts import CollapseCasts
 from tfvllm.rules.collapse_reshapes import CollapseReshapes, CollapseTransposes, TransposeToReshape
 from tfvllm.rules.delete_dead import DeleteDead
 from tfvllm.rules.drop_broadcasts import DropBroadcasts
@@ -10,12 +12,18 @@ from tfvllm.rules.einsum_to_matmul import EinsumToMatMul
 from tfvllm.rules.fold_constants import FoldConstants
 from tfvllm.rules.fold_scale import FoldScale
 from tfvllm.rules.fold_weights import FoldWeights
+from tfvllm.rules.fuse_conv import FuseConvActivation, FuseConvBias, FuseDepthwiseBias
 from tfvllm.rules.fuse_matmul import FuseActivation, FuseGelu, FuseMatMulBias, FuseResidual
 from tfvllm.rules.hoist_slices import HoistSlices
 from tfvllm.rules.layer_norm import FuseLayerNorm
+from tfvllm.rules.linear_layers import BatchNormToAffine, JoinLinearLayers, ScaleIntoWeights, TermToBias
+from tfvllm.rules.masked_softmax import MaskRowsAfterAttention
 from tfvllm.rules.merge_duplicates import MergeDuplicates
 from tfvllm.rules.merge_parallel_matmuls import MergeParallelMatMuls
-from tfvllm.rules.sink_reshapes import SinkReshapeBias, SinkReshapePair, SinkReshapeUnary
+from tfvllm.rules.rms_norm import CentreLayerNorm, GammaIntoWeights
+from tfvllm.rules.sink_reshapes import SinkReshapeBias, SinkReshapePair, SinkReshapeResidual, SinkReshapeUnary
+from tfvllm.rules.softmax import RecogniseSoftmax
+from tfvllm.rules.swish import FuseSwish
 from tfvllm.rules.transpose_matmul import FoldTransposeLeft, FoldTransposeRight, TransposedProduct
 
 _registered: list[Rule] = []
@@ -30,13 +38,38 @@ def pipeline() -> list[Step]:
             "linear",
             (DropBroadcasts(), EinsumToMatMul(), SinkReshapeUnary(), SinkReshapeBias(), SinkReshapePair(), FoldScale()),
         ),
+        Step(
+            "algebra",
+            (
+                *(CollapseCasts(), Signs(), SmallPowers(), FactorOut(), JoinFactors(), BatchNormToAffine()),
+                *(ScaleIntoWeights(), TermToBias(), JoinTerms(), JoinLinearLayers()),
+            ),
+        ),
         Step("layout", (CollapseReshapes(), CollapseTransposes(), TransposeToReshape(), *clean)),
-        Step("attention", (TransposedProduct(), FoldTransposeLeft(), FoldTransposeRight())),
-        Step("norms", (FuseLayerNorm(), SinkReshapePair(), SinkReshapeUnary(), CollapseReshapes(), *clean)),
+        Step(
+            "attention",
+            (
+                *(TransposedProduct(), FoldTransposeLeft(), FoldTransposeRight()),
+                *(RecogniseSoftmax(), MaskRowsAfterAttention()),
+            ),
+        ),
+        Step(
+            "norms",
+            (
+                *(FuseLayerNorm(), CentreLayerNorm(), GammaIntoWeights(), SinkReshapePair(), SinkReshapeUnary()),
+                *(SinkReshapeResidual(), CollapseReshapes(), *clean),
+            ),
+        ),
         Step("demand", (HoistSlices(),), repeat=False),
         Step("merge", (MergeParallelMatMuls(),), repeat=False),
         Step("user", tuple(_registered)),
-        Step("fuse", (FuseMatMulBias(), FuseGelu(), FuseActivation(), FuseResidual())),
+        Step(
+            "fuse",
+            (
+                *(FuseMatMulBias(), FuseGelu(), FuseActivation(), FuseResidual()),
+                *(FuseConvBias(), FuseDepthwiseBias(), FuseConvActivation(), FuseSwish()),
+            ),
+        ),
         Step("weights", (FoldWeights(), *clean)),
     ]
 

@@ -1,9 +1,9 @@
 """Reshapes sink below elementwise work, so that a transformer's dense work runs on [batch*seq, width] throughout."""
 
 from tfvllm.graph import dims
-from tfvllm.graph.guarantee import Exact
+from tfvllm.graph.guarantee import Exact, Reordered
 from tfvllm.graph.pattern import either, op
-from tfvllm.graph.rewriter import Declined, Rule
+from tfvllm.graph.rewriter import Declined, Rule, Skip
 
 _UNARY = (
     *("Relu", "Relu6", "Elu", "Selu", "LeakyRelu", "Tanh", "Sigmoid", "Erf", "Exp", "Log", "Sqrt", "Rsqrt", "Square"),
@@ -69,6 +69,30 @@ class SinkReshapeBias(Rule):
             name, swapped = "BiasAdd", False
         operands = [flat, y] if swapped else [y, flat]
         return b.Reshape(b.op(name, operands)[0], m.s)
+
+
+class SinkReshapeResidual(Rule):
+    """reshape(x@w + b, s) + r -> reshape((x@w + b) + reshape(r, [rows, width]), s),   r of shape s.
+
+    The sum then stands beside the product, where the product's kernel can add it.
+    """
+
+    guarantee = Reordered()  # TensorFlow may add it inside the product's kernel
+    targets = ("onednn",)
+
+    def pattern(self, y, s, r):
+        return op.any_of("AddV2", "Add")(op.Reshape(y, s, name="reshaped"), r, name="out")
+
+    def replacement(self, b, m):
+        if m.y.node.op != "BiasAdd" or m.y.node.inputs[0].node.op != "MatMul":
+            raise Skip("not a product with its bias")
+        if m.r.node.op == "Reshape" or b.graph.is_static(m.r):
+            raise Skip("other rules' work")
+        if m.r.shape is None or m.r.shape != m.reshaped.shape:
+            raise Declined("the residual has another shape, or one that cannot be proved equal")
+        if b.graph.sole_reader(m.reshaped) is None or b.graph.sole_reader(m.y) is None:
+            raise Declined("the product is read elsewhere too")
+        return b.Reshape(b.AddV2(m.y, b.reshape(m.r, m.y.shape)), m.s)
 
 
 class SinkReshapePair(Rule):

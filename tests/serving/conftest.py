@@ -3,8 +3,8 @@
 import shutil
 
 import pytest
-import tiny_models
 
+from tests import tiny_models
 from tfvllm.serving.core import Limits
 from tfvllm.serving.manager import ModelConfig
 from tfvllm.serving.server import Options, Server

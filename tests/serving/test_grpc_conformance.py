@@ -4,7 +4,6 @@ import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
-import tiny_models
 from google.protobuf import text_format
 from tensorflow_serving.apis import (
     classification_pb2,
@@ -17,6 +16,8 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
     regression_pb2,
 )
+
+from tests import tiny_models
 
 CLASSIFY, REGRESS = "tensorflow/serving/classify", "tensorflow/serving/regress"
 

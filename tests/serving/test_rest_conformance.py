@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 import requests
-import tiny_models
+
+from tests import tiny_models
 
 B64 = {"b64": base64.b64encode(b"\x00\xffraw").decode()}
 

@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import requests
 import tensorflow as tf
-import tiny_models
 from google.protobuf import text_format
 from tensorflow_serving.apis import (
     model_management_pb2,
@@ -27,6 +26,7 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
+from tests import tiny_models
 from tfvllm.errors import InputError
 from tfvllm.serving import versions
 from tfvllm.serving.batching import BatchingOptions

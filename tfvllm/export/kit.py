@@ -208,5 +208,6 @@ Target: {target}. `batching_parameters.txt` has max_batch_size {options.max_batc
 - KServe: put the folder above on a volume or bucket, set `storageUri`, then `kubectl apply -f inference-service.yaml`.
   The servers hold no state: replicas may be added and removed at will.
 - Without any of these: `tfvllm serve {name}=DIR --grpc-port 8500 --batching-parameters-file batching_parameters.txt`.
-{threads}- New versions: `tfvllm versions publish SRC BASE` puts one beside the old one, whole at once; `rollback` takes it away.
+{threads}- New versions: `tfvllm versions publish SRC BASE` puts one beside the old one, whole at once; `rollback`
+  takes it away again.
 """

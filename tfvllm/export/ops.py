@@ -4,9 +4,10 @@
 prints the same for the TensorFlow installed here, to add another version.
 """
 
-import ctypes
 import functools
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -61,28 +62,43 @@ def since(op: str) -> str | None:
     return table["versions"][0] if known else None
 
 
+# Run in a process without Python's TensorFlow, which registers ops of its own tests.
+_LIST_OPS = """
+import ctypes, sys
+class Buffer(ctypes.Structure):
+    _fields_ = (("data", ctypes.c_void_p), ("length", ctypes.c_size_t), ("deallocator", ctypes.c_void_p))
+ctypes.CDLL(sys.argv[1] + "/libtensorflow_framework.so.2", mode=ctypes.RTLD_GLOBAL)
+library = ctypes.CDLL(sys.argv[1] + "/libtensorflow_cc.so.2", mode=ctypes.RTLD_GLOBAL)
+library.TF_GetAllOpList.restype = ctypes.POINTER(Buffer)
+library.TF_NewStatus.restype = ctypes.c_void_p
+library.TF_LoadLibrary.argtypes = (ctypes.c_char_p, ctypes.c_void_p)
+def write():
+    found = library.TF_GetAllOpList().contents
+    sys.stdout.buffer.write(found.length.to_bytes(8, "little") + ctypes.string_at(found.data, found.length))
+    sys.stdout.flush()
+write()
+for path in sys.argv[2:]:
+    library.TF_LoadLibrary(path.encode(), library.TF_NewStatus())
+write()
+"""
+
+
 def registered() -> dict[str, Any]:
     """The ops that the TensorFlow and TensorFlow Text libraries installed here register."""
-    from tensorflow.core.framework import op_def_pb2
-
     from tfvllm import textops
     from tfvllm.quietly import import_tensorflow
 
     tensorflow = import_tensorflow()
+    from tensorflow.core.framework import op_def_pb2
 
-    class Buffer(ctypes.Structure):
-        _fields_ = (("data", ctypes.c_void_p), ("length", ctypes.c_size_t), ("deallocator", ctypes.c_void_p))
-
-    library = ctypes.CDLL(str(Path(tensorflow.__file__).with_name("libtensorflow_cc.so.2")))
-    library.TF_GetAllOpList.restype = ctypes.POINTER(Buffer)
-
-    def names() -> set[str]:
-        buffer = library.TF_GetAllOpList().contents
-        return {op.name for op in op_def_pb2.OpList.FromString(ctypes.string_at(buffer.data, buffer.length)).op}
-
-    core = names()
-    textops.load()
-    return {"version": tensorflow.__version__, "core": sorted(core), "text": sorted(names() - core)}
+    folder, libraries = Path(tensorflow.__file__).parent, map(str, textops.libraries())
+    command = [sys.executable, "-I", "-c", _LIST_OPS, str(folder), *libraries]
+    listed = subprocess.run(command, capture_output=True, check=True).stdout
+    size = 8 + int.from_bytes(listed[:8], "little")
+    core, both = (
+        {op.name for op in op_def_pb2.OpList.FromString(ops).op} for ops in (listed[8:size], listed[size + 8 :])
+    )
+    return {"version": tensorflow.__version__, "core": sorted(core), "text": sorted(both - core)}
 
 
 if __name__ == "__main__":

@@ -27,33 +27,25 @@ def weights_module(model, *holders: Any) -> tf.Module:
     return module
 
 
-def resources(*holders: Any, depth: int = 6) -> list[TrackableResource]:
+def resources(*holders: Any) -> list[TrackableResource]:
     """The lookup tables and tokenizer models held, directly or through attributes, by `holders`."""
-    found: dict[int, TrackableResource] = {}
+    found: list[TrackableResource] = []
     seen: set[int] = set()
-
-    def walk(value: Any, left: int) -> None:
-        if id(value) in seen or left < 0:
-            return
+    waiting: list[Any] = list(holders)
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
         seen.add(id(value))
         if isinstance(value, TrackableResource):
-            found[id(value)] = value
+            found.append(value)
         elif isinstance(value, Mapping):
-            for item in list(value.values()):
-                walk(item, left - 1)
+            waiting.extend(value.values() if len(value) <= 4096 else ())  # layers, not vocabularies
         elif isinstance(value, list | tuple | set):
-            if len(value) <= 4096:  # layers, not vocabularies
-                for item in list(value):
-                    walk(item, left - 1)
+            waiting.extend(value if len(value) <= 4096 else ())
         elif type(value).__module__.split(".")[0] in _LOOK_INSIDE or isinstance(value, tf.Module):
-            for item in list(getattr(value, "__dict__", {}).values()):
-                walk(item, left - 1)
-
-    for holder in holders:
-        walk(holder, depth)
-        for layer in getattr(holder, "_flatten_layers", lambda: ())():
-            walk(layer, depth)
-    return list(found.values())
+            waiting.extend(getattr(value, "__dict__", {}).values())
+    return found
 
 
 _LOOK_INSIDE = {"keras", "keras_hub", "keras_nlp", "tensorflow_text"}

@@ -1,0 +1,67 @@
+"""Exported models answer through TensorFlow's C API, and as Keras does: Keras, Python, C API agree."""
+
+import numpy as np
+import pytest
+
+import tfvllm
+from tests import tiny_models
+from tests.capi.loader import run
+from tfvllm.errors import InputError
+from tfvllm.serving.servable import Servable
+
+
+def strings(texts):
+    return np.array([text.encode() for text in texts], object)
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    return tiny_models.bert_classifier()
+
+
+@pytest.fixture(scope="module")
+def exported(classifier, tmp_path_factory):
+    return tfvllm.export(classifier, tmp_path_factory.mktemp("capi") / "1", "classify", labels=["n", "p"])
+
+
+def test_classifier_with_its_tokenizer(exported, classifier):
+    from tfvllm.export.classify import example_of
+
+    expected = tiny_models.keras_scores(classifier, tiny_models.TEXTS)
+    answer = run(exported, "serving_default", {"text": strings(tiny_models.TEXTS)})
+    np.testing.assert_allclose(answer["scores"], expected, atol=1e-5)
+    assert answer["classes"].tolist() == [[b"n", b"p"]] * len(tiny_models.TEXTS)
+    examples = np.array([example_of(text) for text in tiny_models.TEXTS], object)
+    np.testing.assert_allclose(run(exported, "classify", {"inputs": examples})["scores"], expected, atol=1e-5)
+    servable = Servable(exported)
+    here = servable.run("serving_default", {"text": strings(tiny_models.TEXTS)})
+    servable.close()
+    np.testing.assert_allclose(answer["scores"], here["scores"], atol=1e-6)
+
+
+def test_every_kind_of_tensor(tmp_path):
+    (tmp_path / "1").mkdir()
+    tiny_models.save_many(tmp_path / "1")
+    two = run(tmp_path / "1", "serving_default", {"a": np.array([[1, 2, 3]]), "b": np.array([4])})
+    assert (two["sum"].tolist(), two["twice"].tolist()) == ([12.0], [8])
+    repeated = run(tmp_path / "1", "repeat", {"text": strings(["ab", ""]), "times": np.array(2)})
+    assert repeated["out"].tolist() == [b"abab", b""]
+    picky = run(tmp_path / "1", "picky", {"x": np.array([4.0])})
+    assert {name: array.astype(float).tolist() for name, array in picky.items()} == {
+        "root": [2.0],
+        "half": [4.0],
+        "flag": [1.0],
+        "big": [4.0],
+    }
+    with pytest.raises(AssertionError, match="x must not be negative"):
+        run(tmp_path / "1", "picky", {"x": np.array([-1.0])})
+
+
+@pytest.mark.parametrize("target", ["portable", "onednn"])
+def test_both_targets_of_the_simplifier(exported, classifier, tmp_path, target):
+    try:
+        tfvllm.simplify_saved_model(exported, tmp_path / "1", target=target)
+    except (ImportError, InputError) as error:
+        pytest.skip(f"the simplifier does not do this here: {error}")
+    answer = run(tmp_path / "1", "serving_default", {"text": strings(tiny_models.TEXTS)})
+    np.testing.assert_allclose(answer["scores"], tiny_models.keras_scores(classifier, tiny_models.TEXTS), atol=1e-5)

@@ -154,6 +154,30 @@ def test_vocabulary_equals_the_original_on_kept_tokens(name):
     assert plan_shrink(model, vocabulary=0.5).keep[VOCABULARY, ""].size == 20
 
 
+@pytest.mark.parametrize("name", ["bart", pytest.param("t5", marks=pytest.mark.slow)])
+def test_a_shallow_decoder_over_a_deep_encoder(name, tmp_path):
+    model = zoo.build(name)
+    found = zoo.inputs(name)
+    small = tfvllm.shrink(model, layers={"decoder": [0]})
+    blocks = adapter_for(small).blocks(small)
+    assert [block.kind for block in blocks] == ["encoder"] * 3 + ["decoder"]
+    kinds = [w.name.split(".")[0] for w in adapter_for(model).weights(model) if w.name.startswith("decoder.")]
+    assert len(small.weights) < len(model.weights) - len(kinds) // 2
+    reference = apply_plan(model, full_plan(model))
+    contexts = [_left_out(b.layer) for b in adapter_for(reference).blocks(reference) if b.kind == "decoder" and b.index]
+    for context in contexts:
+        context.__enter__()
+    close(small(found), reference(found))
+    small.save(tmp_path / "small.keras")
+    loaded = keras.models.load_model(tmp_path / "small.keras")
+    np.testing.assert_array_equal(np.asarray(loaded(found)), np.asarray(small(found)))
+    tokens = zoo.generated(small, zoo.prompts(name))
+    logits = np.asarray(
+        small(zoo.prompts(name) | {"decoder_token_ids": tokens, "decoder_padding_mask": tokens * 0 + 1})
+    )
+    np.testing.assert_array_equal(tokens[:, 2:], logits.argmax(-1)[:, 1:-1])
+
+
 def test_global_allocation_lets_blocks_compete():
     model = zoo.build("gpt2")
     adapter = adapter_for(model)

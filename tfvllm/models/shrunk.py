@@ -21,6 +21,12 @@ class ShrunkBackbone:
     def __init__(self, *, structure: dict[str, list[Any]], **config: Any):
         shapes = structure_from(structure)
         super().__init__(**self.adapter.placeholder(config, shapes))
+        for kind, layers in self.adapter.stacks(self).items():
+            depth = len(shapes[kind])
+            if depth < len(layers):  # the original constructor makes both stacks equally deep
+                for layer in layers[depth:]:
+                    _empty(layer)
+                setattr(self, f"{kind}_transformer_layers", layers[:depth])
         for block in self.adapter.blocks(self):
             self.adapter.resize(block, shapes[block.kind][block.index])
         for name, value in self.adapter.summary(self, shapes).items():
@@ -37,6 +43,41 @@ class ShrunkBackbone:
         config = self.adapter.complete_config(super().get_config(), self)
         config["structure"] = self.structure
         return config
+
+
+class Skipped:
+    """Mixin for a block without weights that hands its input on: the surplus of the shorter of two stacks."""
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        first = args[0] if args else kwargs.get("decoder_sequence", kwargs.get("hidden_states"))
+        # T5's blocks also hand on the position bias.
+        return (first, kwargs["position_bias"]) if "position_bias" in kwargs else first
+
+
+_changed_classes: dict[tuple[type, type], type] = {}
+
+
+def _change_class(layer: Any, mixin: type) -> None:
+    """Gives a built layer a subclass of its own class; Keras has read its call signature already."""
+    cls = type(layer)
+    if (mixin, cls) not in _changed_classes:
+        _changed_classes[mixin, cls] = type(f"{mixin.__name__}{cls.__name__}", (mixin, cls), {})
+    layer.__class__ = _changed_classes[mixin, cls]
+
+
+def _empty(block: Any) -> None:
+    """Takes all weights out of a block and lets it hand its input on."""
+    locked = block._tracker.locked
+    block._tracker.unlock()
+    try:
+        for name, value in list(vars(block).items()):
+            if isinstance(value, keras.layers.Layer):
+                block._tracker.untrack(value)
+                object.__setattr__(block, name, None)
+    finally:
+        if locked:
+            block._tracker.lock()
+    _change_class(block, Skipped)
 
 
 class NarrowCache:
@@ -64,9 +105,6 @@ class NarrowCache:
         return (*outputs, updated)
 
 
-_narrow_classes: dict[type, type] = {}
-
-
 def _narrow_caches(adapter: Any, backbone: Any, shapes: Structure) -> None:
     for kind, layers in (("self", "attention"), ("cross", "cross_attention")):
         found = [getattr(b, layers) for b in adapter.blocks(backbone) if b.kind == "decoder" and getattr(b, layers)]
@@ -78,10 +116,7 @@ def _narrow_caches(adapter: Any, backbone: Any, shapes: Structure) -> None:
             widest = max([widest, *(a.kv_heads for a in crosses)])
         for attention in found:
             if attention.kv_heads < widest:
-                cls = type(attention.layer)
-                if cls not in _narrow_classes:
-                    _narrow_classes[cls] = type(f"NarrowCache{cls.__name__}", (NarrowCache, cls), {})
-                attention.layer.__class__ = _narrow_classes[cls]
+                _change_class(attention.layer, NarrowCache)
                 attention.layer.own_kv_heads = attention.kv_heads
 
 

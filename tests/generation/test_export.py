@@ -20,8 +20,11 @@ M = keras_nlp.models
 PROMPTS = ["a quick fox", "", "fox", "quick a quick a quick", "\u4f60\u597d a"]
 
 
-def tokenizer(kind=M.GPT2Tokenizer, specials=("<|endoftext|>",)):
-    """A byte-level tokenizer: every byte is a token, and a few words are."""
+def tokenizer(kind=M.GPT2Tokenizer, specials=("<unused>", "<|endoftext|>")):
+    """A byte-level tokenizer: every byte is a token, and a few words are.
+
+    No end token stands at 0: keras-nlp pads with 0 and would take its own padding for the end.
+    """
     from keras_hub.src.tokenizers.byte_pair_tokenizer import bytes_to_unicode
 
     vocabulary = {special: index for index, special in enumerate(specials)}
@@ -73,8 +76,9 @@ def test_strings_in_strings_out_in_a_fresh_process(text_model, text_export):
         ("serving_default", {"prompts": encoded([])}),
         ("serving_default", {"prompts": encoded([b"\xff\xfe fox"])}),
         ("generate", {"prompts": encoded(PROMPTS[:1]), **controls(max_new_tokens=np.int32(0))}),
+        ("generate", {"prompts": encoded(["quick " * 99 + "fox"]), **controls()}),
     ]
-    plain, full, scores, empty, invalid, none = parity.run_fresh(text_export, requests)
+    plain, full, scores, empty, invalid, none, long = parity.run_fresh(text_export, requests)
     text_model.compile(sampler="greedy")
     own = text_model.generate(PROMPTS, max_length=32)  # to the end, or the end token
     for row, prompt in enumerate(PROMPTS):
@@ -94,10 +98,14 @@ def test_strings_in_strings_out_in_a_fresh_process(text_model, text_export):
     assert invalid["texts"][0].decode().startswith("\ufffd\ufffd fox")
     assert none["token_ids"].shape == (1, 0)
     assert none["completions"][0] == b""
+    # 32 tokens in all: the start token, the last 30 of the prompt, and one new one.
+    np.testing.assert_array_equal(long["lengths"], [1])
+    assert long["texts"][0].decode().startswith(" quick quick") or long["texts"][0].decode().startswith("quick")
+    assert " quick fox" in long["texts"][0].decode()
 
 
 def text_ids(model, texts):
-    tokens = tf.ragged.constant([[0, *model.preprocessor.tokenizer.tokenize(text)] for text in texts], tf.int32)
+    tokens = tf.ragged.constant([[1, *model.preprocessor.tokenizer.tokenize(text)] for text in texts], tf.int32)
     return tokens.to_tensor().numpy(), tf.sequence_mask(tokens.row_lengths(), dtype=tf.int32).numpy()
 
 
@@ -251,7 +259,7 @@ def test_translate_needs_a_start(tmp_path):
 @pytest.mark.parametrize("pooling", ["mean", "max", "first", "last"])
 def test_embeddings_do_not_depend_on_padding(pooling):
     outputs = tf.random.normal([3, 5, 4])
-    mask = tf.constant([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0]], tf.bool)
+    mask = tf.sequence_mask([5, 2, 0], 5)
     found = pool(outputs, mask, pooling).numpy()
     for row, length in enumerate([5, 2]):
         real = outputs[row, :length].numpy()

@@ -85,7 +85,11 @@ def pool(outputs: tf.Tensor, mask: tf.Tensor, pooling: str) -> tf.Tensor:
         return tf.where(some, highest, 0.0)
     places = tf.range(tf.shape(mask)[1])
     wanted = tf.where(mask, places, -1)
-    index = tf.reduce_max(wanted, axis=1) if pooling == "last" else tf.argmax(mask, axis=1, output_type=tf.int32)
+    index = (
+        tf.reduce_max(wanted, axis=1)
+        if pooling == "last"
+        else tf.argmax(tf.cast(mask, tf.int32), axis=1, output_type=tf.int32)
+    )
     chosen = tf.cast(places == index[:, tf.newaxis], tf.float32)[..., tf.newaxis]
     return tf.where(some, tf.reduce_sum(outputs * chosen, axis=1), 0.0)
 

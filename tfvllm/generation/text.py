@@ -19,8 +19,15 @@ class Codec(tf.Module):
     pieces: string[vocabulary], the bytes each token adds to a text; special tokens add none.
     """
 
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
     def encode(self, texts: tf.Tensor) -> tf.RaggedTensor:
-        """string[batch] -> int32[batch, (tokens)], nothing added at either end."""
+        """string[batch] -> int32[batch, (tokens)], nothing added at either end.
+
+        A tf.function: traced and stored once, however many signatures read text.
+        """
+        return self._encode(texts)
+
+    def _encode(self, texts: tf.Tensor) -> tf.RaggedTensor:
         raise NotImplementedError
 
     def decode(self, tokens: tf.RaggedTensor) -> tf.Tensor:
@@ -127,7 +134,7 @@ class BytePair(Codec):
                 pieces[index] = b"".join(to_byte.get(character, b"") for character in text)
         self._hold(pieces)
 
-    def encode(self, texts):
+    def _encode(self, texts):
         from keras_hub.src.tokenizers.byte_pair_tokenizer import split_strings_for_bpe
 
         texts = valid_utf8(texts)
@@ -193,7 +200,7 @@ class SentencePiece(Codec):
         self._hold([b"" if i in self._silent else _piece(p, i == unknown) for i, p in enumerate(vocabulary)])
         self._vocabulary_size = len(vocabulary)
 
-    def encode(self, texts):
+    def _encode(self, texts):
         return self._model.tokenize(valid_utf8(texts))
 
     def decode(self, tokens):
@@ -212,7 +219,7 @@ class Bytes(Codec):
         self._normalization = getattr(tokenizer, "normalization_form", None)
         self._hold([bytes([value]) for value in range(256)])
 
-    def encode(self, texts):
+    def _encode(self, texts):
         if self._lowercase:
             texts = tf_text.case_fold_utf8(texts)
         if self._normalization:

@@ -67,7 +67,7 @@ def digest(*parts: object) -> str:
     for part in parts:
         if isinstance(part, Path):
             with part.open("rb") as file:
-                for chunk in iter(lambda f=file: f.read(1 << 20), b""):
+                while chunk := file.read(1 << 20):
                     sha.update(chunk)
         else:
             sha.update(part if isinstance(part, bytes) else repr(part).encode())

@@ -170,7 +170,7 @@ class _Importer:
         if effect:
             node.controls = list(controls)
             self.graph.effects.append(node)
-            effects = (node,)
+            effects: tuple[Node, ...] = (node,)
         else:
             if ops.reads_state(node_def.op):
                 node.controls = list(controls)
@@ -233,8 +233,8 @@ def _freeze(graph: Graph) -> None:
                 capture.frozen = False
     for node in graph.nodes.values():
         if node.op == "ReadVariableOp":
-            capture = graph.captures.get(node.inputs[0].node.name)
-            if capture is not None and capture.frozen:
+            read = graph.captures.get(node.inputs[0].node.name)
+            if read is not None and read.frozen:
                 node.controls = []
 
 

@@ -56,8 +56,7 @@ def infer_node(graph: Graph, node: Node, static: Sequence[tf.TensorShape] | None
     for value, shape in zip(node.outputs, shapes):
         known = static[value.index] if static is not None and value.index < len(static) else None
         value.shape = _join(shape, known, f"{node.name}:{value.index}")
-    value = node.outputs[0] if node.outputs else None
-    if value is not None:
+    for value in node.outputs[:1]:
         value.content = _content(node) if value.dtype in _INTEGERS else None
 
 

@@ -26,7 +26,7 @@ class Value:
         self.node = node
         self.index = index
         self.dtype = dtype
-        self.shape: tuple | None = None
+        self.shape: Any = None
         self.content: Any = None  # what an integer scalar or vector holds, as sizes: see infer.py
         self.readers: dict[tuple[Node, int], None] = {}
 

@@ -60,9 +60,9 @@ class MergeParallelMatMuls(Pass):
         weights = [n.inputs[1] for n in nodes]
         merged = b.ConcatV2(*weights, b.const(0 if transpose_b else 1))
         y = b.MatMul(nodes[0].inputs[0], merged, transpose_b=transpose_b)
-        biases = [_bias(graph, n) for n in nodes]
+        biases = [bias for bias in (_bias(graph, n) for n in nodes) if bias is not None]
         outputs: list[Value] = [n.output for n in nodes]
-        if all(bias is not None for bias in biases):
+        if len(biases) == len(nodes):
             y = b.BiasAdd(y, b.ConcatV2(*(bias.inputs[1] for bias in biases), b.const(0)))
             outputs = [bias.output for bias in biases]
         widths = [n.output.shape[-1] for n in nodes]

@@ -14,6 +14,7 @@ from tfvllm.rules.fold_scale import FoldScale
 from tfvllm.rules.fold_weights import FoldWeights
 from tfvllm.rules.fuse_conv import FuseConvActivation, FuseConvBias, FuseDepthwiseBias
 from tfvllm.rules.fuse_matmul import FuseActivation, FuseGelu, FuseMatMulBias, FuseResidual
+from tfvllm.rules.head_transposes import OneTransposeForHeads
 from tfvllm.rules.hoist_slices import HoistSlices
 from tfvllm.rules.layer_norm import FuseLayerNorm
 from tfvllm.rules.linear_layers import BatchNormToAffine, JoinLinearLayers, ScaleIntoWeights, TermToBias
@@ -62,6 +63,7 @@ def pipeline() -> list[Step]:
         ),
         Step("demand", (HoistSlices(),), repeat=False),
         Step("merge", (MergeParallelMatMuls(),), repeat=False),
+        Step("heads", (OneTransposeForHeads(),)),
         Step("user", tuple(_registered)),
         Step(
             "fuse",

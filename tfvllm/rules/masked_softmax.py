@@ -16,7 +16,9 @@ class MaskRowsAfterAttention(Rule):
     """
 
     guarantee = Approximate(
-        max_error=0.0, domain="scores within ±1e29", source="exp(x) is 0 in float32 for x < -104 (IEEE 754)"
+        max_error=0.0,
+        domain="scores within ±1e8, masked ones at -1e9 or lower",
+        source="exp(x) is 0 in float32 for x < -104 (IEEE 754)",
     )
 
     def pattern(self, mask, scores, v):
@@ -30,8 +32,8 @@ class MaskRowsAfterAttention(Rule):
         zero, low = graph.constant(m.zero), graph.constant(m.low)
         if np.any(zero.astype(np.float64) != 0):
             raise Declined("masked positions are not set to 0")
-        if low.size != 1 or not float(np.reshape(low, ())) <= -1e30:
-            raise Declined("masked scores are not set below -1e30")
+        if low.size != 1 or not float(np.reshape(low, ())) <= -1e9:
+            raise Declined("masked scores are not set to -1e9 or lower")
         if graph.sole_reader(m.blanked) is None:
             raise Declined("the masked chances are read elsewhere")
         if m.mask.rank is None or m.mask.rank < 1 or m.softmax.shape is None:

@@ -1,0 +1,66 @@
+"""The heads of query, key and value are moved in front in one go."""
+
+from tfvllm.graph import dims
+from tfvllm.graph.guarantee import Exact
+from tfvllm.graph.ir import Node
+from tfvllm.graph.rewriter import Builder, Declined, Pass
+
+_HEADS_FIRST = (0, 2, 1, 3)
+
+
+class OneTransposeForHeads(Pass):
+    """[transpose(reshape(p, [b, s, h, d])) for p in split(y, n)] -> unpack(transpose(reshape(y, [b, s, n, h, d]))).
+
+    Splitting copies every part and each transpose copies it again; one transpose copies once, and unpacking its first
+    axis copies nothing.
+    """
+
+    guarantee = Exact()
+
+    def run(self, rewriter):
+        graph = rewriter.graph
+        changed = False
+        for node in graph.order():
+            if node.op != "Split" or graph.nodes.get(node.name) is not node or not rewriter.allowed(self, node):
+                continue
+            moved = self._moved(graph, node)
+            if moved is None:
+                continue
+            b = Builder(graph, node.name)
+            batch, length, heads, size = moved[0].inputs[0].shape
+            y = node.inputs[1]
+            try:
+                whole = b.reshape(y, (batch, length, len(moved), heads, size), like=[y])
+            except Declined as declined:
+                for made in reversed(b.made):
+                    graph.remove(made)
+                rewriter.decline(self, node, str(declined))
+                continue
+            parts = b.op("Unpack", [b.Transpose(whole, b.ints(2, 0, 3, 1, 4))], num=len(moved), axis=0)
+            rewriter.fire(self, node, [node], b.made)
+            for old, new in zip(moved, parts):
+                graph.replace(old.output, new)
+                self.removed(rewriter, old)
+            changed = True
+        return changed
+
+    @staticmethod
+    def _moved(graph, node: Node) -> list[Node] | None:
+        """The transposes at the ends of the parts, if each part goes into just one such."""
+        axis, y = node.inputs[0].content, node.inputs[1]
+        if y.shape is None or len(y.shape) != 2 or axis not in (1, -1):
+            return None
+        transposes = []
+        for part in node.outputs:
+            reshape = graph.sole_reader(part)
+            if reshape is None or reshape.op != "Reshape" or reshape.output.rank != 4:
+                return None
+            transpose = graph.sole_reader(reshape.output)
+            if transpose is None or transpose.op != "Transpose" or transpose.inputs[1].content != _HEADS_FIRST:
+                return None
+            transposes.append(transpose)
+        shape = transposes[0].inputs[0].shape
+        heads, size = shape[2:]
+        if any(t.inputs[0].shape != shape for t in transposes) or dims.multiply(heads, size) != node.output.shape[1]:
+            return None
+        return transposes

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tfvllm
-from tests.distillation.pairs import batch, causal_lm, classifier, lm_batch, seq2seq, seq2seq_batch
+from tests.distillation.pairs import WORDS, batch, causal_lm, classifier, lm_batch, seq2seq, seq2seq_batch
 from tfvllm.distillation import distiller as module
 from tfvllm.errors import InputError
 
@@ -157,6 +157,20 @@ def test_student_regularization_is_kept(pair):
     student.output_dense.kernel.regularizer = keras.regularizers.L2(0.1)
     regularized, _ = gradients(distiller, x, y)
     assert regularized - plain == pytest.approx(0.1 * np.square(student.output_dense.kernel.numpy()).sum(), rel=1e-4)
+
+
+def test_the_student_is_pruned_while_it_learns(pair):
+    teacher, student = pair
+    distiller = make(teacher, student, {"logits": losses.ForwardKL(), "hidden": losses.HiddenStates()})
+    schedule = tfvllm.schedules.PolynomialDecay(0.0, 0.5, 0, 4, frequency=1)
+    pruning = tfvllm.callbacks.MagnitudePruning(student, schedule=schedule)
+    x, y = batch(8)
+    distiller.fit(x, y, batch_size=2, epochs=2, callbacks=[pruning], verbose=0)
+    kernel = student.backbone.transformer_layers[0]._feedforward_intermediate_dense.kernel.numpy()
+    assert (kernel == 0).mean() == pytest.approx(0.5, abs=0.02)
+    for layers in distiller.projections.values():
+        assert all((layer.kernel.numpy() != 0).all() for layer in layers)
+    assert all((v.numpy() != 0).mean() > 0.9 for v in teacher.trainable_variables if "kernel" in v.path)
 
 
 # ---------------------------------------------------------------- what changes nothing
@@ -430,6 +444,11 @@ def test_softmax_heads_are_read_before_the_softmax(pair):
             lambda t, s: tfvllm.Distiller(t, classifier(1, words=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"])),
             "teacher's vocabulary has 18 entries and the student's 6",
         ),
+        (
+            lambda t, s: tfvllm.Distiller(t, classifier(1, words=[*WORDS[:-2], "hao", "bu"])),
+            "id 16 is '好' to the teacher's tokenizer and 'hao' to the student's",
+        ),
+        (lambda t, s: tfvllm.Distiller({"student": t}, s), "cannot name a teacher"),
         (
             lambda t, s: tfvllm.Distiller(t, s, losses={"h": losses.HiddenStates(layers=[(4, 0)])}),
             "teacher has no layer 4; valid are 0 to 3",

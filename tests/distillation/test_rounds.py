@@ -126,7 +126,7 @@ def test_student_from_tells_what_is_wrong(pair):
         student_from(pair[0], layers=5)
     with pytest.raises(InputError, match="no layer 4; valid are 0 to 3"):
         student_from(pair[0], layers=[4])
-    with pytest.raises(InputError, match="found Sequential"):
+    with pytest.raises(InputError, match="no adapter for Sequential"):
         student_from(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]))
 
 

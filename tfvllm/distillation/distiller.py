@@ -88,7 +88,7 @@ class Distiller(keras.Model):
     def teacher(self) -> Any:
         """The teacher, `{name: teacher}` of several, or None. It is no part of this model's weights nor of its file."""
         teachers = self._held.teachers
-        return (teachers.get("teacher") if len(teachers) == 1 else dict(teachers)) if teachers else None
+        return teachers["teacher"] if set(teachers) == {"teacher"} else dict(teachers) or None
 
     @teacher.setter
     def teacher(self, teacher: Any) -> None:
@@ -465,6 +465,8 @@ def _named(teacher: Any) -> dict[str, keras.Model]:
     if teacher is None:
         return {}
     if isinstance(teacher, Mapping):
+        if "student" in teacher:
+            raise InputError("'student' cannot name a teacher; choose another name.")
         return dict(teacher)
     if isinstance(teacher, (list, tuple)):
         return {f"teacher_{index}": model for index, model in enumerate(teacher)}
@@ -509,6 +511,19 @@ def _check_pair(teacher: keras.Model, student: keras.Model) -> None:
             f"teacher and student read the same token ids, but the teacher's vocabulary has {sizes[0]} entries and "
             f"the student's {sizes[1]}. Build the student with vocabulary_size={sizes[0]} and the teacher's tokenizer."
         )
+    words = [_vocabulary(model) for model in (teacher, student)]
+    if None not in words and words[0] != words[1]:
+        at = next((i for i, (t, s) in enumerate(zip(*words)) if t != s), min(map(len, words)))
+        told = [repr(part[at]) if at < len(part) else "nothing" for part in words]
+        raise InputError(
+            f"teacher and student read the same token ids, but their vocabularies differ: id {at} is {told[0]} to the "
+            f"teacher's tokenizer and {told[1]} to the student's. Give the student the teacher's preprocessor."
+        )
+
+
+def _vocabulary(model: keras.Model) -> list[str] | None:
+    tokenizer = getattr(getattr(model, "preprocessor", None), "tokenizer", None)
+    return list(tokenizer.get_vocabulary()) if hasattr(tokenizer, "get_vocabulary") else None
 
 
 def _large_head(model: keras.Model) -> tuple[keras.Model, keras.Layer] | None:

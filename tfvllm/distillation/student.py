@@ -1,70 +1,82 @@
 """Students made from their teachers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import keras
+import numpy as np
 
 from tfvllm.distillation.layer_map import layer_pairs, spread
 from tfvllm.errors import InputError
-
-# The lists of blocks of keras-nlp backbones, and the config entry that says how many there are.
-_STACKS = ("transformer_layers", "encoder_transformer_layers", "decoder_transformer_layers")
-_DEPTH = "num_layers"
+from tfvllm.models import adapter_for, original_class, shrunk_class, shrunk_task_class
 
 
-def student_from(teacher: keras.Model, layers: int | Sequence[int] = 2, *, name: str | None = None) -> keras.Model:
+def student_from(
+    teacher: keras.Model,
+    layers: int | Sequence[int] | Mapping[str, int | Sequence[int]] = 2,
+    *,
+    name: str | None = None,
+) -> keras.Model:
     """A shallower model of the teacher's class, with the teacher's own weights in all that it keeps.
 
     Embeddings, norms, pooler and head are copied too, so the student starts near its teacher (DistilBERT, Sanh et
-    al. 2019, section 2). Encoder and decoder of a seq2seq model keep the same layers.
+    al. 2019, section 2). To remove heads, neurons or channels as well, distil into `tfvllm.shrink(teacher, ...)`.
 
     Args:
-        teacher: a keras-nlp task or backbone with one or two stacks of transformer blocks.
+        teacher: a keras-nlp task or backbone of a family that `tfvllm.models` knows; a shrunk one too.
         layers: how many of the teacher's blocks to keep, evenly spaced up to the last; or which (numbered from 0,
-            negative from the end), in the student's order.
+            negative from the end), in the student's order; or `{"encoder": …, "decoder": …}` of these. Encoder and
+            decoder keep alike where not told apart.
         name: the student's name; the default is the teacher's with "_student" after it.
     Returns:
         A new model that shares no variable with the teacher; the preprocessor (which has none) is shared.
     Raises:
-        InputError: where the teacher has no stack of blocks, or not the layers asked for.
+        InputError: a model of an unknown family, or layers it has not.
     """
-    backbone = getattr(teacher, "backbone", None) or teacher
-    stacks = [stack for stack in _STACKS if getattr(backbone, stack, None)]
-    if not stacks or _DEPTH not in backbone.get_config():
+    from keras_hub.models import Backbone, Task
+
+    adapter = adapter_for(teacher)
+    if not isinstance(teacher, (Backbone, Task)):
         raise InputError(
-            f"student_from expects a keras-nlp model with transformer blocks, found {type(teacher).__name__}. "
-            "Build the student yourself and pass it to tfvllm.Distiller."
+            f"student_from expects a keras-nlp task or backbone, found {type(teacher).__name__}. Make the student's "
+            "backbone with student_from(backbone) and build the rest around it."
         )
-    depth = len(getattr(backbone, stacks[0]))
-    if isinstance(layers, int):
-        chosen = spread(layers, depth)
-    else:
-        chosen = [index for index, _ in layer_pairs([(layer, 0) for layer in layers], depth, 1)]
-    if not chosen:
-        raise InputError(f"layers names no layer; expected 1 to {depth} of the teacher's.")
-
     name = name or f"{teacher.name}_student"
-    config = {**backbone.get_config(), _DEPTH: len(chosen)}
-    small = type(backbone).from_config({**config, "name": name if backbone is teacher else backbone.name})
-    blocks = {}
-    for stack in stacks:
-        of_teacher = getattr(backbone, stack)
-        for block, index in zip(getattr(small, stack), chosen):
-            blocks[id(block)] = of_teacher[index]
-    _copy_weights(backbone, small, blocks)
-    if backbone is teacher:
-        return small
-
-    config = {**teacher.get_config(), "backbone": small, "preprocessor": teacher.preprocessor, "name": name}
-    student = type(teacher).from_config(config)
-    _copy_weights(teacher, student, {id(small): None})
+    old = adapter.backbone(teacher)
+    whole = adapter.structure(teacher)
+    chosen = {kind: _chosen(layers, kind, len(blocks)) for kind, blocks in whole.items()}
+    structure = {kind: [whole[kind][index] for index in kept] for kind, kept in chosen.items()}
+    config = {**adapter.config(old), "name": name if teacher is old else old.name}
+    native = adapter.native(config, structure)
+    if native is not None:
+        small = original_class(old)(**native)
+    else:
+        entries = {kind: [shape.to_dict() for shape in blocks] for kind, blocks in structure.items()}
+        small = shrunk_class(old)(structure=entries, **config)
+    student = small
+    if teacher is not old:
+        task = {**teacher.get_config(), "backbone": small, "preprocessor": teacher.preprocessor, "name": name}
+        student = shrunk_task_class(teacher, native is not None).from_config(task)
+    _copy_weights(adapter, teacher, student, chosen)
     return student
 
 
-def _copy_weights(source: keras.Model, target: keras.Model, known: dict[int, keras.Layer | None]) -> None:
-    """Copies weights layer by layer: from the layer in `known` (None: leave), else from the one of the same name."""
-    by_name = {layer.name: layer for layer in source.layers}
-    for layer in target.layers:
-        origin = known.get(id(layer), by_name.get(layer.name))
-        if origin is not None and layer.weights:
-            layer.set_weights(origin.get_weights())
+def _chosen(layers: Any, kind: str, depth: int) -> list[int]:
+    if isinstance(layers, Mapping):
+        layers = layers.get(kind, depth)
+    if isinstance(layers, int):
+        return spread(layers, depth)
+    kept = [index for index, _ in layer_pairs([(layer, 0) for layer in layers], depth, 1)]
+    if not kept:
+        raise InputError(f"layers names no {kind} layer; expected some of 0 to {depth - 1}.")
+    return kept
+
+
+def _copy_weights(adapter: Any, teacher: keras.Model, student: keras.Model, chosen: dict[str, list[int]]) -> None:
+    of_teacher = {weight.name: weight.variable for weight in adapter.weights(teacher)}
+    for weight in adapter.weights(student):
+        kind, index, rest = (*weight.name.split(".", 2), "", "")[:3]
+        name = weight.name
+        if kind in chosen and index.isdigit():
+            name = f"{kind}.{chosen[kind][int(index)]}.{rest}"
+        weight.variable.assign(np.asarray(of_teacher[name]))

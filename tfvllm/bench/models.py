@@ -51,7 +51,7 @@ class ServedModel:
         """`texts` as this signature's inputs; it must have one string input."""
         names = [name for name, spec in self.inputs.items() if spec.dtype == tf.string]
         if len(names) != 1 or len(self.inputs) != 1:
-            raise InputError(f"{self.directory}: expected one string input, found {', '.join(self.inputs)}.")
+            raise InputError(f"{self.directory}: expected one string input, found {', '.join(sorted(self.inputs))}.")
         return {names[0]: tf.constant(list(texts))}
 
     def made_up(self, batch: int, length: int, seed: int = 0) -> dict[str, tf.Tensor]:

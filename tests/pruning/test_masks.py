@@ -121,6 +121,42 @@ def test_masks_and_thresholds_are_bit_equal_to_tfmot(shape, sparsity, block, poo
     assert 0 < zeros(ours.kernel) < 1
 
 
+def test_whole_training_is_bit_equal_to_tfmot():
+    """The same model, data and schedule: TFMOT on tf_keras, our wrapper and our callback on Keras 3, Adam, 4 epochs."""
+    tfmot()
+    import tensorflow_model_optimization as original
+    import tf_keras
+
+    rng = np.random.default_rng(0)
+    x, y = regression()
+    kernels = [rng.normal(0, 0.3, shape).astype("float32") for shape in ((16, 32), (32, 4))]
+
+    def run(module, schedules, prune, callbacks):
+        layers = [module.layers.Dense(32, activation="relu"), module.layers.Dense(4)]
+        model = module.Sequential([module.layers.Input((16,)), *layers])
+        for layer, kernel in zip(layers, kernels):
+            layer.set_weights([kernel, np.zeros(kernel.shape[1])])
+        schedule = schedules.PolynomialDecay(0.0, 0.8, 0, 24, frequency=4)
+        model = prune(model, schedule) if prune else model
+        model.compile(module.optimizers.Adam(1e-2), "mse")
+        options = {"epochs": 4, "batch_size": 8, "shuffle": False, "verbose": 0}
+        model.fit(x, y, callbacks=callbacks(model, schedule), **options)
+        return [np.asarray(layer.kernel) for layer in layers]
+
+    theirs = original.sparsity.keras
+    expected = run(tf_keras, theirs, theirs.prune_low_magnitude, lambda *_: [theirs.UpdatePruningStep()])
+    wrapped = run(
+        keras, tfvllm.schedules, tfvllm.prune_low_magnitude, lambda *_: [tfvllm.callbacks.UpdatePruningStep()]
+    )
+    called = run(keras, tfvllm.schedules, None, lambda m, s: [tfvllm.callbacks.MagnitudePruning(m, s)])
+    for a, b, c in zip(expected, wrapped, called):
+        assert 0.79 < zeros(a) < 0.81
+        np.testing.assert_array_equal(a == 0, b == 0)
+        np.testing.assert_array_equal(a == 0, c == 0)
+        np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(c, a, rtol=1e-5, atol=1e-6)
+
+
 def test_schedules_are_tfmots_and_load_again():
     import tensorflow_model_optimization as original
 

@@ -16,6 +16,8 @@ from tfvllm.pruning.importance import spread_order
 from tfvllm.pruning.sensitivity import _left_out
 from tfvllm.pruning.structure import full_plan, resolve
 
+SOME = [pytest.param(n, marks=() if n in ("bert", "llama") else pytest.mark.slow) for n in zoo.BUILDERS]
+
 
 def masked(model, plan):
     """A dense copy of `model` with the planned weights zeroed."""
@@ -86,7 +88,7 @@ def test_generation_after_layers_and_width(name):
             assert tokens[row, position] == logits[row, position - 1].argmax()
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", SOME)
 def test_layers_equal_the_model_that_skips_them(name):
     model = zoo.build(name)
     found = zoo.inputs(name)
@@ -107,7 +109,7 @@ def test_layers_equal_the_model_that_skips_them(name):
     close(small(found), expected)
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", SOME)
 def test_width_equals_the_model_with_silent_channels(name):
     """Reference: removed channels are zero everywhere and norms look at the kept ones only."""
     model = zoo.build(name)
@@ -154,7 +156,8 @@ def test_vocabulary_equals_the_original_on_kept_tokens(name):
     assert plan_shrink(model, vocabulary=0.5).keep[VOCABULARY, ""].size == 20
 
 
-@pytest.mark.parametrize("name", ["bart", pytest.param("t5", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bart", "t5"])
 def test_a_shallow_decoder_over_a_deep_encoder(name, tmp_path):
     model = zoo.build(name)
     found = zoo.inputs(name)
@@ -272,12 +275,11 @@ def test_compensated_shrunk_equals_compensated_masked():
 def test_shrunk_model_fine_tunes():
     x, y = data_for("bert", 16)
     small = tfvllm.shrink(zoo.build("bert"), heads=0.5, ffn=0.5, layers=2)
-    small.compile(
-        keras.optimizers.Adam(1e-2), keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=None
-    )
-    first = small.evaluate(x, y, verbose=0)
-    small.fit(x, y, epochs=5, batch_size=8, verbose=0)
-    assert small.evaluate(x, y, verbose=0) < 0.8 * first
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    small.compile(keras.optimizers.Adam(1e-2), loss, metrics=None, run_eagerly=True)
+    first = float(loss(y, small(x)))
+    small.fit(x, y, epochs=3, batch_size=8, verbose=0)
+    assert float(loss(y, small(x))) < 0.8 * first
 
 
 def test_shrinks_a_shrunk_model_again():

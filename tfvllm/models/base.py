@@ -138,7 +138,12 @@ class BlockShape:
     traits: Mapping[str, Any] = field(default_factory=dict)  # what the family derives from a layer's position
 
     def to_dict(self) -> dict[str, Any]:
-        entry = {"heads": self.heads, "kv_heads": self.kv_heads, "head_dim": self.head_dim, "ffn": self.ffn}
+        entry: dict[str, Any] = {
+            "heads": self.heads,
+            "kv_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "ffn": self.ffn,
+        }
         if self.cross_heads is not None:
             entry["cross_heads"] = self.cross_heads
         if self.traits:

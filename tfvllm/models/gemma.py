@@ -103,7 +103,7 @@ class GemmaAdapter(Adapter):
         layer.intermediate_dim = shape.ffn * self._per_neuron(layer)
 
     def traits(self, layer: Any) -> dict[str, Any]:
-        found = {"sliding_window": bool(layer.attention.use_sliding_window_attention)}
+        found: dict[str, Any] = {"sliding_window": bool(layer.attention.use_sliding_window_attention)}
         if hasattr(layer.attention, "rope_wavelength"):
             found["rope_wavelength"] = float(layer.attention.rope_wavelength)
             found["rope_scaling_factor"] = float(layer.attention.rope_scaling_factor)

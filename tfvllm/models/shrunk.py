@@ -5,15 +5,18 @@ the original constructor on placeholder sizes; then every block is given its own
 functional graph stay those of the original.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 from keras import ops
 
 from tfvllm.models.base import Structure, structure_from
 
+# For type checkers only: the mixins come before a Keras class that has these methods.
+_Layer: Any = keras.layers.Layer if TYPE_CHECKING else object
 
-class ShrunkBackbone:
+
+class ShrunkBackbone(_Layer):
     """Mixin, first base of a shrunk backbone. `adapter` is set by the family's file."""
 
     adapter: Any = None
@@ -80,7 +83,7 @@ def _empty(block: Any) -> None:
     _change_class(block, Skipped)
 
 
-class NarrowCache:
+class NarrowCache(_Layer):
     """Mixin for an attention layer with fewer key/value heads than the cache that keras-nlp hands to every layer.
 
     keras-nlp keeps one dense cache for all layers, so it is as wide as the widest layer; a narrower layer uses the
@@ -136,6 +139,10 @@ def cache_heads(backbone: Any) -> tuple[int, int]:
 class ShrunkCausalLM:
     """Mixin for causal LMs: the cache's sizes are read from the blocks, not computed from the width."""
 
+    backbone: Any
+    compute_dtype: Any
+    call_with_cache: Any
+
     def _build_cache(self, token_ids: Any) -> Any:
         heads, head_dim = cache_heads(self.backbone)
         batch, length = ops.shape(token_ids)[0], ops.shape(token_ids)[1]
@@ -147,6 +154,9 @@ class ShrunkCausalLM:
 
 class ShrunkSeq2SeqLM:
     """Mixin for sequence-to-sequence LMs, as `ShrunkCausalLM`."""
+
+    backbone: Any
+    compute_dtype: Any
 
     def _initialize_cache(self, encoder_token_ids: Any, decoder_token_ids: Any) -> Any:
         heads, head_dim = cache_heads(self.backbone)

@@ -52,7 +52,8 @@ def batches(model: Any, data: Any, batch_size: int = 8, limit: int | None = None
         if process is not None:
             x, y, weight = keras.utils.unpack_x_y_sample_weight(process(x, y, weight))
         to_tensor = tf.convert_to_tensor
-        yield tuple(None if part is None else tf.nest.map_structure(to_tensor, part) for part in (x, y, weight))
+        tensors = [None if part is None else tf.nest.map_structure(to_tensor, part) for part in (x, y, weight)]
+        yield tensors[0], tensors[1], tensors[2]
         count += 1
         if count == limit:
             return

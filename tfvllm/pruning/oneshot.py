@@ -52,15 +52,15 @@ def sparsify(
         raise InputError(f"method={method!r}: expected one of {', '.join(METHODS)}.")
     if method != "magnitude" and data is None:
         raise InputError(f"method={method!r} needs calibration data. Pass data=, a few hundred rows are enough.")
-    for share in sparsity.values() if isinstance(sparsity, Mapping) else [sparsity]:
-        if not 0.0 <= share < 1.0:
-            raise InputError(f"sparsity={share}: expected a share in [0, 1).")
+    for wanted in sparsity.values() if isinstance(sparsity, Mapping) else [sparsity]:
+        if not 0.0 <= wanted < 1.0:
+            raise InputError(f"sparsity={wanted}: expected a share in [0, 1).")
     policy = PruneKernels() if policy is None else policy
     calibration = [] if method == "magnitude" else [x for x, _, _ in batches(model, data, limit=limit)]
     done: dict[str, float] = {}
     for kind, targets in _stages(model, policy):
-        chosen = [(target, _share(target.name, sparsity)) for target in targets]
-        chosen = [(target, share) for target, share in chosen if share is not None]
+        wanted_shares = [(target, _share(target.name, sparsity)) for target in targets]
+        chosen = [(target, share) for target, share in wanted_shares if share is not None]
         if not chosen:
             continue
         inputs = _second_moments(model, [t for t, _ in chosen], calibration, kind) if calibration else {}

@@ -7,7 +7,7 @@ import keras
 from tfvllm.errors import InputError
 from tfvllm.pruning._tfmot import tfmot
 
-_schedule = tfmot().schedule
+_schedule: Any = tfmot().schedule
 PruningSchedule = _schedule.PruningSchedule
 
 
@@ -20,7 +20,7 @@ class _FromConfig:
 
 
 @keras.saving.register_keras_serializable(package="tfvllm")
-class ConstantSparsity(_FromConfig, _schedule.ConstantSparsity):
+class ConstantSparsity(_FromConfig, _schedule.ConstantSparsity):  # type: ignore[name-defined, misc]
     """The same sparsity from `begin_step` to `end_step`, renewed every `frequency` steps (TFMOT's `ConstantSparsity`).
 
     Args:
@@ -41,7 +41,7 @@ class ConstantSparsity(_FromConfig, _schedule.ConstantSparsity):
 
 
 @keras.saving.register_keras_serializable(package="tfvllm")
-class PolynomialDecay(_FromConfig, _schedule.PolynomialDecay):
+class PolynomialDecay(_FromConfig, _schedule.PolynomialDecay):  # type: ignore[name-defined, misc]
     """Sparsity from `initial_sparsity` to `final_sparsity`, fast first (TFMOT's `PolynomialDecay`).
 
     s(t) = final + (initial - final) x (1 - (t - begin) / (end - begin))^power, Zhu and Gupta 2017, arXiv:1710.01878.

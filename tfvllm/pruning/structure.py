@@ -207,7 +207,7 @@ def mask_model(model: Any, plan: Plan) -> None:
             value += plan.bias[weight.name].astype(value.dtype)
         for position, axis in enumerate(weight.axes):
             kept = None if axis is None else plan.keep.get((axis.unit, axis.place))
-            if kept is not None:
+            if axis is not None and kept is not None:
                 gone = np.setdiff1d(np.arange(value.shape[position]), keep_indices(axis, kept))
                 value[(slice(None),) * position + (gone,)] = 0
         weight.variable.assign(value)

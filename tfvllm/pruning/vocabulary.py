@@ -101,8 +101,7 @@ def _fallback(tokenizer: Any) -> set[int]:
         return {vocabulary[name] for name in names if name in vocabulary}
     if kind == "byte_pair":
         return {i for token, i in tokenizer.vocabulary.items() if len(token) == 1}
-    pieces = list(sentence_pieces(_proto(tokenizer)))
-    return {i for i, (_, text, role) in enumerate(pieces) if role != 1 or len(text) == 1}
+    return {i for i, (_, text, role) in enumerate(sentence_pieces(_proto(tokenizer))) if role != 1 or len(text) == 1}
 
 
 def _kind(tokenizer: Any) -> str:

@@ -16,7 +16,7 @@ START = {"bart": (2, 0)}
 def run(translator, ids, mask, count, beams=1, penalty=0.0):
     @tf.function(autograph=False)
     def call(ids, mask, count):
-        source = translator.read_ids(ids, mask)
+        source = translator.read_source_ids(ids, mask)
         if beams > 1:
             result, scores = translator.beam(*source, count, beams, penalty)
             return result.token_ids, result.lengths, scores

@@ -77,7 +77,8 @@ def export_task(
             f"max_length is {max_length}, but the model has positions for {spec.max_positions} tokens. "
             f"Pass max_length={spec.max_positions} or less."
         )
-    codec, start_ids, pad_id = None, (), 0
+    codec, pad_id = None, 0
+    start_ids: tuple[int, ...] = ()
     if preprocessor is not None:
         tokenizer = preprocessor.tokenizer
         codec = codec_for(tokenizer)
@@ -134,7 +135,7 @@ def plain_function(input_signature):
     return tf.function(input_signature=input_signature, autograph=False)
 
 
-CONTROLS = {
+CONTROLS: dict[str, tuple[list, tf.DType]] = {
     "temperature": ([], tf.float32),
     "top_k": ([], tf.int32),
     "top_p": ([], tf.float32),

@@ -68,7 +68,8 @@ def export_task(
     if spec.encoder is None:
         raise InputError(f"{type(model).__name__} has no encoder; expected a Seq2SeqLM. Use task='generate'.")
     preprocessor = getattr(model, "preprocessor", None)
-    codec, pad_id, source_ends = None, 0, ((), ())
+    codec, pad_id = None, 0
+    source_ends: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
     if preprocessor is not None:
         if not preprocessor.built:
             preprocessor.build(None)
@@ -153,7 +154,7 @@ def _text_signatures(translator: Translator, beams: int, length_penalty: float) 
 
     @plain_function(inputs_of(texts=texts))
     def serving_default(texts):
-        source = translator.read_texts(texts)
+        source = translator.read_sources(texts)
         if beams > 1:
             result, _ = translator.beam(*source, room, beams, length_penalty)
         else:
@@ -172,15 +173,15 @@ def _text_signatures(translator: Translator, beams: int, length_penalty: float) 
         seed=NEUTRAL["seed"],
     ):
         controls = Controls(temperature, top_k, top_p, repetition_penalty, no_repeat_ngram, seed)
-        return answer(translator.generate(*translator.read_texts(texts), max_new_tokens, controls, log_probs=True))
+        return answer(translator.generate(*translator.read_sources(texts), max_new_tokens, controls, log_probs=True))
 
     @plain_function(inputs_of(texts=texts, max_new_tokens=([], tf.int32), length_penalty=([], tf.float32)))
     def beam(texts, max_new_tokens=most, length_penalty=usual_penalty):
-        return answer(*translator.beam(*translator.read_texts(texts), max_new_tokens, beams, length_penalty))
+        return answer(*translator.beam(*translator.read_sources(texts), max_new_tokens, beams, length_penalty))
 
     @plain_function(inputs_of(texts=texts, targets=texts))
     def score(texts, targets):
-        return translator.score(*translator.read_texts(texts), *translator.read_targets(targets))
+        return translator.score(*translator.read_sources(texts), *translator.read_targets(targets))
 
     signatures = {"serving_default": serving_default, "generate": generate, "score": score}
     return signatures | ({"beam": beam} if beams > 1 else {})
@@ -199,7 +200,7 @@ def _id_signatures(translator: Translator, beams: int, length_penalty: float) ->
 
     @plain_function(inputs_of(**source_specs))
     def serving_default(token_ids, padding_mask, max_new_tokens):
-        source = translator.read_ids(token_ids, padding_mask)
+        source = translator.read_source_ids(token_ids, padding_mask)
         if beams > 1:
             result, _ = translator.beam(*source, max_new_tokens, beams, length_penalty)
         else:
@@ -219,20 +220,22 @@ def _id_signatures(translator: Translator, beams: int, length_penalty: float) ->
         seed=NEUTRAL["seed"],
     ):
         controls = Controls(temperature, top_k, top_p, repetition_penalty, no_repeat_ngram, seed)
-        source = translator.read_ids(token_ids, padding_mask)
+        source = translator.read_source_ids(token_ids, padding_mask)
         result = translator.generate(*source, max_new_tokens, controls, log_probs=True)
         return {**answer(result), "finish_reasons": finish_reasons(result.reasons)}
 
     @plain_function(inputs_of(**source_specs, length_penalty=([], tf.float32)))
     def beam(token_ids, padding_mask, max_new_tokens, length_penalty=usual_penalty):
         return answer(
-            *translator.beam(*translator.read_ids(token_ids, padding_mask), max_new_tokens, beams, length_penalty)
+            *translator.beam(
+                *translator.read_source_ids(token_ids, padding_mask), max_new_tokens, beams, length_penalty
+            )
         )
 
     @plain_function(inputs_of(token_ids=ids, padding_mask=ids, target_ids=ids, target_mask=ids))
     def score(token_ids, padding_mask, target_ids, target_mask):
         return translator.score(
-            *translator.read_ids(token_ids, padding_mask), *translator.read_target_ids(target_ids, target_mask)
+            *translator.read_source_ids(token_ids, padding_mask), *translator.read_target_ids(target_ids, target_mask)
         )
 
     signatures = {"serving_default": serving_default, "generate": generate, "score": score}
@@ -249,7 +252,7 @@ def _check(model, translator: Translator, precision: str) -> dict[str, Any]:
         inputs = {"token_ids": ids * mask, "padding_mask": mask, "target_ids": targets * mask, "target_mask": mask}
     else:
         texts = np.array([b"Two dogs run.", "\u4f60\u597d".encode()], object)
-        ids, mask = (tensor.numpy() for tensor in translator.read_texts(tf.constant(texts)))
+        ids, mask = (tensor.numpy() for tensor in translator.read_sources(tf.constant(texts)))
         targets, lengths = (tensor.numpy() for tensor in translator.read_targets(tf.constant(texts[::-1])))
         target_mask = (np.arange(targets.shape[1]) < lengths[:, None]).astype(np.int32)
         inputs = {"texts": texts, "targets": texts[::-1].copy()}

@@ -112,7 +112,7 @@ def beam_search(
     one_beam = tf.constant([[0.0] + [_IMPOSSIBLE] * (beams - 1)])
     nothing = tf.fill([batch, beams, width], pad_id)
     pool = tf.fill([batch, beams], _IMPOSSIBLE)
-    start = (nothing, tf.tile(one_beam, [batch, 1]), nothing, pool, tf.zeros([batch, beams], tf.int32))
+    start: tuple = (nothing, tf.tile(one_beam, [batch, 1]), nothing, pool, tf.zeros([batch, beams], tf.int32))
     start = (*start, tf.zeros([batch, beams], tf.bool))
     logits = tf.repeat(network.logits(hidden), beams, axis=0)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import tensorflow as tf
 
 from tfvllm.generation import loop
@@ -43,7 +45,7 @@ class Generator(tf.Module):
     ):
         super().__init__(name="generator")
         self.network = Network(spec, dtype=dtype, target=target)
-        self.codec = codec
+        self.codec: Any = codec
         limits = [limit for limit in (max_length, spec.max_positions) if limit is not None]
         self.max_length = min(limits) if limits else None
         self.start_ids = tuple(start_ids)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -185,6 +186,7 @@ class Network(tf.Module):
         cross = block.cross_attention
         if cross is None:
             return x
+        assert context is not None, "a decoder with cross-attention needs what `encode` returned"
         residual = x
         if block.normalize_first:
             x = self._norm(block.cross_norm, x)
@@ -227,7 +229,7 @@ class Network(tf.Module):
 
     def encode(self, ids: tf.Tensor, padding_mask: tf.Tensor) -> Context:
         """The encoder, and what each decoder block attends to. ids int32, padding_mask bool[sources, length]."""
-        stack = self._encoder
+        stack: Any = self._encoder
         batch, length = tf.shape(ids)[0], tf.shape(ids)[1]
         positions = tf.range(length)
         x = self._embed(stack, tf.reshape(ids, [-1]), tf.tile(positions, [batch]))

@@ -31,18 +31,19 @@ class Translator(Generator):
     @property
     def room(self) -> int:
         """The most new tokens of an answer."""
-        return max(self.max_length - len(self.start_ids), 0)
+        limit = self.max_length
+        return 0 if limit is None else max(limit - len(self.start_ids), 0)
 
     # Sources and targets ---------------------------------------------------------------------------------------------
 
-    def read_texts(self, texts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def read_sources(self, texts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """string[batch] -> ids int32[batch, length], padding mask bool[batch, length]."""
         tokens = self.codec.encode(texts)
         if self.max_source_length is not None:
             tokens = tokens[:, : self.max_source_length - len(self.source_start_ids) - len(self.source_end_ids)]
         return self._padded(self._wrapped(tokens, self.source_start_ids, self.source_end_ids))
 
-    def read_ids(self, token_ids: tf.Tensor, padding_mask: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def read_source_ids(self, token_ids: tf.Tensor, padding_mask: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         ids, lengths = loop.left_aligned(token_ids, tf.not_equal(padding_mask, 0))
         if self.max_source_length is not None:
             ids, lengths = ids[:, : self.max_source_length], tf.minimum(lengths, self.max_source_length)
@@ -68,9 +69,11 @@ class Translator(Generator):
 
     def generate(self, ids, padding_mask, max_new_tokens, controls=None, log_probs=False):
         """Greedy or sampled answers to sources ids int32[batch, length], padding_mask bool of that shape."""
+        start, lengths = self._start(ids)
         return loop.generate(
             self.network,
-            *self._start(ids),
+            start,
+            lengths,
             max_new_tokens,
             controls=controls,
             stop_ids=self.stop_ids,
@@ -82,9 +85,11 @@ class Translator(Generator):
 
     def beam(self, ids, padding_mask, max_new_tokens, beams: int, length_penalty):
         """Answers by beam search and their scores float32[batch]."""
+        start, lengths = self._start(ids)
         return beam_search(
             self.network,
-            *self._start(ids),
+            start,
+            lengths,
             max_new_tokens,
             beams=beams,
             length_penalty=length_penalty,

@@ -25,8 +25,8 @@ def loss_of(teacher, student, data, which):
     return distiller.evaluate(data, return_dict=True, verbose=0)
 
 
-def test_all_logits_of_a_classifier_equal_online(tmp_path, pair):
-    teacher, student = pair
+def test_all_logits_of_a_classifier_equal_online(tmp_path, duo):
+    teacher, student = duo
     data = dataset(batch(10))
     cache = write_teacher_cache(teacher, data, tmp_path / "cache", top_k=None, shard_size=4)
     assert cache.examples == 10 and len(cache.shards) == 3 and cache.top_k == 3
@@ -38,6 +38,7 @@ def test_all_logits_of_a_classifier_equal_online(tmp_path, pair):
     cache.check_teacher(teacher)
 
 
+@pytest.mark.slow
 def test_the_largest_logits_of_a_language_model(tmp_path):
     teacher, student = causal_lm(2), causal_lm(1)
     data = dataset(lm_batch(6))
@@ -54,8 +55,9 @@ def test_the_largest_logits_of_a_language_model(tmp_path):
         loss_of(cache, student, cache.join(data), {"kl": losses.ForwardKL()})
 
 
-def test_training_from_the_cache_is_training_online(tmp_path, pair):
-    teacher, student = pair
+@pytest.mark.slow
+def test_training_from_the_cache_is_training_online(tmp_path, duo):
+    teacher, student = duo
     data = dataset(batch(8))
     cache = write_teacher_cache(teacher, data, tmp_path / "cache", top_k=None)
     start, results = student.get_weights(), []
@@ -70,8 +72,8 @@ def test_training_from_the_cache_is_training_online(tmp_path, pair):
         np.testing.assert_allclose(one, two, atol=1e-6)
 
 
-def test_interrupted_work_goes_on(tmp_path, pair, monkeypatch):
-    teacher, data, path = pair[0], dataset(batch(10)), tmp_path / "cache"
+def test_interrupted_work_goes_on(tmp_path, duo, monkeypatch):
+    teacher, data, path = duo[0], dataset(batch(10)), tmp_path / "cache"
     with monkeypatch.context() as patch:
         patch.setattr("tfvllm.distillation.cache._shard", lambda i: f"shard-{i:05d}.tfrecord" if i < 2 else 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -85,8 +87,8 @@ def test_interrupted_work_goes_on(tmp_path, pair, monkeypatch):
     assert not list(path.glob(".*partial"))
 
 
-def test_workers_write_one_cache(tmp_path, pair):
-    teacher, data = pair[0], dataset(batch(10))
+def test_workers_write_one_cache(tmp_path, duo):
+    teacher, data = duo[0], dataset(batch(10))
     options = {"shard_size": 3, "top_k": None}
     whole = write_teacher_cache(teacher, data, tmp_path / "one", **options)
     assert write_teacher_cache(teacher, data, tmp_path / "two", worker=(1, 2), **options) is None
@@ -96,13 +98,13 @@ def test_workers_write_one_cache(tmp_path, pair):
     assert shared.data == whole.data
 
 
-def test_stale_caches_are_refused_with_the_reason(tmp_path, pair):
-    teacher, _ = pair
+def test_stale_caches_are_refused_with_the_reason(tmp_path, duo):
+    teacher, _ = duo
     x, y = batch(10)
     data, path = dataset((x, y)), tmp_path / "cache"
     cache = write_teacher_cache(teacher, data, path, shard_size=4, top_k=2)
 
-    other = classifier(4, width=16)
+    other = classifier(2, width=8)
     other.output_dense.bias.assign([1.0, 0.0, 0.0])
     with pytest.raises(InputError, match=r"stale teacher cache.*digest"):
         cache.check_teacher(other)
@@ -122,8 +124,8 @@ def test_stale_caches_are_refused_with_the_reason(tmp_path, pair):
         cache.join(dataset((turned, y)))
 
 
-def test_what_differs_later_is_found_while_reading(tmp_path, pair, monkeypatch):
-    teacher, _ = pair
+def test_what_differs_later_is_found_while_reading(tmp_path, duo, monkeypatch):
+    teacher, _ = duo
     x, y = batch(10)
     monkeypatch.setattr("tfvllm.distillation.cache._CHECKED", 4)
     cache = write_teacher_cache(teacher, dataset((x, y)), tmp_path / "cache")
@@ -136,8 +138,8 @@ def test_what_differs_later_is_found_while_reading(tmp_path, pair, monkeypatch):
     assert sum(1 for _ in cache.join(dataset((x, y))).unbatch()) == 10
 
 
-def test_errors_say_what_to_do(tmp_path, pair):
-    teacher, student = pair
+def test_errors_say_what_to_do(tmp_path, duo):
+    teacher, student = duo
     data = dataset(batch(6))
     with pytest.raises(InputError, match=r"is no teacher cache.*write_teacher_cache"):
         TeacherCache(tmp_path)

@@ -41,7 +41,7 @@ FAMILIES = {
 }
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=["classifier", pytest.param("causal_lm", marks=pytest.mark.slow), "seq2seq"])
 def family(request):
     models, data = FAMILIES[request.param]
     return (*models(), data)
@@ -50,8 +50,11 @@ def family(request):
 # ---------------------------------------------------------------- training
 
 
-def test_training_brings_the_student_to_the_teacher(family):
-    teacher, student, data = family
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_training_brings_the_student_to_the_teacher(name):
+    models, data = FAMILIES[name]
+    teacher, student = models()
     before = [w.copy() for w in teacher.get_weights()]
     distiller = make(teacher, student, task_weight=0.0)
     x, y, *weight = data(rows=8)
@@ -66,9 +69,9 @@ def test_training_brings_the_student_to_the_teacher(family):
     assert not teacher.trainable
 
 
-def test_metrics_add_up_to_the_loss(pair):
+def test_metrics_add_up_to_the_loss(duo):
     weights = {"logits": 0.7, "hidden": 0.1}
-    distiller = make(*pair, loss_weights=weights, task_weight=0.2)
+    distiller = make(*duo, loss_weights=weights, task_weight=0.2)
     x, y = batch(8)
     logs = distiller.evaluate(x, y, batch_size=4, return_dict=True, verbose=0)
     total = 0.2 * logs["task_loss"] + sum(weights.get(key, 1.0) * logs[f"{key}_loss"] for key in EVERYTHING)
@@ -76,18 +79,18 @@ def test_metrics_add_up_to_the_loss(pair):
     assert {"accuracy", "task_loss", *(f"{key}_loss" for key in EVERYTHING)} <= set(logs)
 
 
-def test_each_model_runs_once_a_batch(pair, monkeypatch):
+def test_each_model_runs_once_a_batch(duo, monkeypatch):
     runs = []
     monkeypatch.setattr(
         module,
         "run",
         lambda model, *a, _run=module.run, **k: runs.append((model.name, k["training"])) or _run(model, *a, **k),
     )
-    distiller = make(*pair)
+    distiller = make(*duo)
     distiller.run_eagerly = True
     x, y = batch(4)
     distiller.train_on_batch(x, y)
-    assert runs == [(pair[1].name, True), (pair[0].name, False)]
+    assert runs == [(duo[1].name, True), (duo[0].name, False)]
 
 
 def test_the_teacher_is_no_part_of_the_distiller(pair):
@@ -111,29 +114,30 @@ def test_projections_belong_to_the_distiller_alone(pair):
     assert all(np.abs(g).sum() > 0 for v, g in zip(distiller.trainable_variables, found) if any(v is e for e in extra))
 
 
-def test_taps_leave_the_models_as_they_were(pair):
-    distiller = make(*pair)
+def test_taps_leave_the_models_as_they_were(duo):
+    distiller = make(*duo)
     x, y = batch()
-    before = pair[1](x)
+    before = duo[1](x)
     distiller.test_on_batch(x, y)
-    for model in pair:
+    for model in duo:
         for layer in model._flatten_layers():
             assert not {"call", "quantized_call", "_compute_attention"} & set(vars(layer))
-    np.testing.assert_array_equal(before, pair[1](x))
+    np.testing.assert_array_equal(before, duo[1](x))
 
 
-def test_raw_strings_equal_preprocessed_batches(pair):
-    distiller = make(*pair)
+@pytest.mark.slow
+def test_raw_strings_equal_preprocessed_batches(duo):
+    distiller = make(*duo)
     texts = ["the film was good", "a very BAD film", "", "很好", "not dull", "zebra"]
     y = np.array([0, 1, 2, 0, 1, 2])
-    x = pair[1].preprocessor(texts)
+    x = duo[1].preprocessor(texts)
     expected = distiller.evaluate(x, y, return_dict=True, verbose=0)
     for told in (texts, np.array(texts), tf.constant(texts)):
         found = distiller.evaluate(told, y, return_dict=True, verbose=0)
         assert found == pytest.approx(expected, rel=1e-5)
     dataset = tf.data.Dataset.from_tensor_slices((texts, y)).batch(6)
     assert distiller.evaluate(dataset, return_dict=True, verbose=0) == pytest.approx(expected, rel=1e-5)
-    np.testing.assert_allclose(distiller.predict(texts, verbose=0), pair[1].predict(texts, verbose=0), rtol=1e-6)
+    np.testing.assert_allclose(distiller.predict(texts, verbose=0), duo[1].predict(texts, verbose=0), rtol=1e-6)
     history = distiller.fit(texts, y, batch_size=2, validation_split=0.34, epochs=2, verbose=0).history
     assert len(history["val_loss"]) == 2
     assert np.isfinite(distiller.train_on_batch(texts[:2], y[:2], return_dict=True)["loss"])
@@ -141,8 +145,18 @@ def test_raw_strings_equal_preprocessed_batches(pair):
     assert "task_loss" in history and np.isfinite(history["loss"][0])
 
 
-def test_unlabelled_batches_train_on_the_teacher_alone(pair):
-    distiller = make(*pair, {"logits": losses.ForwardKL()})
+def test_raw_strings_go_through_the_students_preprocessor(duo):
+    distiller = make(*duo, {"logits": losses.ForwardKL()})
+    texts, y = ["the film was good", "a very BAD film", "", "很好"], np.array([0, 1, 2, 0])
+    x = duo[1].preprocessor(texts)
+    assert distiller.test_on_batch(texts, y, return_dict=True) == pytest.approx(
+        distiller.test_on_batch(x, y, return_dict=True), rel=1e-6
+    )
+    np.testing.assert_allclose(distiller.predict(texts, verbose=0), duo[1](x), rtol=1e-5, atol=1e-6)
+
+
+def test_unlabelled_batches_train_on_the_teacher_alone(duo):
+    distiller = make(*duo, {"logits": losses.ForwardKL()})
     x, _ = batch(8)
     logs = distiller.evaluate(tf.data.Dataset.from_tensors((x,)), return_dict=True, verbose=0)
     assert logs["loss"] == pytest.approx(logs["logits_loss"]) and logs["loss"] > 0
@@ -159,8 +173,9 @@ def test_student_regularization_is_kept(pair):
     assert regularized - plain == pytest.approx(0.1 * np.square(student.output_dense.kernel.numpy()).sum(), rel=1e-4)
 
 
-def test_the_student_is_pruned_while_it_learns(pair):
-    teacher, student = pair
+@pytest.mark.slow
+def test_the_student_is_pruned_while_it_learns(duo):
+    teacher, student = duo
     distiller = make(teacher, student, {"logits": losses.ForwardKL(), "hidden": losses.HiddenStates()})
     schedule = tfvllm.schedules.PolynomialDecay(0.0, 0.5, 0, 4, frequency=1)
     pruning = tfvllm.callbacks.MagnitudePruning(student, schedule=schedule)
@@ -240,8 +255,9 @@ def test_weights_of_one_change_nothing(family):
     assert one == pytest.approx(two, rel=1e-6)
 
 
-def test_gradient_accumulation_gives_the_step_of_the_whole_batch(pair):
-    teacher, student = pair
+@pytest.mark.slow
+def test_gradient_accumulation_gives_the_step_of_the_whole_batch(duo):
+    teacher, student = duo
     x, y = batch(8)
     start = student.get_weights()
     steps = []
@@ -256,8 +272,9 @@ def test_gradient_accumulation_gives_the_step_of_the_whole_batch(pair):
         np.testing.assert_allclose(one, two, atol=1e-5)
 
 
-def test_jit_compile_gives_the_same_step(pair):
-    teacher, student = pair
+@pytest.mark.slow
+def test_jit_compile_gives_the_same_step(duo):
+    teacher, student = duo
     x, y = batch(4)
     start, results = student.get_weights(), []
     for jit in (False, True):
@@ -274,6 +291,7 @@ def test_jit_compile_gives_the_same_step(pair):
         np.testing.assert_allclose(one, two, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "policies", [("bfloat16", "float32"), ("float32", "mixed_bfloat16"), ("float32", "mixed_float16")]
 )
@@ -347,8 +365,8 @@ def test_layers_of_any_keras_model_by_name():
 # ---------------------------------------------------------------- saving
 
 
-def test_save_without_the_teacher_and_go_on(pair, tmp_path):
-    teacher, student = pair
+def test_save_without_the_teacher_and_go_on(duo, tmp_path):
+    teacher, student = duo
     x, y = batch(8)
     ramp = keras.optimizers.schedules.PolynomialDecay(1.0, 6, 0.0)
 
@@ -373,8 +391,9 @@ def test_save_without_the_teacher_and_go_on(pair, tmp_path):
     np.testing.assert_allclose(alone(x), distiller.student(x), atol=1e-6)
 
 
-def test_backup_and_restore(pair, tmp_path):
-    teacher, student = pair
+@pytest.mark.slow
+def test_backup_and_restore(duo, tmp_path):
+    teacher, student = duo
     x, y = batch(8)
     start = student.get_weights()
     options = {"batch_size": 4, "shuffle": False, "verbose": 0}
@@ -402,21 +421,21 @@ def test_backup_and_restore(pair, tmp_path):
         np.testing.assert_allclose(one, two, atol=1e-6)
 
 
-def test_cross_entropy_by_name_takes_logits(pair):
-    distiller = tfvllm.Distiller(*pair)
+def test_cross_entropy_by_name_takes_logits(duo):
+    distiller = tfvllm.Distiller(*duo)
     distiller.compile("sgd", loss="sparse_categorical_crossentropy")
     x, y = batch()
     logs = distiller.evaluate(x, y, return_dict=True, verbose=0)
-    expected = tf.nn.sparse_softmax_cross_entropy_with_logits(y, pair[1](x))
+    expected = tf.nn.sparse_softmax_cross_entropy_with_logits(y, duo[1](x))
     assert logs["task_loss"] == pytest.approx(np.mean(expected), rel=1e-5)
 
 
-def test_softmax_heads_are_read_before_the_softmax(pair):
-    teacher = classifier(4, activation="softmax")
-    teacher.set_weights(pair[0].get_weights())
+def test_softmax_heads_are_read_before_the_softmax(duo):
+    teacher = classifier(2, width=8, activation="softmax")
+    teacher.set_weights(duo[0].get_weights())
     x, y = batch()
-    one, _ = gradients(make(pair[0], pair[1], {"logits": losses.ForwardKL(2.0)}), x, y)
-    two, _ = gradients(make(teacher, pair[1], {"logits": losses.ForwardKL(2.0)}), x, y)
+    one, _ = gradients(make(duo[0], duo[1], {"logits": losses.ForwardKL(2.0)}), x, y)
+    two, _ = gradients(make(teacher, duo[1], {"logits": losses.ForwardKL(2.0)}), x, y)
     assert one == pytest.approx(two, rel=1e-4)
 
 

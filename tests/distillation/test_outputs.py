@@ -12,7 +12,7 @@ from tfvllm.errors import InputError
 from tfvllm.models import adapter_for
 from tfvllm.models.outputs import find_layer, run
 
-FAST = ("bert", "gpt2", "llama_tied", "t5")
+FAST = ("bert", "gpt2")
 EVERY = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in zoo.BUILDERS]
 
 

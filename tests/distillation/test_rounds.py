@@ -45,8 +45,9 @@ def test_compare_counts_real_positions_only():
     assert found.agreement == pytest.approx((np.argmax(teacher(x), -1) == np.argmax(student(x), -1))[real].mean())
 
 
-def test_rounds_stop_when_they_stop_paying_and_keep_the_best(pair, tmp_path):
-    teacher, student = pair
+@pytest.mark.slow
+def test_rounds_stop_when_they_stop_paying_and_keep_the_best(duo, tmp_path):
+    teacher, student = duo
     distiller = tfvllm.Distiller(teacher, student, losses={"logits": losses.ForwardKL()}, task_weight=0.0)
     distiller.compile(keras.optimizers.Adam(0.02))
     y = np.arange(8) % 3
@@ -173,6 +174,7 @@ def speller():
     return model
 
 
+@pytest.mark.slow
 def test_targets_are_what_the_teacher_writes(tmp_path):
     teacher = speller()
     texts = ["ab cd", "a", "", "hh gg ff", "cdab"]

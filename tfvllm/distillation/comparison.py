@@ -1,6 +1,6 @@
 """How far a student is from its teacher, and where."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,6 +69,7 @@ def compare(
     batch_size: int = 32,
     worst: int = 20,
     mask: Mask = "auto",
+    both: Callable[[Any], tuple[tf.Tensor, ...]] | None = None,
 ) -> Comparison:
     """Runs both models over the same inputs.
 
@@ -79,9 +80,8 @@ def compare(
         batch_size: examples at once.
         worst: how many examples to list.
         mask: as for `tfvllm.Distiller`.
+        both: `side_by_side(teacher, student, mask)`, to trace the models once for many comparisons.
     """
-    from tfvllm.distillation.distiller import logits_of
-
     if isinstance(x, tf.data.Dataset):
         raise InputError("compare expects arrays or strings, found a dataset; pass its x and y.")
     strings = has_strings(x)
@@ -89,23 +89,7 @@ def compare(
         batches = dataset_of(x, None, None, batch_size, student.preprocess_samples, shuffle=False)
     else:
         batches = tf.data.Dataset.from_tensor_slices(x).batch(batch_size)
-    loss = ForwardKL()
-
-    @tf.function(reduce_retracing=True)
-    def both(x: Any) -> tuple[tf.Tensor, ...]:
-        answer = student(select(student, x), training=False)
-        of_teacher = logits_of(teacher(select(teacher, x), training=False), teacher)
-        of_student = logits_of(answer, student)
-        values, chosen = loss(of_teacher, of_student), [tf.argmax(part, -1) for part in (of_teacher, of_student)]
-        same = tf.cast(tf.equal(*chosen), tf.float32)
-        real = padding_mask(x, answer, mask) if values.shape.rank == 2 else None
-        real = tf.ones_like(values) if real is None else tf.cast(real, tf.float32)
-        if values.shape.rank == 1:
-            return values, same, real, *chosen
-        count = tf.reduce_sum(real, axis=1)
-        values, same = (tf.math.divide_no_nan(tf.reduce_sum(part * real, axis=1), count) for part in (values, same))
-        return values, same, count, tf.fill(tf.shape(count), -1), tf.fill(tf.shape(count), -1)
-
+    both = both or side_by_side(teacher, student, mask)
     parts = []
     for batch in batches:
         x_batch = batch[0] if isinstance(batch, tuple) else batch
@@ -130,6 +114,33 @@ def compare(
         worst=[told(int(index)) for index in np.argsort(-divergences, kind="stable")[:worst]],
         divergences=divergences,
     )
+
+
+def side_by_side(
+    teacher: keras.Model, student: keras.Model, mask: Mask = "auto"
+) -> Callable[[Any], tuple[tf.Tensor, ...]]:
+    """A function from a batch to, each [batch]: KL in nats, share of agreement, real positions behind them, the
+    teacher's and the student's class (-1 for sequences)."""
+    from tfvllm.distillation.distiller import logits_of
+
+    loss = ForwardKL()
+
+    @tf.function(reduce_retracing=True)
+    def both(x: Any) -> tuple[tf.Tensor, ...]:
+        answer = student(select(student, x), training=False)
+        of_teacher = logits_of(teacher(select(teacher, x), training=False), teacher)
+        of_student = logits_of(answer, student)
+        values, chosen = loss(of_teacher, of_student), [tf.argmax(part, -1) for part in (of_teacher, of_student)]
+        same = tf.cast(tf.equal(*chosen), tf.float32)
+        real = padding_mask(x, answer, mask) if values.shape.rank == 2 else None
+        real = tf.ones_like(values) if real is None else tf.cast(real, tf.float32)
+        if values.shape.rank == 1:
+            return values, same, real, *chosen
+        count = tf.reduce_sum(real, axis=1)
+        values, same = (tf.math.divide_no_nan(tf.reduce_sum(part * real, axis=1), count) for part in (values, same))
+        return values, same, count, tf.fill(tf.shape(count), -1), tf.fill(tf.shape(count), -1)
+
+    return both
 
 
 def _text(x: Any, index: int) -> str:

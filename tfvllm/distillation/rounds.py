@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfvllm.distillation.cache import TeacherCache
-from tfvllm.distillation.comparison import Comparison, compare
+from tfvllm.distillation.comparison import Comparison, compare, side_by_side
 from tfvllm.distillation.distiller import Distiller
 from tfvllm.errors import InputError
 from tfvllm.files import write_text
@@ -104,7 +104,8 @@ def iterate(
     if not 0.0 <= focus <= 1.0:
         raise InputError(f"focus must be between 0 and 1, found {focus}.")
     rng = np.random.default_rng(seed)
-    options = {"batch_size": batch_size, "mask": distiller.mask}
+    both = side_by_side(teacher, distiller.student, distiller.mask)
+    options = {"batch_size": batch_size, "both": both}
     started = time.perf_counter()
     done = Rounds()
 

@@ -63,6 +63,7 @@ def save_many(directory, factor: float = 2.0) -> None:
 
     module = tf.Module()
     module.factor = tf.Variable(factor)
+    no_ends = tf.constant([], tf.string)
 
     def spec(shape, dtype, name):
         return tf.TensorSpec(shape, dtype, name=name)
@@ -87,6 +88,12 @@ def save_many(directory, factor: float = 2.0) -> None:
     def repeat_rows(text, times):
         return {"out": tf.strings.reduce_join(tf.tile(text[:, None], [1, times]), axis=1)}
 
+    @tf.function(input_signature=[spec([None], tf.string, "text"), spec([None], tf.string, "ends")])
+    def cut(text, ends=no_ends):
+        pattern = tf.strings.reduce_join(ends, separator="|")
+        found = tf.strings.regex_replace(text, tf.strings.join(["(", pattern, ").*"]), "")
+        return {"out": tf.cond(tf.size(ends) > 0, lambda: found, lambda: text)}
+
     @tf.function(input_signature=[spec([None], tf.string, "inputs")])
     def classify(inputs):
         x = tf.io.parse_example(inputs, {"x": tf.io.FixedLenFeature([2], tf.float32)})["x"]
@@ -108,13 +115,14 @@ def save_many(directory, factor: float = 2.0) -> None:
         "ragged": ragged,
         "repeat": repeat,
         "repeat_rows": repeat_rows,
+        "cut": cut,
         "classify": classify,
         "regress": regress,
         "picky": picky,
     }
     savedmodel.save(
         module,
-        {name: function.get_concrete_function() for name, function in functions.items()},
+        functions,
         directory,
         {"classify": savedmodel.CLASSIFY, "regress": savedmodel.REGRESS},
     )

@@ -1,6 +1,7 @@
 """Batches: who runs with whom, what each gets back, and what one bad request does to its neighbours."""
 
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -140,6 +141,23 @@ def test_scalars_must_be_equal():
     for run in model.runs:
         assert run["n"].ndim == 0
         assert {int(value) % 2 for value in run["x"][:, 0]} == {int(run["n"])}
+
+
+def test_inputs_with_a_default_are_no_rows():
+    spec = signature(x=Spec("x:0", "float32", (-1, 2)), stops=Spec("s:0", "string", (-1,)))
+    spec = replace(spec, defaults={"stops": np.array([], object)})
+    model = Model(0.01)
+    stops = [np.array([b"a"], object), np.array([b"b"], object)]
+    answers = ask(model, [{**rows(i), "stops": stops[i % 2]} for i in range(8)], spec, max_batch_size=4)
+    assert [answer["y"].tolist() for answer in answers] == [[i + 0.5] for i in range(8)]
+    for run in model.runs:
+        assert run["stops"].shape == (1,)
+        assert {int(value) % 2 for value in run["x"][:, 0]} == {0 if run["stops"][0] == b"a" else 1}
+
+
+def test_a_signature_with_a_seed_is_not_batched():
+    inputs = {"x": Spec("x:0", "float32", (-1, 2)), "seed": Spec("seed:0", "int32", ())}
+    assert not is_batchable(signature(**inputs))
 
 
 def test_too_many_waiting_are_refused():

@@ -86,6 +86,24 @@ ANSWERS = [
         },
     ),
     (
+        "an input with a default left out, row format",
+        "many",
+        {"signature_name": "cut", "instances": ["a.b", "c"]},
+        {"predictions": ["a.b", "c"]},
+    ),
+    (
+        "an input with a default, column format",
+        "many",
+        {"signature_name": "cut", "inputs": {"text": ["a-b", "cd"], "ends": ["-", "d"]}},
+        {"outputs": ["a", "c"]},
+    ),
+    (
+        "an input with a default left out, column format",
+        "many",
+        {"signature_name": "cut", "inputs": {"text": ["a-b"]}},
+        {"outputs": ["a-b"]},
+    ),
+    (
         "inputs of unequal length run alone",
         "many",
         {"inputs": {"a": [[1, 2, 3]], "b": [1, 2]}},

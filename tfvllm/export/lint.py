@@ -317,6 +317,10 @@ def _check_batching(name: str, signature) -> list[Finding]:
                 what = "it is a scalar: TF Serving's --enable_batching refuses this signature"
                 mend = "serve this signature without batching (or with tfvllm serve, which groups equal scalars)"
                 findings.append(Finding("scalar", NOTE, where, what, mend))
+            elif kind == "input" and key in signature.defaults:
+                what = "it has a default and is no row, but TF Serving's --enable_batching joins it like one"
+                mend = "serve this signature without batching (or with tfvllm serve, which groups equal values)"
+                findings.append(Finding("default-input", NOTE, where, what, mend))
             elif shape[0] >= 0:
                 what = f"its first dimension is fixed to {shape[0]}: requests cannot be batched together"
                 mend = "export with a first dimension of None"

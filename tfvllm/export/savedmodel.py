@@ -57,8 +57,10 @@ def save(
     directory: str | os.PathLike,
     method_names: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes `signatures` (name to ConcreteFunction) and what `module` tracks as a SavedModel in `directory`.
+    """Writes `signatures` and what `module` tracks as a SavedModel in `directory`.
 
+    `signatures`: name to tf.function with an input signature, or ConcreteFunction.
+    Defaults of a tf.function's arguments become the signature's defaults; a ConcreteFunction has lost them.
     `method_names` sets the method name of some signatures, e.g. `{"classify": CLASSIFY}`: TensorFlow itself always
     writes the predict method, with which TF Serving refuses a Classify request.
     """

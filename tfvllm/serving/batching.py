@@ -2,7 +2,9 @@
 
 A run starts as soon as there is room for it and takes what is waiting then, so that a lone request waits for nobody
 and a busy server forms batches by itself. With `batch_timeout_ms` a run also waits that long for company, as TF
-Serving's batching does. Scalars (a generate request's `max_new_tokens`) are part of what must be equal in a batch.
+Serving's batching does.
+Scalars and inputs with a default (a generate request's `max_new_tokens`, its stop strings) are no rows: they must be
+equal in a batch. A signature with a `seed` is not batched at all, as its answers depend on the place in the batch.
 """
 
 import asyncio
@@ -223,18 +225,27 @@ def _fail(task: _Task, error: ServingError) -> None:
 
 def is_batchable(signature: Signature) -> bool:
     """Whether rows of different requests may share a run: each output has one row per row of the inputs."""
-    specs = list(signature.inputs.values())
-    with_rows = [spec for spec in specs if spec.shape is None or len(spec.shape)]
+    with_rows = [signature.inputs[name] for name in _row_inputs(signature)]
     return (
         bool(with_rows)
+        and "seed" not in signature.inputs
         and all(spec.shape is not None and spec.shape[0] == -1 for spec in with_rows)
         and all(spec.shape is not None and spec.shape and spec.shape[0] == -1 for spec in signature.outputs.values())
     )
 
 
+def _row_inputs(signature: Signature) -> list[str]:
+    """The inputs that have a row per answer: neither scalars nor inputs with a default."""
+    return [
+        name
+        for name, spec in signature.inputs.items()
+        if name not in signature.defaults and (spec.shape is None or len(spec.shape))
+    ]
+
+
 def row_count(signature: Signature, inputs: Mapping[str, np.ndarray]) -> int | None:
     """How many rows a request has; None where its inputs disagree."""
-    sizes = {inputs[name].shape[0] for name, spec in signature.inputs.items() if spec.shape and name in inputs}
+    sizes = {inputs[name].shape[0] for name in _row_inputs(signature) if name in inputs and inputs[name].ndim}
     return sizes.pop() if len(sizes) == 1 else None
 
 
@@ -242,8 +253,8 @@ def _key(signature: Signature, inputs, outputs, pad: bool) -> tuple:
     parts: list = [tuple(outputs)]
     for name in sorted(inputs):
         array = inputs[name]
-        if not array.ndim:
-            parts.append((name, array.item()))
+        if not array.ndim or name in signature.defaults:
+            parts.append((name, array.shape, tuple(array.ravel().tolist())))
         elif pad:
             parts.append((name, array.ndim))
         else:
@@ -256,7 +267,7 @@ def _join(signature: Signature, requests: list[dict[str, np.ndarray]], total: in
         return requests[0]
     joined = {}
     for name, first in requests[0].items():
-        if not first.ndim:
+        if not first.ndim or name in signature.defaults:
             joined[name] = first
             continue
         arrays = [request[name] for request in requests]
@@ -277,4 +288,5 @@ def _pad_to(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _slice(signature: Signature, inputs, start: int, stop: int) -> dict[str, np.ndarray]:
-    return {name: array[start:stop] if array.ndim else array for name, array in inputs.items()}
+    rows = set(_row_inputs(signature))
+    return {name: array[start:stop] if name in rows else array for name, array in inputs.items()}

@@ -86,7 +86,7 @@ class Core:
     ) -> dict[str, np.ndarray]:
         """Runs a signature on checked inputs. `outputs` picks some (default: all)."""
         signature = self.signature(version, signature_name)
-        check_inputs(signature, inputs)
+        inputs = check_inputs(signature, inputs)
         names = tuple(outputs) or tuple(signature.outputs)
         for name in names:
             if name not in signature.outputs:
@@ -163,8 +163,12 @@ class Core:
         return self.signature(version, name)
 
 
-def check_inputs(signature: Signature, inputs: dict[str, np.ndarray]) -> None:
-    """Checks names, dtypes and shapes against the signature. Raises ServingError that says what was expected."""
+def check_inputs(signature: Signature, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Checks names, dtypes and shapes against the signature; returns the inputs with the defaults of those left out.
+
+    Raises ServingError that says what was expected.
+    """
+    inputs = {**signature.defaults, **inputs}
     missing = [name for name in signature.inputs if name not in inputs]
     extra = [name for name in inputs if name not in signature.inputs]
     if missing or extra:
@@ -179,6 +183,7 @@ def check_inputs(signature: Signature, inputs: dict[str, np.ndarray]) -> None:
             raise invalid(f"input {name!r} has dtype {_dtype(array)}; expected {spec.describe()}")
         if not spec.accepts(array.shape):
             raise invalid(f"input {name!r} has shape {list(array.shape)}; expected {spec.describe()}")
+    return inputs
 
 
 def _dtype(array: np.ndarray) -> str:

@@ -36,9 +36,9 @@ def predict(
             raise InputError(f"{directory} has no signature {signature!r}; it has: {known}. Pass --signature NAME.")
         spec = servable.signatures[signature]
         try:
-            requests = _requests(spec, list(texts), dict(inputs or {}), batch)
-            for request in requests:
-                check_inputs(spec, request)
+            requests = [
+                check_inputs(spec, request) for request in _requests(spec, list(texts), dict(inputs or {}), batch)
+            ]
         except ServingError as error:
             raise InputError(error.message) from None
         try:
@@ -70,7 +70,8 @@ def _requests(spec: Signature, texts: list[str], inputs: dict[str, Any], batch: 
     names = [
         name
         for name, item in spec.inputs.items()
-        if item.dtype == "string" and item.shape is not None and len(item.shape) == 1 and name not in given
+        if item.dtype == "string" and item.shape is not None and len(item.shape) == 1
+        if name not in given and name not in spec.defaults
     ]
     if len(names) != 1:
         raise InputError(

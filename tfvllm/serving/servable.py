@@ -42,13 +42,22 @@ class Spec:
 
 @dataclass(frozen=True)
 class Signature:
-    """A signature: name, method name, inputs and outputs by their public names; `proto` is its SignatureDef."""
+    """A signature: name, method name, inputs and outputs by their public names; `proto` is its SignatureDef.
+
+    Inputs in `defaults` may be left out. They steer the whole request (a temperature, stop strings) and are no rows.
+    """
 
     name: str
     method: str
     inputs: Mapping[str, Spec]
     outputs: Mapping[str, Spec]
     proto: bytes = field(repr=False, default=b"")
+    defaults: Mapping[str, np.ndarray] = field(repr=False, default_factory=dict)
+
+    @property
+    def required(self) -> list[str]:
+        """The inputs that must be given."""
+        return [name for name in self.inputs if name not in self.defaults]
 
 
 def numpy_dtype(name: str) -> np.dtype:
@@ -183,7 +192,15 @@ def _signature(name: str, definition) -> Signature:
         {key: spec(definition.inputs[key]) for key in sorted(definition.inputs)},
         {key: spec(definition.outputs[key]) for key in sorted(definition.outputs)},
         definition.SerializeToString(deterministic=True),
+        {key: _default(definition.defaults[key]) for key in sorted(definition.defaults) if key in definition.inputs},
     )
+
+
+def _default(proto) -> np.ndarray:
+    import tensorflow as tf
+
+    array = np.asarray(tf.make_ndarray(proto))
+    return array.astype(object) if array.dtype.kind in "SU" else array
 
 
 def _short(message: str) -> str:

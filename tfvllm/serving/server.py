@@ -33,8 +33,8 @@ class Options:
         host: the address to listen on; loopback unless told otherwise.
         rest_port, grpc_port: 0 picks a free one; None switches the protocol off.
         workers: processes that run the models; 0 runs them in threads of the server's own process.
-        slots: runs at once (per worker); default 1 with workers, else half the cores: the protocols need some, and fewer
-            runs make larger batches.
+        slots: runs at once (per worker); default 1 with workers, else half the cores: the protocols need
+            some, and fewer runs make larger batches.
         poll_s: how often to look for new versions; 0: never.
         grace_s: how long the requests under way may take at a shutdown.
         certificate, key, client_ca: PEM files for TLS (client_ca: clients need a certificate too).

@@ -72,34 +72,36 @@ def parse_predict(body: bytes, find_signature: Callable[[str], Signature]) -> Pr
     """A :predict body. `find_signature` takes the name in the body ("" for the default one)."""
     document = parse_json(body)
     name = signature_name(document)
-    inputs = find_signature(name).inputs
+    signature = find_signature(name)
     has_rows, has_columns = "instances" in document, "inputs" in document
     if has_rows and has_columns:
         raise invalid("Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist")
     if has_rows:
-        return PredictBody(name, _from_rows(document["instances"], inputs), ROW)
+        return PredictBody(name, _from_rows(document["instances"], signature), ROW)
     if has_columns:
-        return PredictBody(name, _from_columns(document["inputs"], inputs), COLUMN)
+        return PredictBody(name, _from_columns(document["inputs"], signature), COLUMN)
     raise invalid("Missing 'inputs' or 'instances' key")
 
 
-def _from_rows(rows: Any, inputs: Mapping[str, Spec]) -> dict[str, np.ndarray]:
+def _from_rows(rows: Any, signature: Signature) -> dict[str, np.ndarray]:
+    inputs, required = signature.inputs, signature.required
     if not isinstance(rows, list):
         raise invalid(f"Expecting 'instances' to be an list/array; got {_kind(rows)}")
     if not rows:
         raise invalid("No values in 'instances' array")
     if not _is_object(rows[0]):
-        if len(inputs) != 1:
+        if len(required or inputs) != 1:
             raise invalid(
                 "instances is a plain list, but expecting list of objects as multiple input tensors required: "
-                f"{', '.join(inputs)}"
+                f"{', '.join(required or inputs)}"
             )
         for i, row in enumerate(rows):
             if _is_object(row):
                 raise invalid(f"Expecting value/list but got object at item {i} of input list")
-        name, spec = next(iter(inputs.items()))
-        return {name: _array(rows, name, spec, "instances")}
-    expected = set(inputs)
+        name = next(iter(required or inputs))
+        return {name: _array(rows, name, inputs[name], "instances")}
+    given = set(rows[0]) if _is_object(rows[0]) else set()
+    expected = given if set(required) <= given <= set(inputs) else set(inputs)
     for i, row in enumerate(rows):
         if not _is_object(row):
             raise invalid(f"Expecting object but got {_kind(row)} at item {i} of input list")
@@ -108,21 +110,28 @@ def _from_rows(rows: Any, inputs: Mapping[str, Spec]) -> dict[str, np.ndarray]:
                 f"Failed to process element: {i} of 'instances' list. JSON object: {_show(row)} "
                 f"keys must be equal to: {','.join(inputs)}"
             )
-    return {name: _array([row[name] for row in rows], name, spec, "instances") for name, spec in inputs.items()}
+    return {
+        name: _array([row[name] for row in rows], name, spec, "instances")
+        for name, spec in inputs.items()
+        if name in expected
+    }
 
 
-def _from_columns(value: Any, inputs: Mapping[str, Spec]) -> dict[str, np.ndarray]:
+def _from_columns(value: Any, signature: Signature) -> dict[str, np.ndarray]:
+    inputs, required = signature.inputs, signature.required
     if not _is_object(value):
-        if len(inputs) != 1:
+        if len(required or inputs) != 1:
             raise invalid(
                 "inputs is a plain value/list, but expecting an object as multiple input tensors required: "
-                f"{', '.join(inputs)}"
+                f"{', '.join(required or inputs)}"
             )
-        name, spec = next(iter(inputs.items()))
-        return {name: _array(value, name, spec, "inputs")}
+        name = next(iter(required or inputs))
+        return {name: _array(value, name, inputs[name], "inputs")}
     arrays = {}
     for name, spec in inputs.items():
         if name not in value:
+            if name in signature.defaults:
+                continue
             raise invalid(f"Missing named input: {name} in 'inputs' object.")
         arrays[name] = _array(value[name], name, spec, "inputs")
     extra = [name for name in value if name not in inputs]

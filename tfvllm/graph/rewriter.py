@@ -223,6 +223,8 @@ class Rewriter:
     counts: Counter = field(default_factory=Counter)
     shared_weights: dict = field(default_factory=dict)  # weight expression -> variable, over all signatures
     removed_dead: int = 0
+    pipeline: Sequence[Step] = ()
+    settled: set[tuple[str, str]] = field(default_factory=set)  # functions (name, shapes) that are simplified already
     origin: dict[str, str] = field(default_factory=dict)  # made node -> the original node it stands for
 
     def allowed(self, rule: Rule, node: Node) -> bool:
@@ -244,6 +246,7 @@ class Rewriter:
 
     def run(self, pipeline: Sequence[Step], max_rounds: int = 50) -> None:
         """Each step to its fixed point, in order; the whole until nothing changes."""
+        self.pipeline = pipeline
         for _ in range(max_rounds):
             before = len(self.fired)
             for step in pipeline:

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfvllm.errors import InputError
-from tfvllm.graph import convert, ops
+from tfvllm.graph import convert, functions, ops
 from tfvllm.graph.ir import Graph, Node, Value
 
 TEXTS = (
@@ -201,6 +201,8 @@ def to_float64(graph: Graph) -> Graph:
     """The same graph computed in float64: float32 constants, arguments and weights are widened, and every op's type."""
     wide = graph.copy()
     for node in list(wide.nodes.values()):
+        if any(a.WhichOneof("value") == "func" or a.list.func for a in node.attrs.values()):
+            _widen_functions(wide, node)
         if node.op == "ReadVariableOp" and node.output.dtype == tf.float32:
             value = node.output  # the read stays float32; what reads it gets a cast
             cast = wide.add(node.name + "/wide", "Cast", [], {"SrcT": tf.float32, "DstT": tf.float64})
@@ -224,6 +226,22 @@ def to_float64(graph: Graph) -> Graph:
             if value.dtype == tf.float32:
                 value.dtype = tf.float64
     return wide
+
+
+def _widen_functions(wide: Graph, node: Node) -> None:
+    """Widens the bodies of a loop or the branches of a choice; other functions cannot be widened."""
+    if node.op not in functions.CONTROL_FLOW:
+        raise ValueError(f"{node.op} calls a function in float32")
+    shapes = functions.argument_shapes(node)
+    for key in functions.CONTROL_FLOW[node.op]:
+        renamed = {}
+        for name in functions.names_in(node, key):
+            inner = to_float64(functions.from_definition(wide, name, shapes))
+            definition = functions.to_definition(inner, wide.library[name])
+            wide.library.update(inner.library)
+            wide.library[definition.signature.name] = definition
+            renamed[name] = definition.signature.name
+        functions.rename(node, key, renamed)
 
 
 def _delay(graph: Graph, cast: Node) -> None:

@@ -21,6 +21,7 @@ from tfvllm.rules.linear_layers import BatchNormToAffine, JoinLinearLayers, Scal
 from tfvllm.rules.masked_softmax import MaskRowsAfterAttention
 from tfvllm.rules.merge_duplicates import MergeDuplicates
 from tfvllm.rules.merge_parallel_matmuls import MergeParallelMatMuls
+from tfvllm.rules.rewrite_bodies import RewriteBodies
 from tfvllm.rules.rms_norm import CentreLayerNorm, GammaIntoWeights
 from tfvllm.rules.sink_reshapes import SinkReshapeBias, SinkReshapePair, SinkReshapeResidual, SinkReshapeUnary
 from tfvllm.rules.softmax import RecogniseSoftmax
@@ -73,6 +74,7 @@ def pipeline() -> list[Step]:
             ),
         ),
         Step("weights", (FoldWeights(), *clean)),
+        Step("bodies", (RewriteBodies(),), repeat=False),
     ]
 
 

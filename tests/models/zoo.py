@@ -2,6 +2,7 @@
 
 import keras_nlp
 import numpy as np
+import tensorflow as tf
 
 from tfvllm.models import adapter_for
 
@@ -137,6 +138,10 @@ def prompts(name, rows=3, length=LENGTH, seed=1):
 def generated(model, found):
     """Greedy tokens of `generate` without a stop token."""
     model.compile(sampler="greedy", loss="mse")
-    result = model.generate(dict(found), stop_token_ids=None)
+    if isinstance(model, M.Gemma3CausalLM):  # its `generate` cannot join batches without images
+        tensors = {key: tf.constant(value) for key, value in found.items()}
+        result = model.make_generate_function()(tensors, stop_token_ids=None)
+    else:
+        result = model.generate(dict(found), stop_token_ids=None)
     key = "decoder_token_ids" if "decoder_token_ids" in result else "token_ids"
     return np.asarray(result[key])

@@ -335,6 +335,27 @@ def test_shutdown_answers_what_is_under_way(base):
         requests.get(f"{server.rest_url}/healthz", timeout=5)
 
 
+def test_replicas_hold_no_state(base):
+    """Two servers on one folder answer alike; when one stops, a client that tries the next loses nothing."""
+    with Server(many(base)).in_thread() as first:
+        urls, answers = [first.rest_url], []
+
+        def ask():
+            for url in list(urls):
+                with contextlib.suppress(requests.exceptions.ConnectionError):
+                    return requests.post(f"{url}/v1/models/many:predict", json=GOOD, timeout=20).json()
+            raise AssertionError("no replica answered")
+
+        with Server(many(base)).in_thread() as second:
+            urls.insert(0, second.rest_url)
+            answers += [ask() for _ in range(5)]
+            urls.reverse()
+            answers += [ask() for _ in range(5)]
+            urls.reverse()
+        answers += [ask() for _ in range(5)]  # the second is gone, and is asked first
+        assert answers == [{"predictions": [{"sum": 18.0, "twice": 8}]}] * 15
+
+
 def test_startup_errors_are_told(base, tmp_path):
     for models, words in (
         ([ModelConfig("many", tmp_path)], "no version folder"),

@@ -278,6 +278,7 @@ def serving(directory: str | os.PathLike, options: Sequence[str] = (), timeout_s
     """Runs `tfvllm serve model=DIR` on a free port of 127.0.0.1; yields the model's URL."""
     command = [sys.executable, "-m", "tfvllm", "serve", f"model={directory}", "--rest-port", "0", *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
     try:
         said, url = [], None
         deadline = time.monotonic() + timeout_s

@@ -141,13 +141,13 @@ class TextFeatures:
 
     def __init__(self, model, preprocessor, max_length: int | None = None):
         self.preprocessor = preprocessor
-        own_length = getattr(preprocessor, "sequence_length", None)
-        self.max_length = max_length or own_length
-        if self.max_length is None:
+        max_length = max_length or getattr(preprocessor, "sequence_length", None)
+        if max_length is None:
             raise InputError(
                 f"{type(preprocessor).__name__} has no sequence_length; expected a text classifier's preprocessor. "
                 "Pass max_length=..., or export the model without its preprocessor."
             )
+        self.max_length = int(max_length)
         limit = getattr(getattr(model, "backbone", None), "max_sequence_length", None)
         if limit is not None and self.max_length > limit:
             raise InputError(
@@ -178,12 +178,12 @@ class TextFeatures:
         except Exception as error:
             self.padding["reason"] = f"the model does not take other lengths: {type(error).__name__}"
             return
-        error = float(np.max(np.abs(np.concatenate(scores) - expected)))
-        if error > ATOL or math.isnan(error):
-            self.padding["reason"] = f"the scores depend on the padded length (by {error:.2g})"
+        difference = float(np.max(np.abs(np.concatenate(scores) - expected)))
+        if difference > ATOL or math.isnan(difference):
+            self.padding["reason"] = f"the scores depend on the padded length (by {difference:.2g})"
             return
         self._multiple = multiple
-        self.padding = {"to": "longest", "up_to": self.max_length, "multiple": multiple, "error": error}
+        self.padding = {"to": "longest", "up_to": self.max_length, "multiple": multiple, "error": difference}
 
     def own(self, text) -> dict[str, tf.Tensor]:
         """The model's own preprocessor, run as in a tf.data pipeline, at `max_length`."""
@@ -281,7 +281,7 @@ def _export_plain(model, directory, head) -> dict[str, Any]:
             "expected": {"scores": expected},
             "atol": ATOL,
         }
-        one = {name: value[:1] for name, value in probe.items()}
+        one = {name: value[:1] for name, value in probe.items() if value is not None}
         entries["warmup"] = [{"signature_name": "serving_default", "inputs": batch} for batch in (one, probe)]
     return entries
 

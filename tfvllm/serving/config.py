@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from google.protobuf import text_format
 
@@ -74,7 +75,7 @@ def read_models(file: str | os.PathLike) -> list[ModelConfig]:
             raise InputError(f"{file}: a config has no name or no base_path; expected both.")
         if model.model_platform not in ("", "tensorflow"):
             raise InputError(f"{file}: model_platform {model.model_platform!r} of {model.name}; expected tensorflow.")
-        policy, options = model.model_version_policy, {}
+        policy, options = model.model_version_policy, dict[str, Any]()
         if policy.HasField("specific"):
             options["specific"] = tuple(policy.specific.versions)
         elif policy.HasField("all"):

@@ -97,8 +97,9 @@ def classifications(outputs: dict[str, np.ndarray], count: int) -> list[list[tup
             raise invalid(f"Expected {name} of shape [{count} num_classes] but got {list(array.shape)}")
     if classes is not None and scores is not None and classes.shape != scores.shape:
         raise invalid(f"classes and scores should have the same shape; got {classes.shape} and {scores.shape}")
-    labels = [[""] * scores.shape[1]] * count if classes is None else [[_label(c) for c in row] for row in classes]
-    numbers = [[0.0] * classes.shape[1]] * count if scores is None else scores.astype(np.float32)
+    width = next(array.shape[1] for array in (classes, scores) if array is not None)
+    labels = [[""] * width] * count if classes is None else [[_label(c) for c in row] for row in classes]
+    numbers = np.zeros((count, width), np.float32) if scores is None else scores.astype(np.float32)
     return [list(zip(row, values)) for row, values in zip(labels, numbers)]
 
 

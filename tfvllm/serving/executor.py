@@ -14,7 +14,7 @@ import multiprocessing
 import os
 import pickle
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -106,7 +106,8 @@ class WorkerPool:
     @property
     def pids(self) -> list[int]:
         """Process ids of the live workers."""
-        return [worker.process.pid for worker in self._workers if worker.ready and worker.process.pid]
+        processes = (worker.process for worker in self._workers if worker.ready)
+        return [process.pid for process in processes if process is not None and process.pid]
 
     async def start(self) -> None:
         """Starts the processes."""
@@ -176,7 +177,8 @@ class WorkerPool:
     def _on_death(self, worker: "_Worker") -> None:
         if self._closing:
             return
-        logger.warning("worker %d (process %s) ended; starting another", worker.index, worker.process.pid)
+        pid = worker.process.pid if worker.process is not None else None
+        logger.warning("worker %d (process %s) ended; starting another", worker.index, pid)
         task = asyncio.ensure_future(self._revive(worker))
         self._reviving.add(task)
         task.add_done_callback(self._reviving.discard)
@@ -212,7 +214,7 @@ class _Worker:
         self.process: multiprocessing.process.BaseProcess | None = None
         self.ready = False
         self.pending: dict[int, asyncio.Future] = {}
-        self.on_death = None
+        self.on_death: Callable[[_Worker], None] | None = None
         self._numbers = itertools.count()
         self._send_lock = threading.Lock()
 
@@ -322,6 +324,7 @@ def worker_main(connection, intra_op_threads: int, inter_op_threads: int, runs: 
             connection.send_bytes(payload)
 
     def handle(number: int, kind: str, *arguments) -> None:
+        value: object = None
         try:
             if kind == "run":
                 key, *rest = arguments
@@ -332,7 +335,8 @@ def worker_main(connection, intra_op_threads: int, inter_op_threads: int, runs: 
                 value = servables[key].signatures
             else:
                 servable = servables.pop(arguments[0], None)
-                value = servable.close() if servable is not None else None
+                if servable is not None:
+                    servable.close()
             answer(number, True, value)
         except ServingError as error:
             answer(number, False, error)

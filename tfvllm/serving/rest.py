@@ -129,7 +129,7 @@ class RestApp:
         request = examples.parse_examples(body, verb)
         if verb == "classify":
             rows = await core.classify(version, request.signature_name, request.examples)
-            result = [[[label, float(str(score))] for label, score in row] for row in rows]
+            result: list = [[[label, float(str(score))] for label, score in row] for row in rows]
         else:
             values = await core.regress(version, request.signature_name, request.examples)
             result = [float(str(value)) for value in values]

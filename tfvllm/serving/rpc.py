@@ -7,6 +7,7 @@ import asyncio
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -276,7 +277,7 @@ def model_config(config) -> ModelConfig:
         raise invalid(f"model {config.name}: unknown model_platform {config.model_platform!r}; expected tensorflow")
     if not Path(config.base_path).is_dir():
         raise ServingError("FAILED_PRECONDITION", f"model {config.name}: no folder {config.base_path}")
-    policy, options = config.model_version_policy, {}
+    policy, options = config.model_version_policy, dict[str, Any]()
     kind = policy.WhichOneof("policy_choice")
     if kind == "latest":
         options["latest"] = policy.latest.num_versions or 1

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -182,6 +183,7 @@ class Server:
         return LocalExecutor(options.slots or max(1, (os.cpu_count() or 1) // 2), **threads)
 
     def _check_loaded(self) -> None:
+        assert self.core is not None
         manager = self.core.manager
         for name, model in manager.models.items():
             try:
@@ -196,7 +198,7 @@ class Server:
 
     def _uvicorn_config(self, app) -> uvicorn.Config:
         options = self.options
-        secure = {}
+        secure: dict[str, Any] = {}
         if options.certificate is not None:
             import ssl
 
@@ -227,7 +229,7 @@ def _timed_protocol(seconds: float):
     """uvicorn's HTTP protocol, but a connection whose request does not arrive in `seconds` is closed."""
     from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-    class TimedProtocol(AutoHTTPProtocol):
+    class TimedProtocol(AutoHTTPProtocol):  # type: ignore[valid-type, misc]
         _waiting = None
 
         def connection_made(self, transport):

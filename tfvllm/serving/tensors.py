@@ -143,7 +143,8 @@ def _from_columns(value: Any, signature: Signature) -> dict[str, np.ndarray]:
 def _array(value: Any, name: str, spec: Spec, where: str) -> np.ndarray:
     """A JSON value (nested lists) as an array of the spec's dtype; refuses ragged lists and other types."""
     # Level by level, so that the loops over the values run in C.
-    level, shape = [value], []
+    level: list[Any] = [value]
+    shape: list[int] = []
     while True:
         kinds = set(map(type, level))
         if list not in kinds:

@@ -16,7 +16,7 @@ def find(base: str | os.PathLike) -> dict[int, Path]:
     """The versions under `base` that hold a SavedModel: number to folder. Other entries are left alone."""
     found = {}
     try:
-        entries = list(os.scandir(base))
+        entries = list(os.scandir(os.fspath(base)))
     except OSError:
         return {}
     for entry in entries:

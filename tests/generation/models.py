@@ -13,7 +13,7 @@ def gpt2():
 
 
 def opt():
-    return M.OPTCausalLM(M.OPTBackbone(VOCABULARY, 2, 4, 32, 64, max_sequence_length=64))
+    return M.OPTCausalLM(M.OPTBackbone(VOCABULARY, 2, 2, 32, 64, max_sequence_length=64))
 
 
 def llama():
@@ -37,7 +37,7 @@ def qwen():
 
 
 def qwen3():
-    return M.Qwen3CausalLM(M.Qwen3Backbone(VOCABULARY, 2, 4, 2, 12, 32, 64, sliding_window_size=8))
+    return M.Qwen3CausalLM(M.Qwen3Backbone(VOCABULARY, 2, 4, 2, 16, 32, 64, sliding_window_size=8))
 
 
 def gemma():

@@ -167,6 +167,18 @@ def test_streaming_from_the_callers_caches_gives_the_same_tokens(small):
         generator.decode(state["token_ids"], tf.constant([999, 0, 0]), caches)
 
 
+@pytest.mark.parametrize("make", [gpt2, llama], ids=lambda make: make.__name__)
+def test_shrunk_models_with_blocks_of_different_sizes(make):
+    from tfvllm.pruning import shrink
+
+    depth = len(build(make).backbone.transformer_layers)
+    model = shrink(build(make), heads=[2, *[4] * (depth - 1)], ffn=[48, *[32] * (depth - 1)])
+    ids, mask = prompts([3, 9, 6])
+    expected = keras_generate(model, ids, mask, 12)
+    assert len(np.unique(expected)) > 3
+    np.testing.assert_array_equal(generate(Generator(read(model)), ids, mask, 12)[0], expected)
+
+
 def test_unknown_families_and_targets_are_refused():
     class Strange:
         backbone = object()

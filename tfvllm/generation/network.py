@@ -65,6 +65,8 @@ class Network(tf.Module):
         def hold(value, path):
             if isinstance(value, specs.Rotary):
                 return value  # a few numbers, kept as constants
+            if isinstance(value, specs.Attention):
+                value = _folded(value)
             if isinstance(value, np.ndarray):
                 variable = self._variable(value, path)
                 held.append(variable)
@@ -381,6 +383,22 @@ def _grow(cache: tf.Tensor, capacity) -> tf.Tensor:
     head_dim = cache.shape[3]
     room = capacity - tf.shape(cache)[2]
     return tf.reshape(tf.pad(cache, [[0, 0], [0, 0], [0, room], [0, 0]]), [-1, head_dim])
+
+
+def _folded(attention: specs.Attention) -> specs.Attention:
+    """The scale of the scores inside the query weights, where that changes no bit: where it is a power of two."""
+    scale = attention.scale
+    if scale == 1.0 or math.frexp(scale)[0] != 0.5:
+        return attention
+    norm, linear = attention.query_norm, attention.query_key_value
+    if norm is not None:
+        norm = dataclasses.replace(norm, scale=norm.scale * scale)
+    else:
+        factors = np.ones(linear.kernel.shape[1], np.float32)
+        factors[: attention.heads * attention.head_dim] = scale
+        bias = None if linear.bias is None else linear.bias * factors
+        linear = specs.Linear(linear.kernel * factors, bias)
+    return dataclasses.replace(attention, scale=1.0, query_norm=norm, query_key_value=linear)
 
 
 def relative_bucket(relative_position: tf.Tensor, buckets: int, max_distance: int, bidirectional: bool) -> tf.Tensor:

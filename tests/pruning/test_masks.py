@@ -318,6 +318,40 @@ def test_inside_another_model():
     assert find_states(trainer) == []
 
 
+@pytest.mark.slow
+def test_inside_a_distiller():
+    teacher, student = zoo.build("bert"), zoo.build("bert")
+    found = zoo.inputs("bert", 8)
+    distiller = tfvllm.Distiller(
+        teacher, student, losses={"logits": tfvllm.losses.ForwardKL(temperature=2.0)}, task_weight=0.5
+    )
+    distiller.compile(keras.optimizers.Adam(1e-2), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    pruning = tfvllm.callbacks.MagnitudePruning(student, PolynomialDecay(0.0, 0.5, 0, 4, frequency=1))
+    distiller.fit(found, np.arange(8) % 3, epochs=2, batch_size=2, verbose=0, callbacks=[pruning])
+    kernels = [t.variable for t in prunable_weights(student, PruneKernels())]
+    assert all(abs(zeros(kernel) - 0.5) < 0.02 for kernel in kernels)
+    assert all(zeros(t.variable) == 0 for t in prunable_weights(teacher))
+    assert find_states(distiller) == []
+
+
+def test_in_a_loop_of_ones_own():
+    """TFMOT's recipe for custom training loops, word for word."""
+    pruned = tfvllm.prune_low_magnitude(mlp(), ConstantSparsity(0.5, 0, frequency=2))
+    x, y = regression()
+    optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
+    step_callback = tfvllm.callbacks.UpdatePruningStep()
+    step_callback.set_model(pruned)
+    step_callback.on_train_begin()
+    for _ in range(4):
+        step_callback.on_train_batch_begin(batch=-1)
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((pruned(x, training=True) - y) ** 2)
+        variables = pruned.trainable_variables
+        optimizer.apply(tape.gradient(loss, [v.value for v in variables]), variables)
+    step_callback.on_epoch_end(epoch=0)
+    assert [zeros(layer.kernel) for layer in tfvllm.strip_pruning(pruned).layers] == [0.5, 0.5]
+
+
 def test_global_scope_and_per_layer_targets():
     model = mlp()
     model.layers[1].kernel.assign(np.asarray(model.layers[1].kernel) * 10)

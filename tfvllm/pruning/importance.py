@@ -4,7 +4,7 @@ Every function returns {(unit, place): float64 scores, one per unit}; larger is 
 ("layers", "encoder" or "decoder").
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,18 @@ Scores = dict[tuple[str, str], np.ndarray]
 METHODS = ("magnitude", "taylor", "activation")
 
 
-def unit_scores(model: Any, importance: Any, data: Any = None, *, fluctuation: bool = False, limit: int = 64) -> Scores:
+UNITS = (HEADS, KV_HEADS, FFN, WIDTH, VOCABULARY)
+
+
+def unit_scores(
+    model: Any,
+    importance: Any,
+    data: Any = None,
+    *,
+    fluctuation: bool = False,
+    limit: int = 64,
+    units: Collection[str] = UNITS,
+) -> Scores:
     """Scores of every unit of `model`.
 
     Args:
@@ -30,6 +41,7 @@ def unit_scores(model: Any, importance: Any, data: Any = None, *, fluctuation: b
             returned here, or a function (model, data) -> mapping; what it lacks is filled by magnitude.
         data: calibration batches, for "taylor" with labels.
         limit: use at most that many batches.
+        units: what "taylor" is to look at: gradients of large embeddings cost time.
 
     Raises:
         InputError: an unknown name, or data missing.
@@ -49,7 +61,7 @@ def unit_scores(model: Any, importance: Any, data: Any = None, *, fluctuation: b
             f"importance={importance!r} needs calibration data. Pass data=, a few hundred rows are enough."
         )
     if importance == "taylor":
-        scores.update(taylor(adapter, model, data, limit))
+        scores.update(taylor(adapter, model, data, limit, units))
         influence = activation(adapter, model, data, limit, fluctuation=False)
         scores.update({k: v for k, v in influence.items() if k[0] == "layers"})
     else:
@@ -118,7 +130,7 @@ def loss_of(model: Any, x: Any, y: Any, weight: Any, training: bool = False) -> 
     return model.compute_loss(x=x, y=y, y_pred=model(x, training=training), sample_weight=weight, training=training)
 
 
-def taylor(adapter: Adapter, model: Any, data: Any, limit: int = 64) -> Scores:
+def taylor(adapter: Adapter, model: Any, data: Any, limit: int = 64, units: Collection[str] = UNITS) -> Scores:
     """(sum of gradient x weight over the unit's output weights) squared, summed over batches.
 
     For neuron j and head h the sum over the output projection's rows equals the gradient of a gate on the unit, so
@@ -127,7 +139,7 @@ def taylor(adapter: Adapter, model: Any, data: Any, limit: int = 64) -> Scores:
     tracked = []
     for weight in adapter.weights(_describable(adapter, model)):
         for position, axis in enumerate(weight.axes):
-            if axis is None:
+            if axis is None or axis.unit not in units:
                 continue
             reads = axis.unit in (WIDTH, VOCABULARY) or (
                 axis.unit in (HEADS, FFN)

@@ -120,7 +120,11 @@ def plan_shrink(
     needs_scores = any(request is not None for request in (heads, ffn, layers, width)) or isinstance(
         vocabulary, int | float
     )
-    scores = unit_scores(model, importance, data, fluctuation=use_bias, limit=limit) if needs_scores else {}
+    wanted = {WIDTH: width, VOCABULARY: vocabulary, HEADS: heads, KV_HEADS: heads, FFN: ffn}
+    units = [unit for unit, request in wanted.items() if request is not None]
+    scores = (
+        unit_scores(model, importance, data, fluctuation=use_bias, limit=limit, units=units) if needs_scores else {}
+    )
 
     if layers is not None:
         _plan_layers(plan, layers, scores)

@@ -37,8 +37,11 @@ def program() -> Path:
     return target
 
 
-def run(directory, signature: str, inputs: dict[str, np.ndarray], outputs=None) -> dict[str, np.ndarray]:
-    """Runs one signature through the C API. Raises AssertionError with the loader's message when it fails."""
+def run(directory, signature: str, inputs: dict[str, np.ndarray], outputs=None, **variables) -> dict[str, np.ndarray]:
+    """Runs one signature through the C API, under further environment `variables`.
+
+    Raises AssertionError with the loader's message when it fails.
+    """
     import tensorflow as tf
 
     definition = savedmodel.read_proto(directory).meta_graphs[0].signature_def[signature]
@@ -52,7 +55,7 @@ def run(directory, signature: str, inputs: dict[str, np.ndarray], outputs=None) 
         asked, answered = Path(folder) / "request", Path(folder) / "answer"
         asked.write_bytes(request)
         command = [program(), str(directory), str(asked), str(answered), *map(str, textops.libraries())]
-        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **variables}
         process = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         assert process.returncode == 0, process.stderr[-2000:]
         data = answered.read_bytes()

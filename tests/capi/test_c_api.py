@@ -7,6 +7,7 @@ import tfvllm
 from tests import tiny_models
 from tests.capi.loader import run
 from tfvllm.errors import InputError
+from tfvllm.export.lint import lint
 from tfvllm.serving.servable import Servable
 
 
@@ -65,3 +66,13 @@ def test_both_targets_of_the_simplifier(exported, classifier, tmp_path, target):
         pytest.skip(f"the simplifier does not do this here: {error}")
     answer = run(tmp_path / "1", "serving_default", {"text": strings(tiny_models.TEXTS)})
     np.testing.assert_allclose(answer["scores"], tiny_models.keras_scores(classifier, tiny_models.TEXTS), atol=1e-5)
+    report = lint(tmp_path / "1", run=False)
+    assert report.target == target
+    # Where oneDNN is off, the portable model still answers. The other does as lint says: it loads, and its runs fail.
+    try:
+        off = run(tmp_path / "1", "serving_default", {"text": strings(["good"])}, TF_ENABLE_ONEDNN_OPTS="0")
+    except AssertionError as error:
+        assert target == "onednn"
+        assert "run_saved_model: run:" in str(error)
+    else:
+        np.testing.assert_allclose(off["scores"], tiny_models.keras_scores(classifier, ["good"]), atol=1e-5)

@@ -7,6 +7,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 import pytest
+from hypothesis import settings
+
+# Machines differ in speed: a slow example is not a wrong one.
+settings.register_profile("tfvllm", deadline=None)
+settings.load_profile("tfvllm")
 
 DATA = Path(os.environ.get("TFVLLM_DATA", Path(__file__).parents[1].parent / "shared" / "data"))
 

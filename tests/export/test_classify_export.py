@@ -9,8 +9,9 @@ import tensorflow as tf
 import tfvllm
 from tests import tiny_models
 from tests.tiny_models import TEXTS, keras_scores
+from tfvllm import manifest
 from tfvllm.errors import InputError, VerificationError
-from tfvllm.export import manifest, parity, savedmodel, warmup
+from tfvllm.export import parity, savedmodel, warmup
 from tfvllm.serving.servable import Servable
 
 

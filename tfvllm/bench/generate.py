@@ -219,7 +219,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _candidate(path: Path) -> Candidate:
-    from tfvllm.export import manifest
+    from tfvllm import manifest
 
     if manifest.read(_latest(path)).get("interface") != "text":
         return saved_model(path)
@@ -237,7 +237,7 @@ _WORDS = str.split("the of and to in is was that for on with as by at from his i
 
 
 def _vocabulary(paths: Mapping[str, Path]) -> int:
-    from tfvllm.export import manifest
+    from tfvllm import manifest
 
     known = [manifest.read(_latest(path)).get("vocabulary_size") for path in paths.values()]
     sizes = [size for size in known if size]

@@ -50,7 +50,7 @@ def command(model, destination, task, labels, max_length, precision, options, ch
     if not model.exists():
         raise InputError(f"no file {model}; expected a model saved by model.save('NAME.keras') or a preset folder.")
     import_tensorflow()
-    from tfvllm.export import manifest
+    from tfvllm import manifest
     from tfvllm.export.exporter import check_call, export
 
     check_call(task, precision=precision)

@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from tfvllm import manifest
 from tfvllm.errors import InputError
-from tfvllm.export import TASKS, manifest, savedmodel
+from tfvllm.export import TASKS, savedmodel
 from tfvllm.files import new_directory
 
 PRECISIONS = ("float32", "bfloat16", "int8")

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 import yaml
 
+from tfvllm import manifest
 from tfvllm.errors import InputError
-from tfvllm.export import lint, manifest, warmup
+from tfvllm.export import lint, warmup
 from tfvllm.files import new_directory, write_text
 from tfvllm.serving import config
 from tfvllm.serving.batching import BatchingOptions, is_batchable, row_count

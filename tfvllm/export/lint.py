@@ -192,7 +192,8 @@ def _check_ops(graph, version: str) -> tuple[list[Finding], str]:
         names = ", ".join(f"{op} {len(places)}x" for op, places in sorted(internal.items()))
         what = (
             f"target is onednn: {names}. Where oneDNN is off (TF_ENABLE_ONEDNN_OPTS=0, or a build without it) "
-            "the model loads, but its runs fail; with warm-up requests such a server refuses the version and keeps the old one"
+            "the model loads, but its runs fail; with warm-up requests such a server refuses the version and keeps "
+            "the old one"
         )
         mend = "try it on the server image you deploy, or use the portable target: tfvllm simplify --target portable"
         findings.append(Finding("onednn-ops", WARNING, _layer(next(iter(internal.values()))[0]), what, mend))

@@ -133,7 +133,7 @@ def _headline(report: dict[str, Any]) -> str:
         items.append((_times(ratio), f"faster at {shape}"))
     for split, score in summary.get("accuracy", {}).items():
         lost = summary["points_lost"][split]
-        items.append((f"{score:.2%}", f"{split} accuracy ({-lost:+.2f} points against the teacher)"))
+        items.append((f"{score:.2%}", f"{split} accuracy ({_points(-lost)} points against the teacher)"))
     return html.cards(items) + (
         "<p class='quiet'>Every ratio is against the teacher's own Keras export, in the same run, on the same machine "
         "and the same sentences. (batch, tokens) names a shape.</p>"
@@ -242,8 +242,8 @@ def _plots(report: dict[str, Any]) -> str:
             [x + 0.4 - width / 2 for x in range(len(report["latency"]))],
             [_shape(point["shape"]) for point in report["latency"]],
         )
-        axes.set_yscale("log")
-        axes.set_ylabel("median latency, ms (log)")
+        axes.set_ylabel("median latency, ms")
+        axes.grid(axis="x", visible=False)
         axes.legend(fontsize=8)
 
     def trade(axes):
@@ -256,7 +256,8 @@ def _plots(report: dict[str, Any]) -> str:
         axes.set_xlabel(f"median latency at {_shape(first['shape'])}, ms")
         axes.set_ylabel(f"{split} accuracy, %")
         axes.margins(0.2)
-        axes.legend(fontsize=8)
+        for marker in axes.legend(fontsize=8).legend_handles:
+            marker.set_sizes([40])
 
     def sizes(axes):
         for i, name in enumerate(names):
@@ -345,6 +346,10 @@ def _shape(shape: list[int]) -> str:
 
 def _times(ratio: float) -> str:
     return f"{ratio:.1f}×" if ratio < 100 else f"{ratio:.0f}×"
+
+
+def _points(gained: float) -> str:
+    return f"{round(gained, 2) + 0.0:+.2f}"  # + 0.0: no minus before zero
 
 
 def summary_lines(report: dict[str, Any], out: Path) -> list[str]:

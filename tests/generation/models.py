@@ -2,6 +2,7 @@
 
 import keras_nlp
 import numpy as np
+import pytest
 
 M = keras_nlp.models
 
@@ -101,6 +102,11 @@ def t5_untied():
 
 CAUSAL = (gpt2, opt, llama, llama3, mistral, qwen, qwen3, gemma, gemma2, gemma3)
 SEQ2SEQ = (bart, t5, t5_untied)
+
+
+def families(makes, quick):
+    """Test parameters: all of `makes`, those not in `quick` marked slow."""
+    return [pytest.param(make, id=make.__name__, marks=[] if make in quick else pytest.mark.slow) for make in makes]
 
 
 def build(make, seed: int = 1):

@@ -9,7 +9,7 @@ from tfvllm.generation import loop
 from tfvllm.generation.families import read
 from tfvllm.generation.generator import Generator
 
-from .models import CAUSAL, VOCABULARY, build, gpt2, llama, mistral, prompts
+from .models import CAUSAL, VOCABULARY, build, families, gemma3, gpt2, llama, mistral, prompts
 from .reference import keras_generate, log_probs
 
 
@@ -24,7 +24,7 @@ def generate(generator, ids, mask, count, **options):
     return [None if x is None else x.numpy() for x in concrete(tf.constant(ids), tf.constant(mask), tf.constant(count))]
 
 
-@pytest.mark.parametrize("make", CAUSAL, ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", families(CAUSAL, quick=(gpt2, mistral, gemma3)))
 def test_greedy_tokens_are_keras_own(make):
     model = build(make)
     ids, mask = prompts([3, 9, 1, 17, 6])
@@ -42,7 +42,7 @@ def small():
     return model, Generator(read(model))
 
 
-@pytest.mark.parametrize("batch", [1, 2, 3, 8])
+@pytest.mark.parametrize("batch", [1, pytest.param(3, marks=pytest.mark.slow), 8])
 def test_any_batch_size_and_side_of_padding(small, batch):
     model, generator = small
     ids, mask = prompts([5, 2, 16, 1, 9, 9, 3, 12][:batch], seed=batch)
@@ -132,7 +132,7 @@ def test_empty_rows_and_empty_batches(small):
     np.testing.assert_array_equal(generate(generator, no_columns, no_columns, 3)[1], [0, 0])
 
 
-@pytest.mark.parametrize("make", [gpt2, llama, mistral], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", families((gpt2, llama, mistral), quick=(gpt2,)))
 @pytest.mark.parametrize("options", [{"target": "onednn"}, {"dtype": "bfloat16", "target": "onednn"}])
 def test_fused_kernels_give_the_same_scores(make, options):
     model = build(make)
@@ -167,7 +167,7 @@ def test_streaming_from_the_callers_caches_gives_the_same_tokens(small):
         generator.decode(state["token_ids"], tf.constant([999, 0, 0]), caches)
 
 
-@pytest.mark.parametrize("make", [gpt2, llama], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", families((gpt2, llama), quick=(llama,)))
 def test_shrunk_models_with_blocks_of_different_sizes(make):
     from tfvllm.pruning import shrink
 

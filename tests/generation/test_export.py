@@ -192,7 +192,7 @@ def test_only_stock_ops_and_one_copy_of_the_weights(text_model, text_export):
     assert manifest["measured_error"]["max_abs_error"] < 1e-3
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_ids_interface_is_the_one_in_the_contract(tmp_path, precision):
     model = build(gpt2)
     path = tfvllm.export(model, tmp_path / "ids", task="generate", max_length=48, precision=precision, warmup=False)

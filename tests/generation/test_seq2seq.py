@@ -7,7 +7,7 @@ import tensorflow as tf
 from tfvllm.generation.families import read
 from tfvllm.generation.translator import Translator
 
-from .models import SEQ2SEQ, bart, build, prompts, t5
+from .models import SEQ2SEQ, bart, build, families, prompts, t5
 from .reference import beam_sampler, beam_search, keras_translate, seq2seq_log_probs
 
 START = {"bart": (2, 0)}
@@ -28,7 +28,7 @@ def run(translator, ids, mask, count, beams=1, penalty=0.0):
     return [x.numpy() for x in concrete(tf.constant(ids), tf.constant(mask), tf.constant(count))]
 
 
-@pytest.mark.parametrize("make", SEQ2SEQ, ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", families(SEQ2SEQ, quick=(bart, t5)))
 def test_greedy_and_beam_are_keras_own(make):
     model = build(make)
     start = START.get(make.__name__, (0,))
@@ -41,8 +41,10 @@ def test_greedy_and_beam_are_keras_own(make):
     np.testing.assert_array_equal(run(translator, ids, mask, 14, beams=3)[0], beam)
 
 
-@pytest.mark.parametrize("make", [bart, t5], ids=lambda make: make.__name__)
-@pytest.mark.parametrize("penalty", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("make", families((bart, t5), quick=(bart,)))
+@pytest.mark.parametrize(
+    "penalty", [pytest.param(0.0, marks=pytest.mark.slow), 1.0, pytest.param(2.0, marks=pytest.mark.slow)]
+)
 def test_beams_that_end_against_a_plain_reference(make, penalty):
     model = build(make)
     start = START.get(make.__name__, (0,))

@@ -111,8 +111,8 @@ class TeacherCache:
                 f"the teacher is the cache {self.path}, but the batch has no entries of it. Pass cache.join(data), not "
                 "data, to fit and as validation_data (which may have a cache of its own, by the same teacher)."
             )
-        parts = (x[self._entry(part)] for part in ("ids", "logits", "log_tails"))
-        return TopLogits(*parts, self.temperatures, self.classes)
+        ids, logits, log_tails = (x[self._entry(part)] for part in ("ids", "logits", "log_tails"))
+        return TopLogits(ids, logits, log_tails, self.temperatures, self.classes)
 
     def _entry(self, part: str) -> str:
         return f"tfvllm_{self.teacher[:8]}_{part}"

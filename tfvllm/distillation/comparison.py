@@ -101,10 +101,8 @@ def compare(
 
     def told(index: int) -> Difference:
         text = _text(x, index) if strings else None
-        chosen = [int(part[index]) if part[index] >= 0 else None for part in (of_teacher, of_student)]
-        return Difference(
-            index, text, float(divergences[index]), *chosen, None if labels is None else int(labels[index])
-        )
+        t, s = (int(part[index]) if part[index] >= 0 else None for part in (of_teacher, of_student))
+        return Difference(index, text, float(divergences[index]), t, s, None if labels is None else int(labels[index]))
 
     return Comparison(
         agreement=float((same * counts).sum() / total),

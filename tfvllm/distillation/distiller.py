@@ -163,7 +163,7 @@ class Distiller(keras.Model):
         for loss in self.distillation_losses.values():
             shapes = [getattr(model, "output_shape", None) for model in (teacher, self.student)]
             if loss.reads == "logits" and all(isinstance(shape, tuple) and shape for shape in shapes):
-                check_classes(loss, *shapes)
+                check_classes(loss, shapes[0] or (), shapes[1] or ())
 
     # ------------------------------------------------------------------ Keras lifecycle
 
@@ -343,9 +343,9 @@ class Distiller(keras.Model):
                 if batch_inputs.has_strings(validation_data):
                     validation_data = self._preprocessed(validation_data, None, None, None, False)
             else:
-                parts = keras.utils.unpack_x_y_sample_weight(tuple(validation_data))
-                if batch_inputs.has_strings(parts[0]):
-                    validation_data = self._preprocessed(*parts, held_out_batch, False)
+                held_x, held_y, weight = keras.utils.unpack_x_y_sample_weight(tuple(validation_data))
+                if batch_inputs.has_strings(held_x):
+                    validation_data = self._preprocessed(held_x, held_y, weight, held_out_batch, False)
         return super().fit(
             x=x,
             y=y,
@@ -511,8 +511,8 @@ def _check_pair(teacher: keras.Model, student: keras.Model) -> None:
             f"teacher and student read the same token ids, but the teacher's vocabulary has {sizes[0]} entries and "
             f"the student's {sizes[1]}. Build the student with vocabulary_size={sizes[0]} and the teacher's tokenizer."
         )
-    words = [_vocabulary(model) for model in (teacher, student)]
-    if None not in words and words[0] != words[1]:
+    words = [known for model in (teacher, student) if (known := _vocabulary(model)) is not None]
+    if len(words) == 2 and words[0] != words[1]:
         at = next((i for i, (t, s) in enumerate(zip(*words)) if t != s), min(map(len, words)))
         told = [repr(part[at]) if at < len(part) else "nothing" for part in words]
         raise InputError(
@@ -523,7 +523,8 @@ def _check_pair(teacher: keras.Model, student: keras.Model) -> None:
 
 def _vocabulary(model: keras.Model) -> list[str] | None:
     tokenizer = getattr(getattr(model, "preprocessor", None), "tokenizer", None)
-    return list(tokenizer.get_vocabulary()) if hasattr(tokenizer, "get_vocabulary") else None
+    read = getattr(tokenizer, "get_vocabulary", None)
+    return None if read is None else list(read())
 
 
 def _large_head(model: keras.Model) -> tuple[keras.Model, keras.Layer] | None:

@@ -107,8 +107,8 @@ def padding_mask(x: Any, y_pred: Any, mask: Mask, kind: str = "decoder") -> tf.T
             raise InputError(f"mask={mask!r} names no input; the batch has {names}.")
         found = x[mask]
     else:
-        names = (f"{kind}_padding_mask", "padding_mask")
-        found = next((x[name] for name in names if name in x), None) if isinstance(x, Mapping) else None
+        told = (f"{kind}_padding_mask", "padding_mask")
+        found = next((x[name] for name in told if name in x), None) if isinstance(x, Mapping) else None
         if found is None:
             found = getattr(y_pred, "_keras_mask", None)
     return None if found is None else tf.cast(found, tf.bool)

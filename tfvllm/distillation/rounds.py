@@ -105,7 +105,7 @@ def iterate(
         raise InputError(f"focus must be between 0 and 1, found {focus}.")
     rng = np.random.default_rng(seed)
     both = side_by_side(teacher, distiller.student, distiller.mask)
-    options = {"batch_size": batch_size, "both": both}
+    options: dict[str, Any] = {"batch_size": batch_size, "both": both}
     started = time.perf_counter()
     done = Rounds()
 
@@ -121,7 +121,14 @@ def iterate(
     for number in range(1, rounds + 1):
         started = time.perf_counter()
         picked = [_take(part, drawn) for part in train]
-        distiller.fit(*picked[:2], batch_size=batch_size, epochs=epochs, callbacks=list(callbacks), verbose=verbose)
+        distiller.fit(
+            picked[0],
+            picked[1] if len(picked) > 1 else None,
+            batch_size=batch_size,
+            epochs=epochs,
+            callbacks=list(callbacks),
+            verbose=verbose,
+        )
         now = settle(number, hard_share).dev.divergence
         pays = now <= best * (1.0 - min_gain)
         idle = 0 if pays else idle + 1

@@ -56,7 +56,8 @@ def student_from(
     student = small
     if teacher is not old:
         task = {**teacher.get_config(), "backbone": small, "preprocessor": teacher.preprocessor, "name": name}
-        student = shrunk_task_class(teacher, native is not None).from_config(task)
+        of_task: Any = shrunk_task_class(teacher, native is not None)
+        student = of_task.from_config(task)
     _copy_weights(adapter, teacher, student, chosen)
     return student
 

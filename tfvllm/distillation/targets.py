@@ -64,8 +64,8 @@ def write_targets(
     path.parent.mkdir(parents=True, exist_ok=True)
     answer = generate or _generator(teacher, beams, max_length)
     with partial.open("w", encoding="utf-8") as file:
-        for entry in (told, *done):
-            print(json.dumps(entry, ensure_ascii=False), file=file)
+        for written in [told, *done]:
+            print(json.dumps(written, ensure_ascii=False), file=file)
         for start in range(len(done), len(texts), batch_size):
             batch = texts[start : start + batch_size]
             for text, target in zip(batch, answer(batch), strict=True):
@@ -124,16 +124,17 @@ def _generator(teacher: keras.Model, beams: int, max_length: int | None) -> Call
             "Pass generate=..., a function from a list of texts to a list of answers."
         )
 
+    compiled: list[Any] = [None]  # traced once, kept beside the teacher's own
+
     def answer(batch: list[str]) -> Sequence[str]:
         before = teacher.sampler, teacher.generate_function
         teacher.sampler = GreedySampler() if beams == 1 else BeamSampler(num_beams=beams)
-        teacher.generate_function = answer.compiled
+        teacher.generate_function = compiled[0]
         try:
             made = teacher.generate(batch, max_length=max_length)
-            answer.compiled = teacher.generate_function
+            compiled[0] = teacher.generate_function
         finally:
             teacher.sampler, teacher.generate_function = before
         return [made] if isinstance(made, str) else list(made)
 
-    answer.compiled = None  # traced once, kept beside the teacher's own
     return answer

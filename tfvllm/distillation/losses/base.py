@@ -21,6 +21,8 @@ class DistillationLoss:
     """
 
     reads = "logits"
+    layers: Any = None  # which layers, for losses inside the models
+    project: Any = False  # whether Distiller projects the student's states
 
     def __call__(
         self, teacher: Any, student: Any, mask: tf.Tensor | None = None, step: int | tf.Tensor = 0
@@ -78,8 +80,8 @@ class Divergence(DistillationLoss):
         if isinstance(teacher, TopLogits):
             tail = teacher.log_tail(temperature)
 
-            def top(student: tf.Tensor, *of_teacher: tf.Tensor) -> tf.Tensor:
-                return self.between(*top_buckets(student, *of_teacher, temperature))
+            def top(student: tf.Tensor, ids: tf.Tensor, logits: tf.Tensor, log_tail: tf.Tensor) -> tf.Tensor:
+                return self.between(*top_buckets(student, ids, logits, log_tail, temperature))
 
             values = over_rows(top, student, teacher.ids, teacher.logits, tail)
         elif isinstance(teacher, DeferredLogits):
@@ -105,7 +107,7 @@ def as_logits(teacher: Any) -> tf.Tensor | TopLogits | DeferredLogits:
     return teacher if isinstance(teacher, (TopLogits, DeferredLogits)) else tf.convert_to_tensor(teacher)
 
 
-def check_classes(loss: DistillationLoss, teacher: Sequence[int | None], student: Sequence[int | None]) -> None:
+def check_classes(loss: DistillationLoss, teacher: Sequence[Any], student: Sequence[Any]) -> None:
     """Refuses logits (of these shapes) over unlike or single classes, which have no distributions to compare."""
     of_teacher, of_student = teacher[-1], student[-1]
     if of_teacher != of_student:

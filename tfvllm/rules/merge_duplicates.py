@@ -39,12 +39,20 @@ class MergeDuplicates(Pass):
         value = node.output
         if len(node.outputs) == 1 and node.op != "Const" and value.content is not None:
             rank = 1 if isinstance(value.content, tuple) else 0
-            first = contents.setdefault((value.dtype, rank, value.content), node)
+            first = _first(graph, contents, (value.dtype, rank, value.content), node)
             if first is not node:
                 return first
         inputs = [(id(v.node), v.index) for v in node.inputs]
         if node.op in ops.COMMUTATIVE:
             inputs.sort()
         attrs = tuple(sorted((k, a.SerializeToString(deterministic=True)) for k, a in node.attrs.items()))
-        first = seen.setdefault((node.op, tuple(inputs), attrs), node)
+        first = _first(graph, seen, (node.op, tuple(inputs), attrs), node)
         return None if first is node else first
+
+
+def _first(graph: Graph, known: dict, key: tuple, node: Node) -> Node:
+    """The first node of its kind that is still there: merging others may have left one without readers."""
+    first = known.setdefault(key, node)
+    if graph.nodes.get(first.name) is not first:
+        first = known[key] = node
+    return first

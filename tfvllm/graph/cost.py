@@ -83,7 +83,7 @@ def flops(node: Node, sizes: dict[str, int]) -> int:
     if node.op in ("Conv2D", "_FusedConv2D", "Conv1D", "Conv3D"):
         kernel = _shape(node.inputs[1], sizes)
         return out * 2 * math.prod(kernel[:-1]) if kernel else 0
-    if node.op == "DepthwiseConv2dNative":
+    if node.op in ("DepthwiseConv2dNative", "_FusedDepthwiseConv2dNative"):
         kernel = _shape(node.inputs[1], sizes)
         return out * 2 * math.prod(kernel[:2]) if kernel else 0
     if node.op in ("Softmax", "LogSoftmax"):

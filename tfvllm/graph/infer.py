@@ -576,6 +576,7 @@ _SHAPES: dict[str, Callable[[Node], Any]] = {
     "Range": _range,
     "OneHot": _one_hot,
     "Shape": lambda n: None if n.inputs[0].shape is None else (len(n.inputs[0].shape),),
+    "IdentityN": lambda n: [v.shape for v in n.inputs],
     "Conv2D": _conv,
     "_FusedConv2D": _conv,
     "DepthwiseConv2dNative": _conv,

@@ -19,6 +19,7 @@ COMMANDS = {
     "lint": "Would a stock TF Serving load and serve this? Each problem and its mend.",
     "predict": "Run a SavedModel from the shell.",
     "serve": "Serve SavedModels over TF Serving's REST and gRPC protocols.",
+    "versions": "Publish, list, roll back and restore the versions of a served model.",
     "bench": "Measure latency, throughput, generation or serving side by side.",
     "report": "Show the report of a compress run.",
 }

@@ -122,6 +122,14 @@ def test_a_student_with_all_layers_is_the_teacher(pair):
     assert backbone.num_layers == 1 and type(backbone) is type(teacher.backbone)
 
 
+def test_a_frozen_teacher_has_students_that_learn(duo):
+    teacher, _ = duo
+    teacher.trainable = False
+    student = student_from(teacher, 1)
+    assert len(student.trainable_variables) == len([v for v in student.variables if "seed" not in v.path]) > 10
+    assert not teacher.trainable_variables
+
+
 def test_student_from_tells_what_is_wrong(pair):
     with pytest.raises(InputError, match="cannot choose 5 of 4"):
         student_from(pair[0], layers=5)

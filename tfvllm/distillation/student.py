@@ -47,6 +47,7 @@ def student_from(
     chosen = {kind: _chosen(layers, kind, len(blocks)) for kind, blocks in whole.items()}
     structure = {kind: [whole[kind][index] for index in kept] for kind, kept in chosen.items()}
     config = {**adapter.config(old), "name": name if teacher is old else old.name}
+    config["trainable"] = True  # a teacher is frozen once a Distiller has had it
     native = adapter.native(config, structure)
     if native is not None:
         small = original_class(old)(**native)

@@ -221,6 +221,7 @@ def test_wrong_options_are_refused(tmp_path, options, message):
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_translate_text(tmp_path):
     tokens = tokenizer(M.BartTokenizer, ("<s>", "<pad>", "</s>"))
     backbone = M.BartBackbone(tokens.vocabulary_size(), 2, 4, 32, 64, max_sequence_length=32)

@@ -98,10 +98,10 @@ class Generator(tf.Module):
         stops: string[n] or None. An answer is cut before the first stop string; its token ids still hold it.
         """
         ids, lengths = self.read_texts(prompts)
-        searched = None if stops is None else StopStrings(self.codec.pieces, stops)
+        searched = None if stops is None else StopStrings(self.codec.bytes_of, stops)
         result = self.generate(ids, lengths, max_new_tokens, controls, searched, log_probs)
         new = tf.RaggedTensor.from_tensor(result.token_ids, lengths=result.lengths)
-        completions = tf.strings.reduce_join(tf.gather(self.codec.pieces, new), axis=-1)
+        completions = tf.strings.reduce_join(self.codec.bytes_of(new), axis=-1)
         prompt = tf.RaggedTensor.from_tensor(ids, lengths=lengths)
         texts = self.codec.decode(tf.concat([prompt, new], axis=1))
         if searched is not None:
@@ -197,7 +197,7 @@ class Generator(tf.Module):
     def _next(self, hidden) -> dict:
         logits = self.network.logits(hidden)
         best = tf.argmax(logits, axis=-1, output_type=tf.int32)
-        pieces = {} if self.codec is None else {"piece_bytes": tf.gather(self.codec.pieces, best)}
+        pieces = {} if self.codec is None else {"piece_bytes": self.codec.bytes_of(best)}
         return {"logits": logits, "token_ids": best, **pieces}
 
     def _named(self, flat, batch, capacity) -> dict:

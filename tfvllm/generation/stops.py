@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import tensorflow as tf
 
 
@@ -9,12 +11,12 @@ class StopStrings:
     """Looks for stop strings while tokens arrive.
 
     Args:
-        pieces: string[vocabulary], the bytes each token adds to the text.
+        bytes_of: int32[rows] -> string[rows], the bytes each token adds to the text.
         stops: string[n], UTF-8; empty strings are ignored. n may be 0: then nothing is ever looked for.
     """
 
-    def __init__(self, pieces: tf.Tensor, stops: tf.Tensor):
-        self._pieces = pieces
+    def __init__(self, bytes_of: Callable[[tf.Tensor], tf.Tensor], stops: tf.Tensor):
+        self._bytes_of = bytes_of
         stops = tf.boolean_mask(stops, tf.strings.length(stops) > 0)
         self._any = tf.size(stops) > 0
         # Quoted for RE2, whose own quote mark \E must not end the quotation. \C is one byte, valid UTF-8 or not.
@@ -26,7 +28,7 @@ class StopStrings:
         """Appends the tokens' bytes. tails string[rows], tokens int32[rows] -> (bool[rows], the new tails)."""
 
         def look():
-            text = tf.strings.join([tails, tf.gather(self._pieces, tokens)])
+            text = tf.strings.join([tails, self._bytes_of(tokens)])
             hits = tf.raw_ops.RegexFullMatch(input=text, pattern=tf.strings.join(["\\C*", self._either, "\\C*"]))
             length = tf.strings.length(text)
             kept = tf.minimum(length, self._longest - 1)

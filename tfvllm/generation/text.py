@@ -32,11 +32,18 @@ class Codec(tf.Module):
 
     def decode(self, tokens: tf.RaggedTensor) -> tf.Tensor:
         """int32[batch, (tokens)] -> string[batch], special tokens left out."""
-        return tf.strings.reduce_join(tf.gather(self.pieces, tokens), axis=-1)
+        return tf.strings.reduce_join(self.bytes_of(tokens), axis=-1)
+
+    def bytes_of(self, tokens):
+        """The bytes of each token, of the same shape; ids beyond the vocabulary add none."""
+        if isinstance(tokens, tf.RaggedTensor):
+            return tokens.with_flat_values(self.bytes_of(tokens.flat_values))
+        pieces = self.pieces
+        return tf.gather(pieces, tf.minimum(tokens, tf.size(pieces) - 1))
 
     def _hold(self, pieces: list[bytes]) -> None:
         # A variable, so that the vocabulary is stored once however many signatures use it.
-        self._pieces = tf.Variable(np.array(pieces, object), trainable=False, dtype=tf.string, name="pieces")
+        self._pieces = tf.Variable(np.array([*pieces, b""], object), trainable=False, dtype=tf.string, name="pieces")
 
     @property
     def pieces(self) -> tf.Tensor:
@@ -197,17 +204,22 @@ class SentencePiece(Codec):
         self._silent = sorted(special_ids(tokenizer))
         vocabulary = tokenizer.get_vocabulary()
         unknown = tokenizer._unk_token_id
-        self._hold([b"" if i in self._silent else _piece(p, i == unknown) for i, p in enumerate(vocabulary)])
-        self._vocabulary_size = len(vocabulary)
+        control = tokenizer._sentence_piece_spm.IsControl  # pieces such as <pad>, which SentencePiece writes as nothing
+        self._hold(
+            [
+                b"" if i in self._silent or control(i) else _piece(piece, i == unknown)
+                for i, piece in enumerate(vocabulary)
+            ]
+        )
+        # Most models put a space before every text; it is taken off again.
+        self._prefixes = tokenizer._sentence_piece_spm.EncodeAsPieces("a")[0].startswith("\u2581")
 
     def _encode(self, texts):
         return self._model.tokenize(valid_utf8(texts))
 
     def decode(self, tokens):
-        keep = tokens < self._vocabulary_size
-        for index in self._silent:
-            keep &= tokens != index
-        return self._model.detokenize(tf.ragged.boolean_mask(tokens, keep))
+        texts = super().decode(tokens)
+        return tf.strings.regex_replace(texts, "^ ", "", replace_global=False) if self._prefixes else texts
 
 
 class Bytes(Codec):

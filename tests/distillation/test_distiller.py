@@ -507,6 +507,11 @@ def test_missing_masks_and_inputs():
     teacher, student = classifier(2), classifier(1)
     with pytest.raises(InputError, match=r"\['segment_ids'\] missing"):
         tfvllm.Distiller(teacher, student).compute_loss({k: v for k, v in batch()[0].items() if k != "segment_ids"})
+    frozen = tfvllm.Distiller(teacher, student)
+    frozen.compile()
+    student.trainable = False
+    with pytest.raises(InputError, match=r"frozen.*student.trainable = True"):
+        frozen.fit(batch()[0], verbose=0)
     bare = tfvllm.Distiller(teacher, classifier(1, preprocessor=False))
     bare.compile()
     with pytest.raises(InputError, match="no preprocessor"):

@@ -328,6 +328,11 @@ class Distiller(keras.Model):
         """As `keras.Model.fit`; raw strings in `x` and `validation_data` go through the student's preprocessor."""
         if not self._held.teachers:
             raise InputError(_NO_TEACHER)
+        if not self.student.trainable_variables:
+            raise InputError(
+                f"the student {self.student.name} is frozen: it has no trainable variables. Set student.trainable = True "
+                "and compile again (a model made from a frozen teacher may be frozen too)."
+            )
         if batch_inputs.has_strings(x):
             if validation_split and validation_data is None:
                 (x, y, sample_weight), validation_data = batch_inputs.split_rows(

@@ -330,8 +330,8 @@ class Distiller(keras.Model):
             raise InputError(_NO_TEACHER)
         if not self.student.trainable_variables:
             raise InputError(
-                f"the student {self.student.name} is frozen: it has no trainable variables. Set student.trainable = True "
-                "and compile again (a model made from a frozen teacher may be frozen too)."
+                f"the student {self.student.name} is frozen: it has no trainable variables. Set student.trainable = "
+                "True and compile again (a model made from a frozen teacher may be frozen too)."
             )
         if batch_inputs.has_strings(x):
             if validation_split and validation_data is None:

@@ -45,8 +45,8 @@ def test_random_graphs(programs, size):
 
 
 def test_every_kind_of_rule_was_reached():
-    if not seen:
-        pytest.skip("runs after test_random_graphs")
+    if not seen or EXAMPLES < 50:
+        pytest.skip("runs after test_random_graphs, over enough graphs")
     expected = {
         "FuseLayerNorm",
         "CentreLayerNorm",

@@ -70,15 +70,15 @@ def read_tsv(path: str | os.PathLike) -> list[tuple[str, str]]:
             f"{path}, line 1: expected the header sentence<TAB>label, found {_shown(header)}; add the header line."
         )
     rows = []
-    for number, line in enumerate(lines[1:], start=2):
-        cells = line.rstrip("\r").split("\t")
+    for number, row in enumerate(lines[1:], start=2):
+        cells = row.rstrip("\r").split("\t")
         if len(cells) != 2 or not cells[0].strip() or not cells[1].strip():
             if len(cells) != 2:
                 found = f"{len(cells)} cells"
             else:
                 found = f"an empty {'label' if cells[0].strip() else 'sentence'}"
             raise InputError(
-                f"{path}, line {number}: expected sentence<TAB>label, found {found}: {_shown(line)}; "
+                f"{path}, line {number}: expected sentence<TAB>label, found {found}: {_shown(row)}; "
                 "mend or remove the line."
             )
         rows.append((cells[0], cells[1].strip()))

@@ -152,14 +152,15 @@ def plot(draw: Callable[[Any], None], *, caption: str, size: tuple[float, float]
     """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from cycler import cycler
     from matplotlib.figure import Figure
 
-    settings = {
+    settings: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": caption,
         "font.family": "sans-serif",
         "font.size": 10,
-        "axes.prop_cycle": matplotlib.cycler(color=list(SERIES)),
+        "axes.prop_cycle": cycler(color=list(SERIES)),
         "axes.grid": True,
         "grid.alpha": 0.18,
         "axes.spines.top": False,

@@ -6,7 +6,7 @@ import importlib.util
 import os
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -77,6 +77,7 @@ class Teacher(_Training):
 
     preset: str | None = None
     model: str | None = None
+    average: Count = Field(1, description="try the mean of the weights after the last epochs, this many")
     vocabulary: Annotated[int, Field(ge=100)] = Field(8000, description="most tokens of the learnt vocabulary")
     layers: Count = 4
     heads: Count = 4
@@ -205,8 +206,8 @@ class Recipe(_Block):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = "model"
     task: Literal["classify"] = "classify"
     seed: int = 1
-    data: Data = Field(default_factory=Data)
-    teacher: Teacher = Field(default_factory=Teacher)
+    data: Data = Data()  # type: ignore[call-arg]
+    teacher: Teacher = Teacher()  # type: ignore[call-arg]
     student: Student | None = None
     distill: Distill | None = None
     prune: Prune | None = None
@@ -234,7 +235,9 @@ class Recipe(_Block):
         return self
 
 
-def read_recipe(path: str | os.PathLike, *, data: str | os.PathLike | None = None, overrides: list[str] = ()) -> Recipe:
+def read_recipe(
+    path: str | os.PathLike, *, data: str | os.PathLike | None = None, overrides: Sequence[str] = ()
+) -> Recipe:
     """Reads and checks a recipe file.
 
     Args:
@@ -356,7 +359,7 @@ def _floats(content: Any, model: type[BaseModel]) -> Any:
 
 def _explain(error: ValidationError, content: dict) -> str:
     """The first problem as one line: key, what was expected, what was found, the nearest name."""
-    first = error.errors()[0]
+    first: Any = error.errors()[0]
     steps = [step for step in first["loc"] if not (isinstance(step, str) and ("[" in step or step in _TYPE_NAMES))]
     key = ".".join(map(str, steps)) or "recipe"
     if first["type"] == "extra_forbidden":
@@ -367,7 +370,7 @@ def _explain(error: ValidationError, content: dict) -> str:
         return f"{key}: unknown key; expected one of {', '.join(names)}. {hint}".rstrip()
     if first["type"] == "value_error":
         return str(first["ctx"]["error"]) + "."
-    found = content
+    found: Any = content
     for step in steps:
         try:
             found = found[step] if isinstance(found, list) else {str(key): value for key, value in found.items()}[step]
@@ -378,12 +381,12 @@ def _explain(error: ValidationError, content: dict) -> str:
         _expected(item) for item in error.errors() if item["loc"][: len(first["loc"]) - 1] == first["loc"][:-1]
     ]
     expected = " or ".join(dict.fromkeys(alternatives)) if len(first["loc"]) > len(steps) else _expected(first)
-    near = ""
+    nearest = ""
     if first["type"] == "literal_error" and isinstance(found, str):
         options = [option.strip("' ") for option in first["ctx"]["expected"].replace(" or ", ",").split(",")]
         match = difflib.get_close_matches(found, options, 1)
-        near = f"; did you mean {match[0]}?" if match else ""
-    return f"{key}: expected {expected}, found {_kind(found)}{near}"
+        nearest = f"; did you mean {match[0]}?" if match else ""
+    return f"{key}: expected {expected}, found {_kind(found)}{nearest}"
 
 
 _TYPE_NAMES = {"int", "float", "str", "bool", "constrained-int", "constrained-float", "constrained-str"}
@@ -401,7 +404,7 @@ _EXPECTED = {
 }
 
 
-def _expected(item: dict) -> str:
+def _expected(item: Any) -> str:
     context = item.get("ctx", {})
     match item["type"]:
         case "greater_than_equal":

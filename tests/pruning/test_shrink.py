@@ -282,6 +282,15 @@ def test_shrunk_model_fine_tunes():
     assert float(loss(y, small(x))) < 0.8 * first
 
 
+@pytest.mark.parametrize("name", ["bert", "gpt2", "bart"])
+def test_shrunk_copy_of_a_frozen_teacher_can_be_trained(name):
+    teacher = zoo.build(name)
+    teacher.trainable = False  # as a Distiller leaves it
+    small = tfvllm.shrink(teacher, ffn=0.5)
+    assert len(small.trainable_variables) > 10
+    assert not teacher.trainable_variables
+
+
 def test_shrinks_a_shrunk_model_again():
     model = tfvllm.shrink(zoo.build("bert"), heads=[1, 2, 3])
     again = tfvllm.shrink(model, ffn=0.5, layers=[0, 2])

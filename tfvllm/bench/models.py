@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def latency(
     models: Mapping[str, Callable[[Any], Any]], inputs: Mapping[str, Any], *, repeats: int, warmup: int
 ) -> dict[str, Timing]:
     """Times each model on its own inputs, taking turns. `inputs[name]` is what `models[name]` is called with."""
-    return compare({name: (lambda m=model, x=inputs[name]: m(x)) for name, model in models.items()}, repeats, warmup)
+    return compare({name: partial(model, inputs[name]) for name, model in models.items()}, repeats, warmup)
 
 
 def throughput(

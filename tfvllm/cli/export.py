@@ -87,6 +87,8 @@ def _load(path: Path):
         import keras
         import keras_nlp
 
+        import tfvllm.models  # noqa: F401  registers the classes of shrunk models
+
     try:
         if path.is_dir():
             return keras_nlp.models.Task.from_preset(str(path))

@@ -54,7 +54,7 @@ class Progress:
         self._began = self._said = time.monotonic()
 
     def at(self, done: int, note: str = "") -> None:
-        if self._bar is not None:
+        if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=done, note=note)
             return
         now = time.monotonic()

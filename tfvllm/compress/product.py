@@ -33,7 +33,7 @@ def export(recipe: Recipe, workspace: Workspace, road: Road, model: Done, *, bas
     def build(directory: Path, work: Path) -> dict[str, Any]:
         import tfvllm.export
 
-        tfvllm.export(
+        tfvllm.export(  # type: ignore[operator]  # a package that can be called
             road.model_of(model),
             directory / MODEL,
             task="classify",

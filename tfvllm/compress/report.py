@@ -309,7 +309,7 @@ def _training(report: dict[str, Any]) -> str:
 
     rows = [
         [stage["stage"], i + 1, f"{entry.get('loss', float('nan')):.4f}", f"{entry['dev_accuracy']:.2%}",
-         "kept" if i + 1 == stage["best_epoch"] else ""]
+         _kept(stage, i + 1)]
         for stage in trained
         for i, entry in enumerate(stage["history"])
     ]  # fmt: skip
@@ -320,6 +320,12 @@ def _training(report: dict[str, Any]) -> str:
         + html.table(["step", "epoch", "loss", "dev accuracy", ""], rows)
         + "</details>"
     )
+
+
+def _kept(stage: dict[str, Any], epoch: int) -> str:
+    if stage.get("averaged", 1) > 1:
+        return "kept in the mean" if epoch > len(stage["history"]) - stage["averaged"] else ""
+    return "kept" if epoch == stage["best_epoch"] else ""
 
 
 def _conditions(report: dict[str, Any]) -> str:

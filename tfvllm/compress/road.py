@@ -140,7 +140,7 @@ class Road:
         block = self.recipe.teacher
         trained = classifiers.plain(model)
         trained.compile(optimizer=self._optimizer(block), loss=_cross_entropy(), jit_compile=False)
-        return self._fit(trained, trained, block, work, "teacher", self.tokens("train"))
+        return self._fit(trained, trained, block, work, "teacher", self.tokens("train"), average=block.average)
 
     # --- student ----------------------------------------------------------------------------------------------------
 
@@ -251,7 +251,7 @@ class Road:
 
         block, prune = self.recipe.shrink, self.recipe.prune
         assert block is not None
-        objective = self.recipe.distill or Distill()
+        objective = self.recipe.distill or Distill()  # type: ignore[call-arg]  # all have defaults
         structure = {name: getattr(block, name) for name in ("heads", "ffn", "width")}
         parameters = {
             "seed": self.recipe.seed,
@@ -324,6 +324,7 @@ class Road:
         callbacks: Sequence = (),
         change: Callable | None = None,
         best_from: int = 0,
+        average: int = 1,
     ) -> dict[str, Any]:
         return training.fit(
             model,
@@ -339,6 +340,7 @@ class Road:
             callbacks=callbacks,
             change=change,
             best_from=best_from,
+            average=average,
         )
 
     def _describe(self, model: keras.Model) -> dict[str, Any]:

@@ -181,6 +181,7 @@ def predict_logits(
         done += len(rows)
         if progress is not None:
             progress.at(done)
+    assert logits is not None  # a split has at least one row
     return logits
 
 
@@ -211,16 +212,19 @@ class EpochState(keras.callbacks.Callback):
         directory: where the state is kept; one that is there already is gone on from.
         student: the part of the model whose best weights are wanted.
         best_from: epochs up to this one cannot be the best.
+        average: how many of the last epochs' weights to keep, for `keep_average`.
     """
 
-    def __init__(self, directory: Path, student: keras.Model, best_from: int = 0):
+    def __init__(self, directory: Path, student: keras.Model, best_from: int = 0, average: int = 1):
         super().__init__()
         self.directory = directory
         self.student = student
         self.best_from = best_from
         self.history: list[dict] = []
         self.best: tuple[float, int] | None = None
+        self.average = average
         self._best_values: list[tuple[Any, np.ndarray]] = []
+        self._recent: list[list[np.ndarray]] = []
         if (directory / "meta.json").is_file():
             meta = json.loads((directory / "meta.json").read_text())
             self.history = meta["history"]
@@ -241,6 +245,9 @@ class EpochState(keras.callbacks.Callback):
         if self.best is not None:
             with np.load(self.directory / "best.npz") as kept:
                 self._best_values = list(zip(self.student.variables, [kept[name] for name in kept.files]))
+        for path in sorted(self.directory.glob("recent*.npz")):
+            with np.load(path) as kept:
+                self._recent.append([kept[name] for name in kept.files])
 
     def record(self, epoch: int, entry: dict) -> None:
         """Takes the epoch's figures (with the dev accuracy as `dev_accuracy`) and writes everything down."""
@@ -249,8 +256,13 @@ class EpochState(keras.callbacks.Callback):
         if epoch + 1 > self.best_from and (self.best is None or score >= self.best[0]):
             self.best = (score, epoch + 1)
             self._best_values = [(variable, np.asarray(variable)) for variable in self.student.variables]
+        if self.average > 1:
+            self._recent.append([np.asarray(variable) for variable in self.student.variables])
+            del self._recent[: -self.average]
         with new_directory(self.directory, overwrite=True) as partial:
             _save(partial / "variables.npz", self.model.variables)
+            for i, values in enumerate(self._recent):
+                _save(partial / f"recent{i}.npz", values)
             _save(partial / "optimizer.npz", self.model.optimizer.variables)
             if self.best is not None:
                 _save(partial / "best.npz", [value for _, value in self._best_values])
@@ -263,9 +275,29 @@ class EpochState(keras.callbacks.Callback):
             if id(variable) in present:
                 variable.assign(value)
 
+    def keep_average(self, score: Callable[[], float]) -> float | None:
+        """Puts the mean of the last epochs' weights into the student if it scores no worse than the best epoch.
+
+        Averaging along the way finds flatter, often better minima (Izmailov et al. 2018, arXiv:1803.05407).
+
+        Returns:
+            The mean's score where it was kept, else None; the best epoch's weights are then in place.
+        """
+        if len(self._recent) < 2:
+            return None
+        for variable, *values in zip(self.student.variables, *self._recent):
+            if "float" in str(variable.dtype):  # seeds stay as they are
+                variable.assign(np.mean(values, axis=0))
+        found = score()
+        if self.best is not None and found < self.best[0]:
+            self.keep_best()
+            return None
+        return found
+
 
 def _save(path: Path, variables: Sequence) -> None:
-    np.savez(path, **{f"{i:05d}": np.asarray(variable) for i, variable in enumerate(variables)})
+    arrays: dict[str, Any] = {f"{i:05d}": np.asarray(variable) for i, variable in enumerate(variables)}
+    np.savez(path, **arrays)
 
 
 def _assign(path: Path, variables: list) -> None:
@@ -319,6 +351,7 @@ def fit(
     callbacks: Sequence[keras.callbacks.Callback] = (),
     change: Callable | None = None,
     best_from: int = 0,
+    average: int = 1,
 ) -> dict:
     """Trains a compiled `model` and leaves the best epoch's weights in `student` (which may be the model itself).
 
@@ -329,12 +362,14 @@ def fit(
         callbacks: further callbacks. Their state must be in variables of the model, as masks are.
         change: augmentation, see `Batches`.
         best_from: epochs before this one cannot be the best (masks are still growing).
+        average: how many of the last epochs to try the mean of; 1 for none. Not for masked models.
 
     Returns:
-        `history` (one dict per epoch), `best_epoch` (from 1) and `dev_accuracy`.
+        `history` (one dict per epoch), `best_epoch` (from 1), `averaged` (how many epochs' mean was kept; 1 for none)
+        and `dev_accuracy`.
     """
     batches = Batches(train, batch_size, seed=seed, shuffle=True, change=change)
-    keeper = EpochState(Path(state), student, min(best_from, epochs - 1))
+    keeper = EpochState(Path(state), student, min(best_from, epochs - 1), average)
     with console.progress(title, epochs * len(batches)) as progress:
         # Where all epochs are done, fit runs none, but its callbacks still read the state and take the masks off.
         # Pruning comes before the watcher: dev accuracy and the kept state are then those of the masked weights.
@@ -348,4 +383,9 @@ def fit(
         )
     keeper.keep_best()
     best = keeper.best or (math.nan, 0)
-    return {"history": keeper.history, "best_epoch": best[1], "dev_accuracy": best[0]}
+    told = {"history": keeper.history, "best_epoch": best[1], "averaged": 1, "dev_accuracy": best[0]}
+    mean = keeper.keep_average(lambda: accuracy(student, dev))
+    if mean is not None:
+        console.line(f"  {title}: mean of the last {len(keeper._recent)} epochs, dev accuracy {mean:.2%}, kept")
+        told |= {"averaged": len(keeper._recent), "dev_accuracy": mean}
+    return told

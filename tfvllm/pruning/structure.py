@@ -112,6 +112,8 @@ def apply_plan(model: Any, plan: Plan) -> Any:
     _copy_weights(adapter, model, new, plan)
     if (WIDTH, "") in plan.keep:
         adapter.width_changed(old, backbone)
+    if not model.trainable_variables:  # frozen whole, as a Distiller leaves its teacher; the copy is to be trained
+        new.trainable = True
     return new
 
 

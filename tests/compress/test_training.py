@@ -169,6 +169,26 @@ def test_the_best_epoch_is_kept_and_early_epochs_can_be_barred(tmp_path):
     np.testing.assert_array_equal(made.layers[-1].bias, [2, 2])
 
 
+def test_the_mean_of_the_last_epochs_is_kept_only_where_it_is_no_worse(tmp_path):
+    made = model()
+    made.compile(optimizer="adam", loss="mse")
+    made.optimizer.build(made.trainable_variables)
+    keeper = EpochState(tmp_path / "s", made, average=2)
+    keeper.set_model(made)
+    bias = made.layers[-1].bias
+    for epoch, score in enumerate((0.5, 0.9, 0.8)):
+        bias.assign([epoch, 3 * epoch])
+        keeper.record(epoch, {"dev_accuracy": score})
+    resumed = EpochState(tmp_path / "s", made, average=2)
+    resumed.set_model(made)
+    resumed.on_train_begin()
+    for state in (keeper, resumed):
+        assert state.keep_average(lambda: 0.95) == 0.95
+        np.testing.assert_allclose(bias, [1.5, 4.5])  # of epochs 1 and 2, not 0
+        assert state.keep_average(lambda: 0.85) is None
+        np.testing.assert_allclose(bias, [1, 3])  # the best epoch
+
+
 def test_a_full_disk_keeps_the_last_whole_state(tmp_path, monkeypatch):
     made = compiled()
     keeper = EpochState(tmp_path / "s", made)

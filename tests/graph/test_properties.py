@@ -75,12 +75,12 @@ class _SlightlyWrong(Rule):
         return b.op("Mul", [b.Tanh(m.x), 0.999], hint="wrong")[0]
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_a_wrong_rule_is_always_caught(seed):
+@pytest.mark.parametrize("first", [4, 6, 11, 16, 24])  # none of them gives 0, of which the tanh is 0 anyway
+def test_a_wrong_rule_is_always_caught(first):
     tanh = 26  # tanh between two transposes
-    program = [(seed * 7 % len(random_graphs.OPERATIONS), 0, 0), (tanh, 0, 0)]
-    right = random_graphs.check([program], None, None, targets=("portable",), seed=seed)
+    program = [(first, 0, 0), (tanh, 0, 0)]
+    right = random_graphs.check([program], None, None, targets=("portable",))
     wrong = random_graphs.check(
-        [program], None, None, targets=("portable",), extra=[Step("wrong", (_SlightlyWrong(),))], seed=seed
+        [program], None, None, targets=("portable",), extra=[Step("wrong", (_SlightlyWrong(),))]
     )
     assert not right.failures and wrong.failures

@@ -151,8 +151,8 @@ def plot(draw: Callable[[Any], None], *, caption: str, size: tuple[float, float]
         size: width and height in inches at 96 pixels each; narrower screens scale it down.
     """
     import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from cycler import cycler
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     settings: Any = {

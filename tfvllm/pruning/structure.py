@@ -113,7 +113,8 @@ def apply_plan(model: Any, plan: Plan) -> Any:
     if (WIDTH, "") in plan.keep:
         adapter.width_changed(old, backbone)
     if not model.trainable_variables:  # frozen whole, as a Distiller leaves its teacher; the copy is to be trained
-        new.trainable = True
+        for layer in new._flatten_layers():
+            layer.trainable = True
     return new
 
 

@@ -4,20 +4,48 @@
 kind (```text, ```yaml, ```console) are for reading. A block that fails ends the run with its line number.
 """
 
+import contextlib
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 TESTS = 'pip install -e ".[test]" && pytest'  # the test command: CI runs it by itself, at the end
 
 
+LIMIT = 1800  # seconds for one block
+
+
 def blocks(text: str):
     """Yields (line, language, code) of every fenced block."""
     for found in re.finditer(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
         yield text[: found.start()].count("\n") + 1, found[1], found[2]
+
+
+def run(command: list[str], folder: Path) -> tuple[int, str]:
+    """Exit code and output. A server that a failed block leaves behind goes with the block's process group."""
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            code = process.wait(timeout=LIMIT)
+        except subprocess.TimeoutExpired:
+            code = -1
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        output.seek(0)
+        return code, output.read()
 
 
 def main(path: str, work: str) -> None:
@@ -31,12 +59,12 @@ def main(path: str, work: str) -> None:
             continue
         started = time.monotonic()
         command = ["bash", "-euo", "pipefail", "-c", code] if language == "bash" else [sys.executable, "-c", code]
-        result = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        code, output = run(command, folder)
         seconds = time.monotonic() - started
         count += 1
-        if result.returncode:
-            print(result.stdout[-6000:])
-            sys.exit(f"{path}:{line}: this {language} block failed with exit code {result.returncode}")
+        if code:
+            print(output[-6000:])
+            sys.exit(f"{path}:{line}: this {language} block failed with exit code {code}")
         print(f"{path}:{line}: {language} block passed in {seconds:.0f} s", flush=True)
     if not count:
         sys.exit(f"{path}: no code block was found to run")

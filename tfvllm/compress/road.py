@@ -206,7 +206,7 @@ class Road:
 
         return self._say(self.workspace.do("distill", parameters, [student], build))
 
-    def _distill(self, model, objective, rates, work, title, callbacks=(), best_from=0) -> dict[str, Any]:
+    def _distill(self, model, objective, rates, work, title, callbacks=(), best_from=0, start=None) -> dict[str, Any]:
         """Trains `model` on the teacher: `objective` says what to learn, `rates` for how long and how fast."""
         from tfvllm import Distiller, losses
 
@@ -228,7 +228,7 @@ class Road:
             teacher = training.recalled_teacher(len(self.text.labels))
         distiller = Distiller(teacher, model, losses=terms, loss_weights=weights, task_weight=objective.task)
         distiller.compile(optimizer=self._optimizer(rates), loss=_cross_entropy(), jit_compile=False)
-        return self._fit(distiller, model, rates, work, title, train, callbacks, change, best_from)
+        return self._fit(distiller, model, rates, work, title, train, callbacks, change, best_from, start=start)
 
     def _teacher_logits(self) -> np.ndarray:
         """What the teacher says to every training sentence, float32[sentences, classes]."""
@@ -288,7 +288,8 @@ class Road:
 
                         often = min(prune.frequency, max(1, self._steps(block) // 4))
                         callbacks = [_pruning(model, ConstantSparsity(prune.sparsity, 0, frequency=often))]
-                    told |= self._distill(model, objective, block, work, "recover", callbacks)
+                    start = None if prune else told["before_recovery"]["dev_accuracy"]  # masked weights need an epoch
+                    told |= self._distill(model, objective, block, work, "recover", callbacks, start=start)
             if block.vocabulary is not None:
                 model = pruning.shrink(
                     model, vocabulary=block.vocabulary, data=self._calibration(len(self.text.train)), limit=10**9
@@ -325,6 +326,7 @@ class Road:
         change: Callable | None = None,
         best_from: int = 0,
         average: int = 1,
+        start: float | None = None,
     ) -> dict[str, Any]:
         return training.fit(
             model,
@@ -341,6 +343,7 @@ class Road:
             change=change,
             best_from=best_from,
             average=average,
+            start=start,
         )
 
     def _describe(self, model: keras.Model) -> dict[str, Any]:

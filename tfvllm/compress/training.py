@@ -253,9 +253,8 @@ class EpochState(keras.callbacks.Callback):
         """Takes the epoch's figures (with the dev accuracy as `dev_accuracy`) and writes everything down."""
         self.history.append(entry)
         score = entry["dev_accuracy"]
-        if epoch + 1 > self.best_from and (self.best is None or score >= self.best[0]):
-            self.best = (score, epoch + 1)
-            self._best_values = [(variable, np.asarray(variable)) for variable in self.student.variables]
+        if epoch + 1 > self.best_from:
+            self.consider(score, epoch + 1)
         if self.average > 1:
             self._recent.append([np.asarray(variable) for variable in self.student.variables])
             del self._recent[: -self.average]
@@ -267,6 +266,12 @@ class EpochState(keras.callbacks.Callback):
             if self.best is not None:
                 _save(partial / "best.npz", [value for _, value in self._best_values])
             (partial / "meta.json").write_text(json.dumps({"history": self.history, "best": self.best}))
+
+    def consider(self, score: float, epoch: int) -> None:
+        """Takes the student's present weights as the best if no earlier ones scored higher."""
+        if self.best is None or score >= self.best[0]:
+            self.best = (score, epoch)
+            self._best_values = [(variable, np.asarray(variable)) for variable in self.student.variables]
 
     def keep_best(self) -> None:
         """Puts the best epoch's weights back into the student (masks that have gone by now are left out)."""
@@ -352,6 +357,7 @@ def fit(
     change: Callable | None = None,
     best_from: int = 0,
     average: int = 1,
+    start: float | None = None,
 ) -> dict:
     """Trains a compiled `model` and leaves the best epoch's weights in `student` (which may be the model itself).
 
@@ -363,6 +369,7 @@ def fit(
         change: augmentation, see `Batches`.
         best_from: epochs before this one cannot be the best (masks are still growing).
         average: how many of the last epochs to try the mean of; 1 for none. Not for masked models.
+        start: dev accuracy before training. Given, the weights as they come in are a candidate too, as epoch 0.
 
     Returns:
         `history` (one dict per epoch), `best_epoch` (from 1), `averaged` (how many epochs' mean was kept; 1 for none)
@@ -370,6 +377,8 @@ def fit(
     """
     batches = Batches(train, batch_size, seed=seed, shuffle=True, change=change)
     keeper = EpochState(Path(state), student, min(best_from, epochs - 1), average)
+    if start is not None and not keeper.epochs_done:
+        keeper.consider(start, 0)
     with console.progress(title, epochs * len(batches)) as progress:
         # Where all epochs are done, fit runs none, but its callbacks still read the state and take the masks off.
         # Pruning comes before the watcher: dev accuracy and the kept state are then those of the masked weights.

@@ -218,20 +218,3 @@ def roots(pattern: Pattern) -> tuple[str, ...] | None:
             names.extend(found)
         return tuple(names)
     return None
-
-
-def first_match(pattern: Pattern, graph: Graph, value: Value) -> Match | None:
-    return next(pattern.match(graph, value, Match()), None)
-
-
-def depth_matched(pattern: Pattern, graph: Graph, value: Value) -> int:
-    """How many ops of the pattern are there from the root on: the measure of a near miss."""
-    if not isinstance(pattern, Op):
-        return max((depth_matched(o, graph, value) for o in getattr(pattern, "options", ())), default=0)
-    node = value.node
-    if node.op not in pattern.names or pattern.operands is None or len(node.inputs) != len(pattern.operands):
-        return 0
-    count = 1
-    for operand, found in zip(pattern.operands, node.inputs):
-        count += depth_matched(operand, graph, found)
-    return count

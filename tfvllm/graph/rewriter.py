@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -179,7 +179,7 @@ class Rule:
                 return False
             if new.dtype != node.output.dtype:
                 raise TfvllmError(f"{self.name} gave {new.dtype.name} for {node.output.dtype.name} at {node.name}")
-            rewriter.fire(self, node, replaced=[n for n in m.nodes], made=builder.made)
+            rewriter.fire(self, node)
             graph.replace(node.output, new)
             self.removed(rewriter, node)
             return True
@@ -225,19 +225,15 @@ class Rewriter:
     removed_dead: int = 0
     pipeline: Sequence[Step] = ()
     settled: set[tuple[str, str]] = field(default_factory=set)  # functions (name, shapes) that are simplified already
-    origin: dict[str, str] = field(default_factory=dict)  # made node -> the original node it stands for
 
     def allowed(self, rule: Rule, node: Node) -> bool:
         if self.limit is not None and len(self.fired) >= self.limit:
             return False
         return (rule.name, node.name) not in self.skip
 
-    def fire(self, rule: Rule, node: Node, replaced: Iterable[Node] = (), made: Iterable[Node] = ()) -> None:
+    def fire(self, rule: Rule, node: Node) -> None:
+        """Records that `rule` replaced `node`."""
         self.fired.append(Application(len(self.fired), rule.name, node.name, rule.guarantee))
-        for old in replaced:
-            for new in made:
-                self.origin.setdefault(new.name, self.origin.get(old.name, old.name))
-            break
         self.counts[rule.name] += 1
         self.declined.pop((rule.name, node.name), None)
 

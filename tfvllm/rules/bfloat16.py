@@ -43,7 +43,7 @@ class LowerProducts(Pass):
             inputs = [b.Cast(v, DstT=tf.bfloat16) for v in node.inputs]
             attrs = {k: a for k, a in node.attrs.items() if k != "T" and not k.startswith("_")}
             out = b.Cast(b.op(node.op, inputs, **attrs)[0], DstT=tf.float32)
-            rewriter.fire(self, node, [node], b.made)
+            rewriter.fire(self, node)
             graph.replace(node.output, out)
             self.removed(rewriter, node)
             changed = True
@@ -87,7 +87,7 @@ class SinkCasts(Pass):
             types = [k for k, a in node.attrs.items() if a.type == tf.float32.as_datatype_enum]
             attrs = {k: a for k, a in node.attrs.items() if k not in types and not k.startswith("_")}
             outputs = [b.Cast(v, DstT=tf.float32) for v in b.op(node.op, inputs, **attrs)]
-            rewriter.fire(self, node, [node], b.made)
+            rewriter.fire(self, node)
             for old, new in zip(list(node.outputs), outputs):
                 graph.replace(old, new)
             self.removed(rewriter, node)

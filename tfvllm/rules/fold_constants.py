@@ -43,7 +43,7 @@ class FoldConstants(Pass):
         graph = rewriter.graph
         node = graph.add(value.node.name + "/folded", "Const", [], {"dtype": value.dtype, "value": array})
         infer.infer_node(graph, node)
-        rewriter.fire(self, value.node, [value.node], [node])
+        rewriter.fire(self, value.node)
         graph.replace(value, node.output)
 
     @staticmethod

@@ -41,7 +41,7 @@ class FoldWeights(Pass):
                 array = variable
             new = graph.weight(graph.unique(value.node.name + "/folded"), array, value.dtype)
             rewriter.shared_weights[key] = graph.captures[new.node.inputs[0].node.name].owner
-            rewriter.fire(self, value.node, [value.node], [new.node])
+            rewriter.fire(self, value.node)
             graph.replace(value, new)
             changed = True
         return changed

@@ -37,7 +37,7 @@ class OneTransposeForHeads(Pass):
                 rewriter.decline(self, node, str(declined))
                 continue
             parts = b.op("Unpack", [b.Transpose(whole, b.ints(2, 0, 3, 1, 4))], num=len(moved), axis=0)
-            rewriter.fire(self, node, [node], b.made)
+            rewriter.fire(self, node)
             for old, new in zip(moved, parts):
                 graph.replace(old.output, new)
                 self.removed(rewriter, old)

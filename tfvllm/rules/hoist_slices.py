@@ -46,7 +46,7 @@ class HoistSlices(Pass):
                 graph.remove(made)
             rewriter.decline(self, anchors[0], str(declined))
             return False
-        rewriter.fire(self, anchors[0], [v.node for v in saved], builder.made)
+        rewriter.fire(self, anchors[0])
         for node, new in replaced:
             graph.replace(node.output, new)
             self.removed(rewriter, node)  # else the whole product would still be merged with its neighbours

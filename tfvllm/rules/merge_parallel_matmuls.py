@@ -70,7 +70,7 @@ class MergeParallelMatMuls(Pass):
             parts = b.op("Split", [b.const(1), y], num_split=len(nodes))
         else:
             parts = b.op("SplitV", [y, b.ints(*widths), b.const(1)], num_split=len(nodes))
-        rewriter.fire(self, nodes[0], nodes, b.made)
+        rewriter.fire(self, nodes[0])
         for old, new in zip(outputs, parts):
             graph.replace(old, new)
             self.removed(rewriter, old.node)

@@ -57,5 +57,5 @@ class RewriteBodies(Pass):
             return False
         for key in functions.CONTROL_FLOW[node.op]:
             functions.rename(node, key, renamed)
-        rewriter.fire(self, node, [node])
+        rewriter.fire(self, node)
         return True

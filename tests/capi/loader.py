@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfvllm import textops
-from tfvllm.export import savedmodel
+from tfvllm import protos, textops
 
 
 @functools.cache
@@ -44,7 +43,7 @@ def run(directory, signature: str, inputs: dict[str, np.ndarray], outputs=None, 
     """
     import tensorflow as tf
 
-    definition = savedmodel.read_proto(directory).meta_graphs[0].signature_def[signature]
+    definition = protos.read_proto(directory).meta_graphs[0].signature_def[signature]
     names = sorted(definition.outputs) if outputs is None else list(outputs)
     request = struct.pack("<i", len(inputs))
     for key, value in inputs.items():

@@ -6,7 +6,6 @@ import pytest
 import tfvllm
 from tests import tiny_models
 from tests.capi.loader import run
-from tfvllm.errors import InputError
 from tfvllm.export.lint import lint
 from tfvllm.serving.servable import Servable
 
@@ -60,10 +59,7 @@ def test_every_kind_of_tensor(tmp_path):
 
 @pytest.mark.parametrize("target", ["portable", "onednn"])
 def test_both_targets_of_the_simplifier(exported, classifier, tmp_path, target):
-    try:
-        tfvllm.simplify_saved_model(exported, tmp_path / "1", target=target)
-    except (ImportError, InputError) as error:
-        pytest.skip(f"the simplifier does not do this here: {error}")
+    tfvllm.simplify_saved_model(exported, tmp_path / "1", target=target)
     answer = run(tmp_path / "1", "serving_default", {"text": strings(tiny_models.TEXTS)})
     np.testing.assert_allclose(answer["scores"], tiny_models.keras_scores(classifier, tiny_models.TEXTS), atol=1e-5)
     report = lint(tmp_path / "1", run=False)

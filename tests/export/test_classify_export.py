@@ -9,9 +9,9 @@ import tensorflow as tf
 import tfvllm
 from tests import tiny_models
 from tests.tiny_models import TEXTS, keras_scores
-from tfvllm import manifest
+from tfvllm import manifest, protos
 from tfvllm.errors import InputError, VerificationError
-from tfvllm.export import parity, savedmodel, warmup
+from tfvllm.export import parity, warmup
 from tfvllm.serving.servable import Servable
 
 
@@ -100,7 +100,7 @@ def test_nothing_but_tensorflow_is_needed(exported, classifier):
 def test_weights_are_variables_and_the_graph_is_small(exported, classifier):
     constants = [
         node.attr["value"].tensor.ByteSize()
-        for function in savedmodel.read_proto(exported).meta_graphs[0].graph_def.library.function
+        for function in protos.read_proto(exported).meta_graphs[0].graph_def.library.function
         for node in function.node_def
         if node.op == "Const" and node.attr["dtype"].type == tf.float32.as_datatype_enum
     ]

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 import tfvllm
 from tests import tiny_models
+from tfvllm import protos
 from tfvllm.errors import InputError
 from tfvllm.export import ops, savedmodel, warmup
 from tfvllm.export.lint import lint
@@ -46,9 +47,9 @@ def test_a_good_export_has_no_finding(good):
 
 
 def edit(path, change):
-    proto = savedmodel.read_proto(path)
+    proto = protos.read_proto(path)
     change(proto.meta_graphs[0])
-    savedmodel.write_proto(path, proto)
+    protos.write_proto(path, proto)
 
 
 def test_custom_op_is_named_with_its_place(copy):

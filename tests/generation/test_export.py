@@ -9,8 +9,9 @@ import pytest
 import tensorflow as tf
 
 import tfvllm
+from tfvllm import protos
 from tfvllm.errors import InputError
-from tfvllm.export import parity, savedmodel
+from tfvllm.export import parity
 from tfvllm.export.embed import pool
 
 from .models import VOCABULARY, bart, build, gpt2, prompts
@@ -172,7 +173,7 @@ def test_streaming_gives_the_same_text(text_export):
 
 
 def test_only_stock_ops_and_one_copy_of_the_weights(text_model, text_export):
-    proto = savedmodel.read_proto(text_export).meta_graphs[0]
+    proto = protos.read_proto(text_export).meta_graphs[0]
     nodes = [*proto.graph_def.node, *(n for f in proto.graph_def.library.function for n in f.node_def)]
     assert not sorted(
         {node.op for node in nodes if node.op.startswith("_") or "Xla" in node.op or "Mutable" in node.op}

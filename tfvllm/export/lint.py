@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tfvllm import manifest
+from tfvllm import manifest, protos
 from tfvllm.errors import InputError
 from tfvllm.export import ops
 
@@ -376,7 +376,7 @@ def _check_warmup(folder: Path, run: bool) -> list[Finding]:
 
 
 def _fix(folder: Path, proto) -> list[str]:
-    from tfvllm.export import savedmodel, warmup
+    from tfvllm.export import warmup
 
     fixed = []
     for graph in proto.meta_graphs:
@@ -389,7 +389,7 @@ def _fix(folder: Path, proto) -> list[str]:
                 signature.method_name = meant
                 fixed.append(f"method-name: signature {name} is {meant} now")
     if fixed:
-        savedmodel.write_proto(folder, proto)
+        protos.write_proto(folder, proto)
     if proto.meta_graphs and not warmup.path(folder).exists():
         examples = _warmup_examples(proto.meta_graphs[0])
         if examples:

@@ -2,13 +2,12 @@
 
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.core.protobuf import saved_model_pb2
-from tensorflow.python.saved_model import fingerprinting_utils
 from tensorflow.python.trackable.resource import TrackableResource
+
+from tfvllm.protos import read_proto, set_method_names
 
 PREDICT = "tensorflow/serving/predict"
 CLASSIFY = "tensorflow/serving/classify"
@@ -68,31 +67,6 @@ def save(
     tf.saved_model.save(module, str(directory), signatures=dict(signatures), options=options)
     if method_names:
         set_method_names(directory, method_names)
-
-
-def read_proto(directory: str | os.PathLike) -> saved_model_pb2.SavedModel:
-    """The `saved_model.pb` of `directory`."""
-    return saved_model_pb2.SavedModel.FromString((Path(directory) / "saved_model.pb").read_bytes())
-
-
-def write_proto(directory: str | os.PathLike, proto: saved_model_pb2.SavedModel) -> None:
-    """Replaces the `saved_model.pb` of `directory`, whole or not at all, and renews its fingerprint."""
-    path = Path(directory) / "saved_model.pb"
-    partial = path.with_name(".saved_model.pb.partial")
-    partial.write_bytes(proto.SerializeToString(deterministic=True))
-    os.replace(partial, path)
-    if path.with_name("fingerprint.pb").exists():
-        fingerprinting_utils.write_fingerprint(str(directory))
-
-
-def set_method_names(directory: str | os.PathLike, method_names: Mapping[str, str]) -> None:
-    """Sets the method name of some signatures of the SavedModel in `directory`."""
-    proto = read_proto(directory)
-    for graph in proto.meta_graphs:
-        for name, method in method_names.items():
-            if name in graph.signature_def:
-                graph.signature_def[name].method_name = method
-    write_proto(directory, proto)
 
 
 def signature_summary(directory: str | os.PathLike, names: Iterable[str] | None = None) -> dict[str, dict]:

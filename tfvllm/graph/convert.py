@@ -24,6 +24,7 @@ from tensorflow.python.eager import context
 from tfvllm.errors import InputError
 from tfvllm.graph import infer, ops
 from tfvllm.graph.ir import Capture, Graph, Node, Value
+from tfvllm.protos import set_method_names
 
 _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 _WRITES = ("Assign", "Scatter", "ResourceApply", "ResourceSparseApply", "Import", "Insert", "Remove", "Push", "Pop")
@@ -463,18 +464,9 @@ def save(signatures: dict[str, Signature], directory: Path, extra_assets: Path |
                 owners[id(capture.owner)] = capture.owner
     holder.tfvllm_resources = list(owners.values())
     tf.saved_model.save(holder, str(directory), signatures=functions)
-    _set_method_names(directory, {n: s.method_name for n, s in signatures.items()})
+    set_method_names(directory, {n: s.method_name for n, s in signatures.items() if s.method_name})
     if extra_assets is not None and extra_assets.is_dir():
         shutil.copytree(extra_assets, directory / "assets.extra", dirs_exist_ok=True)
-
-
-def _set_method_names(directory: Path, names: dict[str, str]) -> None:
-    proto = read_proto(directory)
-    for meta_graph in proto.meta_graphs:
-        for key, name in names.items():
-            if key in meta_graph.signature_def and name:
-                meta_graph.signature_def[key].method_name = name
-    (directory / "saved_model.pb").write_bytes(proto.SerializeToString(deterministic=True))
 
 
 def _first_line(error: Exception) -> str:

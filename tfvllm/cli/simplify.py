@@ -14,12 +14,16 @@ from tfvllm.errors import InputError
 @click.option(
     "--target", default="portable", show_default=True, help="portable: public ops only; onednn: fused CPU ops."
 )
-@click.option("--precision", default="float32", show_default=True, help="float32 or bfloat16.")
+@click.option("--precision", default="float32", show_default=True, help="float32, bfloat16, or int8 (onednn only).")
 @click.option("--signature", help="Rewrite only this signature.")
 @click.option("--rules", "rules", multiple=True, metavar="NAME", help="Only this step or rule; -NAME leaves it out.")
 @click.option(
-    "--calibration", metavar="FILE", help="Inputs to verify on: .npz, or .jsonl with one object of inputs a line."
+    "--calibration",
+    metavar="FILE",
+    help="Inputs to verify on, and to take int8 ranges from: .npz, or .jsonl with one object of inputs a line.",
 )
+@click.option("--max-error", type=float, help="int8: largest error of a result over its largest magnitude.  [0.05]")
+@click.option("--percentile", type=float, help="int8: of the magnitudes, as range; else the least squared error.")
 @click.option("--report", "html", metavar="R.html", help="Write the report as a page.")
 @click.option("--diagram", metavar="G.mmd", help="Write the graph before and after as a Mermaid diagram.")
 @click.option("--rtol", type=float, help="Fixed relative tolerance, in place of the comparison with float64.")
@@ -30,7 +34,7 @@ def command(source, destination, html, diagram, as_json, calibration, rules, **o
     """Rewrite the graph of the SavedModel SRC into DST: the same signatures, verified against the original."""
     from tfvllm.quietly import import_tensorflow
 
-    import_tensorflow()
+    import_tensorflow(without_keras=True)
     from tfvllm.graph.simplify import simplify_saved_model
 
     say = (lambda line: None) if as_json else (lambda line: click.echo(line, err=True))

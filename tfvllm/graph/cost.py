@@ -71,7 +71,7 @@ def flops(node: Node, sizes: dict[str, int]) -> int:
     if not node.outputs:
         return 0
     out = _elements(node.output, sizes)
-    if node.op in ("MatMul", "_FusedMatMul", "_MklNativeFusedMatMul"):
+    if node.op in ("MatMul", "_FusedMatMul", "_MklNativeFusedMatMul", "_QuantizedMatMul"):
         a = _shape(node.inputs[0], sizes)
         inner = (a[0] if node.attr("transpose_a") else a[-1]) if a else 0
         return out * (2 * inner + len(node.attr("fused_ops", []) or []))

@@ -287,6 +287,20 @@ def _matmul(node: Node) -> tuple | None:
     return (m, n)
 
 
+def _quantized_matmul(node: Node) -> list | None:
+    product = _matmul(node)
+    return None if product is None else [product, *[()] * (len(node.outputs) - 1)]
+
+
+def _quantize(node: Node) -> list:
+    range_shape = () if node.attr("axis", -1) == -1 else None
+    return [node.inputs[0].shape, range_shape, range_shape]
+
+
+def _bitcast(node: Node) -> tuple | None:
+    return node.inputs[0].shape if node.inputs[0].dtype.size == node.output.dtype.size else None
+
+
 def _batch_matmul(node: Node) -> tuple | None:
     a, b = node.inputs[0].shape, node.inputs[1].shape
     if a is None or b is None:
@@ -554,6 +568,9 @@ _SHAPES: dict[str, Callable[[Node], Any]] = {
     "MatMul": _matmul,
     "_FusedMatMul": _matmul,
     "_MklNativeFusedMatMul": _matmul,
+    "_QuantizedMatMul": _quantized_matmul,
+    "QuantizeV2": _quantize,
+    "Bitcast": _bitcast,
     "BatchMatMulV2": _batch_matmul,
     "BatchMatMul": _batch_matmul,
     "_MklFusedBatchMatMulV2": _batch_matmul,

@@ -30,6 +30,7 @@ class SignatureReport:
     rolled_back: list[dict[str, str]] = field(default_factory=list)
     removed_dead: int = 0
     verification: dict[str, Any] = field(default_factory=dict)
+    lowering: dict[str, Any] = field(default_factory=dict)  # int8: ranges, and each product's precision and error
     diagrams: dict[str, str] = field(default_factory=dict)
 
 
@@ -92,6 +93,7 @@ class Report:
                     "rolled_back": s.rolled_back,
                     "removed_dead": s.removed_dead,
                     "verification": s.verification,
+                    "lowering": s.lowering,
                 }
                 for name, s in self.signatures.items()
             },
@@ -149,6 +151,7 @@ class Report:
             for entry in self.declined[:20]:
                 near.add_row(entry["rule"], escape(entry["where"]), escape(entry["reason"]))
             parts.append(near)
+        parts.extend(escape(line) for line in lowering_lines(self.main))
         check = self.verification
         if check:
             parts.append(
@@ -159,6 +162,24 @@ class Report:
             parts.append("Nothing could be merged: the output equals the input.")
         parts.extend(self.notes)
         return Group(*parts)
+
+
+def lowering_lines(signature: SignatureReport) -> list[str]:
+    """What became of each product in a lower precision, as sentences; none where the precision is float32."""
+    details = signature.lowering
+    if not details:
+        return []
+    products, ranges = details["products"], details["ranges"]
+    lowered = [p for p in products if p["precision"] != "float32"]
+    worst = max(lowered, key=lambda p: p["error"])
+    lines = [
+        f"int8: {len(lowered)} of {len(products)} products; ranges from {ranges['samples']} {ranges['inputs']} inputs; "
+        f"results are off by {details['error']:.2g} of their largest magnitude, allowed {details['max_error']:.2g}",
+        f"int8: the least exact product is {worst['where']}: {worst['error']:.2g}, root mean square, of its own result",
+    ]
+    if details["smoothed"]:
+        lines.append(f"int8: large channels were spread into the weights at {details['smoothed']} places")
+    return lines
 
 
 # ------------------------------------------------------------------------------------------------------------ diagrams

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tfvllm import html
-from tfvllm.graph.report import Report, SignatureReport
+from tfvllm.graph.report import Report, SignatureReport, lowering_lines
 
 
 def page(report: Report) -> str:
@@ -48,6 +48,14 @@ def _section(signature: SignatureReport) -> list[str]:
         if entries:
             parts.append(f"<h3>{title}</h3>")
             parts.append(html.table(("rule", "where", "why"), [(e["rule"], e["where"], e["reason"]) for e in entries]))
+    parts.extend(f"<p>{html.escape(line)}.</p>" for line in lowering_lines(signature))
+    if signature.lowering:
+        parts.append("<h3>Products</h3>")
+        rows = [
+            (p["where"], p["precision"], "{:.4g} … {:.4g}".format(*p["range"]), f"{p['error']:.2g}")
+            for p in signature.lowering["products"]
+        ]
+        parts.append(html.table(("where", "precision", "range of the input", "relative error"), rows))
     check = signature.verification
     if check:
         parts.append(

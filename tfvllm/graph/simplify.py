@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,13 @@ import tensorflow as tf
 
 from tfvllm.errors import InputError, VerificationError
 from tfvllm.files import check_new, new_directory
-from tfvllm.graph import convert, cost, targets, verify
+from tfvllm.graph import convert, cost, quantize, targets, verify
 from tfvllm.graph.guarantee import Approximate
 from tfvllm.graph.ir import Graph
 from tfvllm.graph.report import Report, SignatureReport, diagram
 from tfvllm.graph.rewriter import Rewriter, Rule, Step, select, short
 
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16", "int8")
 _MAX_ROLLBACKS = 20
 LOWERED_TOLERANCE = 0.05  # relative to the largest magnitude of an output; --rtol and --atol add to it
 
@@ -61,6 +61,8 @@ def simplify(
     inputs: Any = None,
     rtol: float | None = None,
     atol: float | None = None,
+    max_error: float | None = None,
+    percentile: float | None = None,
 ) -> Simplified:
     """Rewrites the graph of a Keras model, a `tf.function` or a `ConcreteFunction`; the result is called like it.
 
@@ -68,10 +70,14 @@ def simplify(
         model: a built Keras model (its inference graph, `training=False`), a `tf.function` with an input signature, or
             a `ConcreteFunction`.
         target: "portable" (public ops) or "onednn" (TensorFlow's internal fused CPU ops too).
-        precision: "float32" or "bfloat16" (matrix products in bfloat16; sums, norms and softmax in float32).
+        precision: "float32", "bfloat16" (matrix products in bfloat16; sums, norms and softmax in float32) or "int8"
+            (products with weights in int8 with ranges from `inputs`; target "onednn" only).
         rules: None for all; names of steps or rules to keep; with a leading "-" to leave out; `Rule` objects to add.
         inputs: example arguments to verify on (and to trace a model without known inputs with); made up if None.
         rtol, atol: fixed tolerances in place of the comparison with float64; rtol is relative to the largest magnitude.
+        max_error: for int8: how far results may be off, relative to their largest magnitude (default 0.05). Products
+            that cost too much stay in float32.
+        percentile: for int8: of the magnitudes on `inputs`, which sets each range; None for the least squared error.
 
     Raises:
         InputError: the model cannot be traced, or an option is not one of those listed.
@@ -82,10 +88,13 @@ def simplify(
     specs = function.structured_input_signature
     graph = convert.from_concrete(function, _owners(model))
     samples = None if inputs is None else [_flat(inputs)]
-    engine = _Engine(target, precision, rules, rtol, atol)
+    engine = _Engine(
+        target, precision, rules, rtol, atol, quantize.Options.check(precision, target, max_error, percentile)
+    )
     rewritten, section = engine.run(graph, specs, "call", samples)
+    engine.check_lowered([section])
     outputs = function.structured_outputs
-    report = Report(target, precision, {"call": section}, time.perf_counter() - started, _name(model))
+    report = Report(target, precision, {"call": section}, time.perf_counter() - started, _name(model), engine.notes())
     return Simplified(rewritten, specs, lambda flat: _pack(outputs, flat), report)
 
 
@@ -100,6 +109,8 @@ def simplify_saved_model(
     calibration: Sequence[dict[str, Any]] | None = None,
     rtol: float | None = None,
     atol: float | None = None,
+    max_error: float | None = None,
+    percentile: float | None = None,
     overwrite: bool = False,
     progress: Callable[[str], None] = lambda message: None,
 ) -> Report:
@@ -109,7 +120,9 @@ def simplify_saved_model(
         source: a folder with saved_model.pb.
         destination: the folder to write; it appears whole or not at all.
         signature: only this one; all if None.
-        calibration: inputs to verify on, as dicts of input name -> array; made up if None.
+        calibration: inputs to verify on, as dicts of input name -> array; made up if None. int8 takes its ranges from
+            them: of eight or more, every fourth is for verification alone.
+        max_error, percentile: for int8, as for `simplify`.
         progress: called with a line for each thing that begins.
 
     Raises:
@@ -118,7 +131,9 @@ def simplify_saved_model(
     """
     started = time.perf_counter()
     check_new(destination, overwrite=overwrite)
-    engine = _Engine(target, precision, rules, rtol, atol)
+    engine = _Engine(
+        target, precision, rules, rtol, atol, quantize.Options.check(precision, target, max_error, percentile)
+    )
     progress("reading")
     saved = convert.load(source, signature)
     sections: dict[str, SignatureReport] = {}
@@ -126,8 +141,9 @@ def simplify_saved_model(
         progress(f"rewriting and verifying {name}")
         samples = _calibration(calibration, entry)
         entry.graph, sections[name] = engine.run(entry.graph, ((), dict(sorted(entry.specs.items()))), name, samples)
+    engine.check_lowered(sections.values())
     progress("writing")
-    report = Report(target, precision, sections, 0.0, Path(source).name)
+    report = Report(target, precision, sections, 0.0, Path(source).name, engine.notes())
     with new_directory(destination, overwrite=overwrite) as partial:
         convert.save(saved.signatures, partial, Path(source) / "assets.extra")
         report.seconds = time.perf_counter() - started
@@ -169,17 +185,27 @@ def inspect_saved_model(
 class _Engine:
     """One call's options, and the weights that several signatures share."""
 
-    def __init__(self, target: str, precision: str, rules: Any, rtol: float | None, atol: float | None):
-        from tfvllm.rules import lowering, pipeline
+    def __init__(
+        self,
+        target: str,
+        precision: str,
+        rules: Any,
+        rtol: float | None,
+        atol: float | None,
+        int8: quantize.Options | None = None,
+    ):
+        from tfvllm.rules import lowering, pipeline, smoothing
 
         if precision not in PRECISIONS:
             raise InputError(f"precision: expected one of {', '.join(PRECISIONS)}, found {precision!r}.")
         self.target, self.precision = targets.check(target), precision
         self.steps: list[Step] = select(pipeline(), rules)
         self.lowering = lowering(precision)
+        self.int8 = int8 or quantize.Options()
+        self.made_up = False
         self.rtol, self.atol = rtol, atol
         self.shared_weights: dict[Any, tf.Variable] = {}
-        self.described = {r.name: r for s in [*self.steps, *self.lowering] for r in s.rules}
+        self.described = {r.name: r for s in [*self.steps, *self.lowering, *smoothing({})] for r in s.rules}
 
     def rewrite(self, graph: Graph, skip: frozenset = frozenset(), limit: int | None = None) -> Rewriter:
         rewriter = Rewriter(graph.copy(), self.target, skip, limit, shared_weights=self.shared_weights)
@@ -209,7 +235,8 @@ class _Engine:
             )
         section.fired = self._fired(rewriter)
         if self.lowering:
-            rewriter, comparison = self._lower(rewriter, verifier, name)
+            self.made_up |= samples is None
+            rewriter, comparison = self._lower(rewriter, verifier, section, samples is None)
             section.fired.update(self._fired(rewriter))
         section.after = cost.count(rewriter.graph)
         section.declined = _declined(rewriter)
@@ -218,19 +245,36 @@ class _Engine:
         section.diagrams["after"] = diagram(rewriter.graph)
         return rewriter.graph, section
 
-    def _lower(self, verified: Rewriter, verifier: verify.Verifier, name: str):
+    def _lower(self, verified: Rewriter, verifier: verify.Verifier, section: SignatureReport, made_up: bool):
         """The verified float32 graph in the wanted precision, and how far that is from the original."""
-        lowered = Rewriter(verified.graph.copy(), self.target, shared_weights=self.shared_weights)
-        lowered.run(self.lowering)
-        lowered.declined.update(verified.declined)
-        targets.check_graph(lowered.graph, self.target)
-        comparison = verifier.compare(lowered.graph, LOWERED_TOLERANCE)
+        if self.precision == "int8":
+            quantizer = quantize.Quantizer(verifier, self.int8, self.target, self.shared_weights, made_up)
+            outcome = quantizer.run(verified.graph, section.name)
+            lowered, comparison, section.lowering = outcome.rewriter, outcome.comparison, outcome.details
+        else:
+            lowered = Rewriter(verified.graph.copy(), self.target, shared_weights=self.shared_weights)
+            lowered.run(self.lowering)
+            targets.check_graph(lowered.graph, self.target)
+            comparison = verifier.compare(lowered.graph, LOWERED_TOLERANCE)
+        lowered.declined = {**verified.declined, **lowered.declined}
         if not comparison.ok:
             raise VerificationError(
-                f"signature {name!r}: {self.precision} is off by more than {LOWERED_TOLERANCE:.0%} of the result "
-                f"({comparison.failures[0]}). Nothing was written. Allow more with --rtol, or stay with float32."
+                f"signature {section.name!r}: {self.precision} is off by more than {LOWERED_TOLERANCE:.0%} of the "
+                f"result ({comparison.failures[0]}). Nothing was written. Allow more with --rtol, or stay with float32."
             )
         return lowered, comparison
+
+    def check_lowered(self, sections: Iterable[SignatureReport]) -> None:
+        """Raises InputError where int8 was asked for and found nothing to do."""
+        if self.precision == "int8" and not any(s.lowering for s in sections):
+            raise InputError(
+                "int8: expected a float32 product with a weight of 4096 elements or more, found none (tfvllm inspect "
+                "tells what there is). Use precision float32."
+            )
+
+    def notes(self) -> list[str]:
+        """What a user must know of the whole run."""
+        return [quantize.MADE_UP] if self.precision == "int8" and self.made_up else []
 
     def _slack(self, rewriter: Rewriter) -> float:
         """What the approximate rules that fired may add, relative: each once, for errors do not all point one way."""
@@ -370,6 +414,8 @@ def _write_manifest(directory: Path, report: Report, source: str | os.PathLike) 
             "rules": report.rules,
             "guarantees": {n: e["guarantee"] for n, e in report.main.fired.items()},
             "verification": report.verification,
+            **({"lowering": report.main.lowering} if report.main.lowering else {}),
+            **({"notes": report.notes} if report.notes else {}),
             "again": f"tfvllm simplify SRC DST --target {report.target} --precision {report.precision}",
         },
         target=report.target,

@@ -1,5 +1,9 @@
 """The pipelines: named steps in order. The only place where order is decided."""
 
+from collections.abc import Mapping
+from typing import Any
+
+from tfvllm.graph.guarantee import Approximate
 from tfvllm.graph.rewriter import Rule, Step
 from tfvllm.rules.algebra import FactorOut, JoinFactors, JoinTerms, Signs, SmallPowers
 from tfvllm.rules.bfloat16 import CancelCasts, LowerBias, LowerLayerNorm, LowerProducts, SinkCasts
@@ -16,6 +20,7 @@ from tfvllm.rules.fuse_conv import FuseConvActivation, FuseConvBias, FuseDepthwi
 from tfvllm.rules.fuse_matmul import FuseActivation, FuseGelu, FuseMatMulBias, FuseResidual
 from tfvllm.rules.head_transposes import OneTransposeForHeads
 from tfvllm.rules.hoist_slices import HoistSlices
+from tfvllm.rules.int8 import FuseRequantize, QuantizeProducts, Range, SmoothInputs
 from tfvllm.rules.layer_norm import FuseLayerNorm
 from tfvllm.rules.linear_layers import BatchNormToAffine, JoinLinearLayers, ScaleIntoWeights, TermToBias
 from tfvllm.rules.masked_softmax import MaskRowsAfterAttention
@@ -78,17 +83,27 @@ def pipeline() -> list[Step]:
     ]
 
 
-def lowering(precision: str) -> list[Step]:
-    """The steps that lower a simplified float32 graph to another precision; none for float32."""
-    if precision != "bfloat16":
-        return []
+def lowering(precision: str, ranges: Mapping[str, Range] | None = None, guarantee: Any = None) -> list[Step]:
+    """The steps that lower a simplified float32 graph to another precision; none for float32.
+
+    Args:
+        ranges: for int8: name of a product -> what the smallest and largest byte of its input stand for.
+        guarantee: for int8: what was measured of the products.
+    """
     clean = (DropIdentities(), FoldConstants(), MergeDuplicates(), DeleteDead())
-    return [
-        Step(
-            "bfloat16", (LowerProducts(), LowerBias(), SinkCasts(), CancelCasts(), LowerLayerNorm(), MergeDuplicates())
-        ),
-        Step("weights", (FoldWeights(), *clean)),
-    ]
+    if precision == "bfloat16":
+        lower: tuple[Rule, ...] = (LowerProducts(), LowerBias(), SinkCasts(), CancelCasts(), LowerLayerNorm())
+    elif precision == "int8":
+        lower = (QuantizeProducts(ranges or {}, guarantee or Approximate()), FuseRequantize())
+    else:
+        return []
+    return [Step(precision, (*lower, MergeDuplicates())), Step("weights", (FoldWeights(), *clean))]
+
+
+def smoothing(factors: Mapping[str, Any]) -> list[Step]:
+    """The steps that spread large channels into weights before int8. `factors`: name of their source -> float32."""
+    clean = (DropIdentities(), FoldConstants(), MergeDuplicates(), DeleteDead())
+    return [Step("smooth", (SmoothInputs(factors),)), Step("weights", (FoldWeights(), *clean))]
 
 
 def register(rule: Rule) -> Rule:

@@ -1,0 +1,236 @@
+"""int8 for a verified float32 graph: calibrate, smooth, lower; keep in float32 what costs too much."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from tfvllm.errors import InputError, VerificationError
+from tfvllm.graph import calibrate, targets
+from tfvllm.graph.guarantee import Approximate
+from tfvllm.graph.ir import Graph
+from tfvllm.graph.rewriter import Rewriter, short
+from tfvllm.graph.verify import Comparison, Verifier
+
+MAX_ERROR = 0.05  # relative to the largest magnitude of an output, where the user gives none
+_HOLD_OUT = 4  # of eight samples or more every fourth is kept from the ranges, so that verification sees new ones
+_ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+_WORTH = 0.7  # factors that cost nothing are taken where they bring the expected squared error below this share
+_WORTH_A_NORM = 0.4  # factors that cost a second layer norm, below this
+MADE_UP = (
+    "int8 ranges come from made-up inputs: random ids and normal numbers, not this model's real ones. Pass real inputs "
+    "(--calibration FILE, calibration=[…]; for tfvllm.simplify: inputs=…) before relying on its accuracy."
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may choose of int8: the bound on the error, the percentile that sets ranges (None: least error)."""
+
+    max_error: float = MAX_ERROR
+    percentile: float | None = None
+
+    @classmethod
+    def check(cls, precision: str, target: str, max_error: float | None, percentile: float | None) -> Options:
+        """The options, or an InputError that names the next step."""
+        if precision != "int8":
+            for name, given in (("max_error", max_error), ("percentile", percentile)):
+                if given is not None:
+                    raise InputError(f"{name} is for precision int8, found precision {precision!r}; leave it out.")
+            return cls()
+        if target != targets.ONEDNN:
+            raise InputError(
+                "precision 'int8' needs target 'onednn', found 'portable': TensorFlow's public ops have no fast int8 "
+                "product on CPUs. Add --target onednn (target='onednn'), or use float32."
+            )
+        if max_error is not None and not 0 < max_error < 1:
+            raise InputError(f"max_error: expected a number between 0 and 1, found {max_error}.")
+        if percentile is not None and not 50 <= percentile <= 100:
+            raise InputError(f"percentile: expected a number from 50 to 100, found {percentile}.")
+        return cls(MAX_ERROR if max_error is None else max_error, percentile)
+
+
+@dataclass
+class Outcome:
+    """The lowered graph, how far it is from the original, and what was done to each product."""
+
+    rewriter: Rewriter
+    comparison: Comparison
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class Quantizer:
+    """Lowers one verified graph to int8.
+
+    Args:
+        verifier: holds the original, the samples and what it gives on them.
+        made_up: whether the samples were generated.
+        shared: weights made so far, by what they were made of; common to all signatures.
+    """
+
+    def __init__(self, verifier: Verifier, options: Options, target: str, shared: dict[Any, Any], made_up: bool):
+        self.verifier, self.options, self.target, self.shared = verifier, options, target, shared
+        self.made_up = made_up
+        samples = verifier.samples
+        held_out = len(samples) >= 2 * _HOLD_OUT
+        self.samples = [s for i, s in enumerate(samples) if not held_out or i % _HOLD_OUT != _HOLD_OUT - 1]
+
+    def run(self, verified: Graph, name: str) -> Outcome:
+        """Raises VerificationError where no choice of products keeps the error within the bound."""
+        from tfvllm.rules.int8 import snap
+
+        base = Rewriter(verified.copy(), self.target, shared_weights=self.shared)
+        spreads = self._observe(base)
+        if not spreads:
+            return Outcome(base, self.verifier.compare(base.graph))
+        free, costly = self._factors(base.graph, spreads)
+        for factors in [free, {**free, **costly}] if costly else [free]:
+            if factors:
+                base = self._smoothed(verified, factors)
+                spreads = self._observe(base)
+            ranges = {n: snap(*s.span(self.options.percentile)) for n, s in spreads.items()}
+            errors = self._local_errors(base.graph, ranges)
+            lowered, comparison = self._lower(base, ranges, errors)
+            if comparison.ok:
+                return self._outcome(lowered, comparison, ranges, errors, factors, {})
+        board = calibrate.Switchboard(
+            base.graph,
+            self.verifier.specs,
+            self.verifier.samples,
+            self.verifier.references,
+            list(ranges),
+            lambda graph, node: self._product(graph).build(node, ranges[node.name]),
+        )
+        kept, sensitivity = board.keep(self.options.max_error)
+        while len(kept) < len(ranges):
+            chosen = {n: span for n, span in ranges.items() if n not in kept}
+            lowered, comparison = self._lower(base, chosen, errors)
+            if comparison.ok:
+                for node in kept:
+                    moved = f"in int8 it alone moves the result by {sensitivity[node]:.2g}"
+                    lowered.declined["QuantizeProducts", node] = f"kept in float32: {moved}"
+                return self._outcome(lowered, comparison, ranges, errors, factors, sensitivity)
+            kept.append(max(chosen, key=sensitivity.__getitem__))
+        raise VerificationError(
+            f"signature {name!r}: even with one product alone in int8 the results are off by more than "
+            f"{self.options.max_error:.3g} of their largest magnitude ({comparison.failures[0]}). Nothing was "
+            "written. Allow more with --max-error, pass real inputs with --calibration, or use bfloat16."
+        )
+
+    # ------------------------------------------------------------------------------------------------------- its steps
+
+    def _observe(self, rewriter: Rewriter) -> dict[str, calibrate.Spread]:
+        """The spread of the input of every product that can become int8, by the product's name."""
+        from tfvllm.rules.int8 import why_not
+
+        products = []
+        for node in rewriter.graph.live():
+            reason = why_not(rewriter.graph, node)
+            if reason is None:
+                products.append(node)
+            elif reason:
+                rewriter.declined["QuantizeProducts", node.name] = reason
+        if not products:
+            return {}
+        values = list(dict.fromkeys(n.inputs[0] for n in products))
+        found = calibrate.observe(rewriter.graph, self.verifier.specs, self.samples, values)
+        return {n.name: found[n.inputs[0]] for n in products}
+
+    def _factors(self, graph: Graph, spreads: dict[str, calibrate.Spread]):
+        """Smoothing factors by source node: those that cost nothing at run time, and those that cost a layer norm."""
+        from tfvllm.rules import int8
+
+        free: dict[str, np.ndarray] = {}
+        costly: dict[str, np.ndarray] = {}
+        for source in int8.sources(graph, [graph.nodes[n] for n in spreads]):
+            spread = spreads[source.products[0].name]
+            weights = []
+            for node in source.products:
+                array = graph.array(node.inputs[1])
+                assert array is not None
+                weights.append(array.T if node.attr("transpose_b") else array)
+            rows = np.max([np.abs(w).max(axis=1) for w in weights], axis=0)
+            plain = _expected_error(spread, weights, np.ones(rows.shape))
+            options = [int8.smoothing(spread.largest, rows, alpha) for alpha in _ALPHAS]
+            errors = [_expected_error(spread, weights, factors) for factors in options]
+            best = int(np.argmin(errors))
+            if errors[best] < plain * (_WORTH if source.private else _WORTH_A_NORM):
+                (free if source.private else costly)[source.node.name] = options[best]
+        return free, costly
+
+    def _smoothed(self, verified: Graph, factors: dict[str, np.ndarray]) -> Rewriter:
+        from tfvllm import rules
+
+        rewriter = Rewriter(verified.copy(), self.target, shared_weights=self.shared)
+        rewriter.run(rules.smoothing(factors))
+        return rewriter
+
+    def _product(self, graph: Graph):
+        from tfvllm.rules.int8 import Int8Product
+
+        return Int8Product(graph, self.shared, {})
+
+    def _local_errors(self, graph: Graph, ranges: dict[str, tuple[float, float]]) -> dict[str, float]:
+        """The relative error of each product in int8 on the inputs it has where all others are float32."""
+        both = graph.copy()
+        product = self._product(both)
+        pairs = {n: (both.nodes[n].output, product.build(both.nodes[n], span)) for n, span in ranges.items()}
+        return calibrate.local_errors(both, self.verifier.specs, self.samples, pairs)
+
+    def _lower(
+        self, base: Rewriter, ranges: dict[str, tuple[float, float]], errors: dict[str, float]
+    ) -> tuple[Rewriter, Comparison]:
+        from tfvllm.rules import lowering
+
+        lowered = Rewriter(base.graph.copy(), self.target, shared_weights=self.shared)
+        lowered.declined.update(base.declined)
+        lowered.fired.extend(base.fired)
+        lowered.counts.update(base.counts)
+        inputs = f"{len(self.samples)} {'made-up' if self.made_up else 'given'} inputs"
+        guarantee = Approximate(
+            max(errors[n] for n in ranges), domain=inputs, source="root mean square error of one product, measured"
+        )
+        lowered.run(lowering("int8", ranges, guarantee))
+        targets.check_graph(lowered.graph, self.target)
+        return lowered, self.verifier.compare(lowered.graph, self.options.max_error)
+
+    def _outcome(self, lowered: Rewriter, comparison: Comparison, ranges, errors, factors, sensitivity) -> Outcome:
+        def entry(node: str) -> dict[str, Any]:
+            kept = node in lowered.graph.nodes
+            found = {
+                "where": short(node),
+                "precision": "float32" if kept else "int8",
+                "range": list(ranges[node]),
+                "error": errors[node],
+            }
+            return {**found, "sensitivity": sensitivity[node]} if sensitivity else found
+
+        details = {
+            "max_error": self.options.max_error,
+            "error": comparison.max_rel_error,
+            "ranges": {
+                "inputs": "made-up" if self.made_up else "given",
+                "samples": len(self.samples),
+                "percentile": self.options.percentile,
+            },
+            "smoothed": len(factors),
+            "products": [entry(node) for node in ranges],
+        }
+        return Outcome(lowered, comparison, details)
+
+
+def _expected_error(spread: calibrate.Spread, weights: list[np.ndarray], factors: np.ndarray) -> float:
+    """The expected squared rounding error of x/s @ s·w in int8, summed over all columns of all weights.
+
+    Rounding to steps of d adds d²/12; the input has one step for all, a weight one for each column.
+    """
+    step = 2 * np.max(spread.largest / factors) / 255.0
+    squares = float(np.sum(spread.squares / factors**2))
+    error = 0.0
+    for weight in weights:
+        scaled = weight.astype(np.float64) * factors[:, None]
+        error += step**2 / 12 * float(np.sum(scaled**2))
+        error += float(np.sum((np.abs(scaled).max(axis=0) / 127.0) ** 2)) / 12 * squares
+    return error

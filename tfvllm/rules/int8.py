@@ -1,0 +1,357 @@
+"""Matrix products in int8: a quarter of the weights to read, four times the products in an instruction.
+
+`y = x @ w + b` becomes `y ≈ (s·m_j / 127)·(q(x) @ q(w)) + b_j - z·s·Σ_k ŵ_kj`. The input is `q(x) = round(x/s) + z`, an
+unsigned byte: one range for all of `x`, found on calibration inputs; what lies outside saturates. The weight is
+`q(w) = round(127·w/m_j)` with one scale `m_j = max |w_·j|` for each column, and `ŵ` is what it stands for. The kernel
+knows no zero point; what `z` adds to each column is known beforehand and goes into the bias. The products are summed in
+int32; everything between them stays float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfvllm.graph.guarantee import Approximate, Reordered
+from tfvllm.graph.ir import Graph, Node, Value
+from tfvllm.graph.pattern import constant, op
+from tfvllm.graph.rewriter import Builder, Declined, Pass, Rule, Skip
+
+LEVELS = 127.0  # of a weight on each side of zero; -128 is left out, so that a number and its negative are alike
+STEPS = 255.0  # of an input over its whole range
+Range = tuple[float, float]
+SMALLEST = 4096  # elements of a weight: below, the product is too small for int8 to gain anything
+_ACTIVATIONS = ("Relu", "Relu6", "Elu", "Tanh", "Sigmoid", "GeluExact", "GeluApproximate", "LeakyRelu")
+
+
+def quantise_weight(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A weight as int8 and the magnitude that 127 stands for in each column.
+
+    Args:
+        weight: float32[inputs, outputs], finite.
+
+    Returns:
+        int8[inputs, outputs] in [-127, 127]; float32[outputs], positive. A column of zeros stays zeros, with scale 1.
+    """
+    largest = np.max(np.abs(weight), axis=0, initial=0.0).astype(np.float32)
+    # Of a subnormal magnitude the kernel would take the scale for zero.
+    scale = np.where(largest < np.finfo(np.float32).tiny * LEVELS, np.float32(1.0), largest)
+    return np.rint(weight.astype(np.float64) / scale * LEVELS).astype(np.int8), scale.astype(np.float32)
+
+
+def snap(low: float, high: float) -> Range:
+    """The range widened to hold zero, and shifted by less than a step so that zero is one of its 256 levels."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    if not high - low > 1e-30:
+        return 0.0, 1.0
+    step = (high - low) / STEPS
+    zero = round(-low / step)
+    return float(np.float32(-zero * step)), float(np.float32((STEPS - zero) * step))
+
+
+def smoothing(largest: np.ndarray, weight_largest: np.ndarray, alpha: float) -> np.ndarray:
+    """What each channel of an activation is divided by, and its rows of the weight multiplied by.
+
+    `s_k = max|x_k|^α / max|w_k|^(1-α)` (Xiao et al. 2022, arXiv:2211.10438, equation 4): channels with rare large
+    values give some of their spread to the weight.
+
+    Args:
+        largest, weight_largest: float[inputs], the largest magnitudes of each channel.
+        alpha: in [0, 1].
+
+    Returns:
+        float32[inputs], positive, with geometric mean 1; 1 for a channel that is always zero.
+    """
+    x, w = np.asarray(largest, np.float64), np.asarray(weight_largest, np.float64)
+    usable = (x > 1e-30) & (w > 1e-30)
+    factors = np.ones(x.shape)
+    factors[usable] = x[usable] ** alpha / w[usable] ** (1.0 - alpha)
+    if usable.any():
+        factors[usable] /= np.exp(np.mean(np.log(factors[usable])))
+    return np.clip(factors, 1e-4, 1e4).astype(np.float32)
+
+
+def why_not(graph: Graph, node: Node) -> str | None:
+    """The reason for which a product cannot become int8; None if it can; an empty one if it is no candidate at all."""
+    if node.op not in ("MatMul", "_FusedMatMul") or node.output.dtype != tf.float32:
+        return ""
+    x, w = node.inputs[:2]
+    fused = node.attr("fused_ops", []) or []
+    if node.attr("transpose_a"):
+        return "the first operand is transposed"
+    if fused and fused[0] != "BiasAdd":
+        return f"no int8 kernel with {', '.join(fused)} fused"
+    if any(f not in ("BiasAdd", "Add", *_ACTIVATIONS) for f in fused):
+        return f"no int8 kernel with {', '.join(fused)} fused"
+    if not (graph.is_weight(w) or w.node.op == "Const"):
+        return "its weight is computed at run time" if not graph.is_static(w) else "its weight is shared or computed"
+    if w.shape is None or not all(isinstance(d, int) for d in w.shape) or x.rank != 2:
+        return "its sizes are unknown"
+    if int(np.prod(w.shape)) < SMALLEST:
+        return f"its weight has fewer than {SMALLEST} elements: int8 would gain nothing"
+    array = graph.array(w)
+    if array is None or not np.all(np.isfinite(array)):
+        return "its weight holds NaN or infinities"
+    return None
+
+
+@dataclass(frozen=True)
+class Int8Product:
+    """Writes the int8 form of products into a graph. Weights are made once for all signatures (`shared`)."""
+
+    graph: Graph
+    shared: dict[Any, Any]
+    quantised: dict[Any, Value]  # (value, range) -> the value in int8: several products may read one input
+
+    def build(self, node: Node, span: Range) -> Value:
+        """The int8 form of `node`, which stays in the graph.
+
+        Args:
+            span: what the smallest and the largest byte of its input stand for; see `snap`.
+        """
+        b = Builder(self.graph, node.name)
+        x, (low, high) = node.inputs[0], span
+        key = (x.node.name, x.index, span)
+        if key not in self.quantised:
+            ends = [b.const(low, tf.float32), b.const(high, tf.float32)]
+            self.quantised[key] = b.op(
+                "QuantizeV2", [x, *ends], T=tf.quint8, mode="MIN_FIRST", ensure_minimum_range=0.0
+            )[0]
+        weight, scale, sums = self._weight(node)
+        fused = list(node.attr("fused_ops", []) or ["BiasAdd"])
+        bias = b.const((low * sums).astype(np.float32), tf.float32)
+        if len(node.inputs) > 2:
+            bias = b.AddV2(b.reshape(node.inputs[2], sums.shape), bias)
+        return quantised_matmul(
+            b,
+            [
+                *(self.quantised[key], b.Bitcast(weight, type=tf.qint8), bias, *node.inputs[3:]),
+                *(b.const(0.0, tf.float32), b.const(high - low, tf.float32), scale, scale),
+            ],
+            [*fused, "Dequantize"],
+            tf.float32,
+        )
+
+    def _weight(self, node: Node) -> tuple[Value, Value, np.ndarray]:
+        """Readers of the variables that hold a weight (int8[inputs, outputs], float32[outputs]), and its column sums."""
+        graph, w = self.graph, node.inputs[1]
+        transposed = bool(node.attr("transpose_b"))
+        source = graph.captures[w.node.inputs[0].node.name].tensor if graph.is_weight(w) else w.node
+        key = ("int8", id(source), transposed)
+        if key not in self.shared:
+            array = graph.array(w)
+            assert array is not None
+            content, scale = quantise_weight(np.ascontiguousarray(array.T if transposed else array))
+            name = node.name.rsplit("/", 1)[-1]
+            self.shared[key] = (
+                tf.Variable(content, trainable=False, name=f"{name}_int8"),
+                tf.Variable(scale, trainable=False, name=f"{name}_scale"),
+                content.sum(axis=0, dtype=np.int64) * (scale / LEVELS),
+                source,  # held: its id is the key
+            )
+        content, scale, sums, _ = self.shared[key]
+        return (
+            graph.weight(graph.unique(f"{node.name}/int8"), content, tf.int8),
+            graph.weight(graph.unique(f"{node.name}/scale"), scale, tf.float32),
+            sums,
+        )
+
+
+def quantised_matmul(b: Builder, inputs: list[Value], fused: list[str], out: tf.DType) -> Value:
+    """A `_QuantizedMatMul` of an unsigned byte and int8; `inputs` in the order of its kernel."""
+    outputs = [out] if out.is_floating else [out, tf.float32, tf.float32]
+    return b.op(
+        "_QuantizedMatMul",
+        inputs,
+        Tdevice_inputs=[v.dtype for v in inputs],
+        Thost_inputs=[],
+        Tdevice_outputs=outputs,
+        Thost_outputs=[],
+        T1=tf.quint8,
+        T2=tf.qint8,
+        Tbias=tf.float32,
+        U=tf.float32,
+        Tout=out,
+        fused_ops=fused,
+        input_quant_mode="SCALED",
+        output_quant_mode="MIN_FIRST",
+    )[0]
+
+
+class QuantizeProducts(Pass):
+    """x @ w + b -> (s·m/127)·(uint8(x/s + z) @ int8(127·w/m)) + b', with s, z calibrated and m for each column.
+
+    What is fused with the product (activation, residual) stays fused.
+    """
+
+    targets = ("onednn",)
+    emits = ("_QuantizedMatMul",)
+
+    def __init__(self, ranges: Mapping[str, Range], guarantee: Approximate):
+        self.ranges = ranges  # node name -> what the smallest and the largest byte of its input stand for
+        self.guarantee = guarantee
+
+    def run(self, rewriter):
+        graph = rewriter.graph
+        nodes = [graph.nodes[n] for n in self.ranges if n in graph.nodes and rewriter.allowed(self, graph.nodes[n])]
+        maker = Int8Product(graph, rewriter.shared_weights, {})
+        for node in nodes:
+            new = maker.build(node, self.ranges[node.name])
+            rewriter.fire(self, node)
+            graph.replace(node.output, new)
+        for node in nodes:
+            self.removed(rewriter, node)
+        return bool(nodes)
+
+
+class FuseRequantize(Rule):
+    """uint8(f(x @ w + b)) -> the product's own kernel writes bytes: what lies between two products is never float32."""
+
+    guarantee = Approximate(
+        max_error=1.0 / STEPS, domain="the range of the next product", source="ties may round the other way"
+    )
+    targets = ("onednn",)
+    emits = ("_QuantizedMatMul",)
+
+    def pattern(self, y):
+        return op.QuantizeV2(y, constant("low"), constant("high"), T=tf.quint8, mode="MIN_FIRST")
+
+    def condition(self, graph, m):
+        if m.y.node.op != "_QuantizedMatMul" or m.y.node.attr("fused_ops")[-1] != "Dequantize":
+            raise Skip("not a product in int8")
+        if "Add" in m.y.node.attr("fused_ops"):
+            raise Declined("a residual is fused with the product")
+        if graph.sole_reader(m.y) is None:
+            raise Declined("the product is read in float32 too")
+
+    def replacement(self, b, m):
+        node = m.y.node
+        fused = [*node.attr("fused_ops")[:-1], "Requantize"]
+        return quantised_matmul(b, [*node.inputs, m.low, m.high], fused, tf.quint8)
+
+
+# ----------------------------------------------------------------------------------------------------------- smoothing
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the inputs of several products come from, and could take the inverse of their factors."""
+
+    node: Node  # a layer norm, or a product with a bias and at most a relu
+    value: Value
+    products: tuple[Node, ...]  # which read `value`, reshaped or as it is
+    private: bool  # nothing but them reads it
+
+    @property
+    def free(self) -> bool:
+        """Whether the factors cost nothing at run time."""
+        return self.private
+
+
+def sources(graph: Graph, products: list[Node]) -> list[Source]:
+    """Where a factor for each channel can be folded in front of products, with the products that share it."""
+    groups: dict[Value, list[Node]] = {}
+    for node in products:
+        value = _through_reshapes(node.inputs[0])
+        if not graph.is_private(node.inputs[1]) or value.shape is None or value.shape[-1] != node.inputs[0].shape[-1]:
+            continue
+        if value.node.op == "_MklLayerNorm" or _scales_through(graph, value):
+            groups.setdefault(value, []).append(node)
+    found = []
+    for value, nodes in groups.items():
+        private = _ends(graph, value) <= {(n, 0) for n in nodes}
+        if private or value.node.op == "_MklLayerNorm":
+            found.append(Source(value.node, value, tuple(nodes), private))
+    return found
+
+
+def _scales_through(graph: Graph, value: Value) -> bool:
+    """Whether factors of the columns of a product's weight and bias come out as factors of its result."""
+    node = value.node
+    return (
+        node.op == "_FusedMatMul"
+        and node.attr("fused_ops") in (["BiasAdd"], ["BiasAdd", "Relu"])
+        and all(graph.is_static(v) for v in node.inputs[1:])
+        and graph.is_private(node.inputs[1])
+    )
+
+
+def _through_reshapes(value: Value) -> Value:
+    """`value` before reshapes that leave its last axis alone."""
+    while value.node.op == "Reshape":
+        inner = value.node.inputs[0]
+        if inner.shape is None or value.shape is None or inner.shape[-1:] != value.shape[-1:]:
+            return value
+        value = inner
+    return value
+
+
+def _ends(graph: Graph, value: Value) -> set[tuple[Node | None, int]]:
+    """Who reads a value, reshapes looked through; None for a result of the graph."""
+    ends: set[tuple[Node | None, int]] = set()
+    stack = [value]
+    while stack:
+        v = stack.pop()
+        if graph.is_result(v):
+            ends.add((None, 0))
+        for node, position in v.readers:
+            if node.op == "Reshape" and position == 0 and node.output.shape and node.output.shape[-1] == v.shape[-1]:
+                stack.append(node.output)
+            elif node.op == "Shape":
+                continue
+            else:
+                ends.add((node, position))
+    return ends
+
+
+class SmoothInputs(Pass):
+    """norm(x; γ, β) @ w -> norm(x; γ/s, β/s) @ (s·w): rare large channels spread into the weight before int8 rounds.
+
+    The factors go into the norm's γ and β, or into the columns of the product before. Where others read the norm too,
+    it is computed twice.
+    """
+
+    guarantee = Reordered()
+    targets = ("onednn",)
+
+    def __init__(self, factors: Mapping[str, np.ndarray]):
+        self.factors = factors  # name of the source node -> float32[channels]
+        self.done: set[str] = set()
+
+    def run(self, rewriter):
+        graph = rewriter.graph
+        products = [n for n in graph.order() if why_not(graph, n) is None]
+        changed = False
+        for source in sources(graph, products):
+            name = source.node.name
+            if name not in self.factors or name in self.done or not rewriter.allowed(self, source.node):
+                continue
+            self.done.add(name)
+            self._smooth(graph, source, self.factors[name])
+            rewriter.fire(self, source.node)
+            self.removed(rewriter, source.node)
+            changed = True
+        return changed
+
+    @staticmethod
+    def _smooth(graph: Graph, source: Source, factors: np.ndarray) -> None:
+        b = Builder(graph, source.node.name + "/smooth")
+        inverse = b.const(1.0 / factors, tf.float32)
+        node = source.node
+        attrs = {k: a for k, a in node.attrs.items() if k != "T" and not k.startswith("_")}
+        if node.op == "_MklLayerNorm":
+            inputs = [node.inputs[0], b.Mul(node.inputs[1], inverse), b.Mul(node.inputs[2], inverse)]
+        else:
+            across = b.const((1.0 / factors)[:, None], tf.float32) if node.attr("transpose_b") else inverse
+            inputs = [node.inputs[0], b.Mul(node.inputs[1], across), b.Mul(node.inputs[2], inverse)]
+        smooth = b.op(node.op, inputs, **attrs)[0]
+        for product in source.products:
+            x = product.inputs[0]
+            graph.set_input(product, 0, b.reshape(smooth, x.shape, like=[x]) if x is not source.value else smooth)
+            inner = Builder(graph, product.name + "/smooth")
+            rows = factors[None, :] if product.attr("transpose_b") else factors[:, None]
+            graph.set_input(product, 1, inner.Mul(product.inputs[1], inner.const(rows, tf.float32)))

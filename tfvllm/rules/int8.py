@@ -137,7 +137,7 @@ class Int8Product:
         )
 
     def _weight(self, node: Node) -> tuple[Value, Value, np.ndarray]:
-        """Readers of the variables that hold a weight (int8[inputs, outputs], float32[outputs]), and its column sums."""
+        """Readers of the variables that hold a weight (int8[inputs, outputs], float32[outputs]); its column sums."""
         graph, w = self.graph, node.inputs[1]
         transposed = bool(node.attr("transpose_b"))
         source = graph.captures[w.node.inputs[0].node.name].tensor if graph.is_weight(w) else w.node

@@ -3,6 +3,7 @@
 status        error codes, and what they are in HTTP and gRPC
 tensors       JSON <-> numpy, as TF Serving reads and writes it (pure functions)
 servable      one SavedModel, loaded as TF Serving loads it: a session and its signatures
+loop          the event loop
 executor      where servables run: in this process, or in worker processes that may die
 batching      many small requests -> one run
 versions      version folders: which are there, publish, roll back

@@ -16,6 +16,7 @@ from typing import Any
 import uvicorn
 
 from tfvllm.errors import InputError, TfvllmError
+from tfvllm.serving import loop
 from tfvllm.serving.batching import BatchingOptions
 from tfvllm.serving.core import Core, Limits
 from tfvllm.serving.executor import LocalExecutor, WorkerPool
@@ -136,12 +137,12 @@ class Server:
         """Serves until Ctrl-C or SIGTERM; a second Ctrl-C ends it at once. Calls `on_start` once it is listening."""
 
         async def main() -> None:
-            loop = asyncio.get_running_loop()
+            running = asyncio.get_running_loop()
             for number in (signal.SIGINT, signal.SIGTERM):
-                loop.add_signal_handler(number, self._on_signal)
+                running.add_signal_handler(number, self._on_signal)
             await self.serve(on_start)
 
-        asyncio.run(main())
+        loop.run(main())
 
     def _on_signal(self) -> None:
         if self._stop is not None and self._stop.is_set():
@@ -155,7 +156,7 @@ class Server:
 
         def main() -> None:
             try:
-                asyncio.run(self.serve())
+                loop.run(self.serve())
             except BaseException as error:
                 failure.append(error)
             finally:
@@ -212,6 +213,7 @@ class Server:
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,
             timeout_graceful_shutdown=int(options.grace_s) or 1,
             timeout_keep_alive=75,
             **secure,
@@ -283,7 +285,9 @@ async def _cancel(task: asyncio.Future) -> None:
 
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    # Spelt out, as asyncio switches Nagle's algorithm off (TCP_NODELAY) only for sockets that say they are TCP: with it
+    # an answer, which is sent as head and body, waits some 40 ms for the client's acknowledgement of the head.
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((host, port))

@@ -12,6 +12,7 @@ from tests.tiny_models import TEXTS, keras_scores
 from tfvllm import manifest, protos
 from tfvllm.errors import InputError, VerificationError
 from tfvllm.export import parity, warmup
+from tfvllm.export.lint import lint
 from tfvllm.serving.servable import Servable
 
 
@@ -184,23 +185,15 @@ def _sentencepiece(path):
     )
 
 
-def test_byte_pair_tokenizer_with_lookup_tables(tmp_path):
-    """RoBERTa: byte-pair encoding (lookup tables in the graph), no segment ids."""
-    pieces = [
-        "<s>",
-        "<pad>",
-        "</s>",
-        "<unk>",
-        "Ġgood",
-        "good",
-        "Ġnot",
-        "not",
-        *"abcdefghijklmnopqrstuvwxyz",
-        "Ġ",
-        "<mask>",
-    ]
+@pytest.mark.parametrize("letters", ["all bytes", "abcdefghijklmnopqrstuvwxyzĠ"])
+def test_byte_pair_tokens_come_from_static_tables(tmp_path, letters):
+    """RoBERTa: keras-nlp's tokenizer keeps every word it meets in a mutable table; the export's must keep nothing."""
+    from keras_hub.src.tokenizers.byte_pair_tokenizer import bytes_to_unicode
+
+    letters = bytes_to_unicode()[1] if letters == "all bytes" else list(letters)
     merges = ["g o", "o d", "go od", "Ġ good", "n o", "no t", "Ġ not"]
-    vocabulary = {piece: i for i, piece in enumerate([*pieces, "go", "od", "no"])}
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *letters, *(merge.replace(" ", "") for merge in merges)]
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
     tokenizer = keras_nlp.models.RobertaTokenizer(vocabulary=vocabulary, merges=merges)
     preprocessor = keras_nlp.models.RobertaTextClassifierPreprocessor(tokenizer, sequence_length=16)
     backbone = keras_nlp.models.RobertaBackbone(
@@ -214,10 +207,19 @@ def test_byte_pair_tokenizer_with_lookup_tables(tmp_path):
     model = keras_nlp.models.RobertaTextClassifier(backbone=backbone, num_classes=2, preprocessor=preprocessor)
     tiny_models.randomise(model)
     path = tfvllm.export(model, tmp_path / "1", "classify")
-    texts = ["good not good", "not", "abc xyz", ""]
-    outputs = parity.run_fresh(path, [("serving_default", {"text": strings(texts)})])[0]
-    np.testing.assert_allclose(outputs["scores"], keras_scores(model, texts), atol=1e-5)
+    texts = ["good not good", "not", "abc xyz", "", "</s> good", "très 好"]
+    expected = tf.nn.softmax(model(preprocessor(texts), training=False)).numpy()  # in plain Python, by another library
+    assert np.ptp(expected[:, 0]) > 0.01
+    servable = Servable(path)
+    for _ in range(2):
+        outputs = servable.run("serving_default", {"text": strings(texts)})
+        np.testing.assert_allclose(outputs["scores"], expected, atol=1e-5)
+    servable.close()
     assert manifest.read(path)["padding"]["to"] == "longest"
+    graph = protos.read_proto(path).meta_graphs[0].graph_def
+    used = {node.op for nodes in (graph.node, *(f.node_def for f in graph.library.function)) for node in nodes}
+    assert "HashTableV2" in used and not any("MutableHashTable" in op or "TableInsert" in op for op in used)
+    assert lint(path, run=False).findings == []
 
 
 # --- models without a preprocessor -----------------------------------------------------------------------------------

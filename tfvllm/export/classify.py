@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from tfvllm.errors import InputError
 from tfvllm.export import savedmodel
+from tfvllm.generation.text import byte_pair_codec
 
 ATOL = 1e-5  # scores against the model's own padded preprocessing
 
@@ -91,7 +92,7 @@ def _export_text(model, preprocessor, directory, head, max_length, multiple) -> 
         parsed = tf.io.parse_example(inputs, {"text": tf.io.FixedLenFeature([], tf.string)})
         return serving_default(parsed["text"])  # a call, so that the graph and the vocabulary are stored once
 
-    module = savedmodel.weights_module(model, preprocessor, preprocessor.tokenizer)
+    module = features.held_by(model)
     savedmodel.save(
         module,
         {"serving_default": serving_default.get_concrete_function(), "classify": classify.get_concrete_function()},
@@ -157,6 +158,10 @@ class TextFeatures:
         if preprocessor.packer is None:
             preprocessor.build(None)
         self.packer = preprocessor.packer
+        # keras-nlp's byte-pair tokenizer keeps each word it has met in a mutable table, which would grow with every
+        # request of a server; the codec gives the same tokens from static tables.
+        self._codec = byte_pair_codec(preprocessor.tokenizer)
+        self._tokenize = preprocessor.tokenizer if self._codec is None else self._codec.encode
         self.keys = sorted(keras.tree.map_structure(lambda _: None, preprocessor(["a"])))
         self.padding: dict[str, Any] = {"to": "max_length", "length": self.max_length}
         self._multiple: int | None = None
@@ -167,6 +172,16 @@ class TextFeatures:
     def __call__(self, text) -> dict[str, tf.Tensor]:
         """`text` string[batch] to features int32/bool[batch, length]."""
         return self.fixed(text) if self._multiple is None else self.dynamic(text, self._multiple)
+
+    def held_by(self, model) -> tf.Module:
+        """A module that owns what the graph of `model` behind these features reads, for `savedmodel.save`."""
+        if self._codec is None:
+            return savedmodel.weights_module(model, self.preprocessor, self.preprocessor.tokenizer)
+        module = savedmodel.weights_module(model)
+        unused = {id(table) for table in savedmodel.resources(self.preprocessor, self.preprocessor.tokenizer)}
+        module.resources = [table for table in module.resources if id(table) not in unused]
+        module.codec = self._codec
+        return module
 
     def choose_padding(self, model, head, expected: np.ndarray, multiple: int) -> None:
         """Pads to the longest row from now on, if that leaves the scores of the probes as they are."""
@@ -186,10 +201,17 @@ class TextFeatures:
         self.padding = {"to": "longest", "up_to": self.max_length, "multiple": multiple, "error": difference}
 
     def own(self, text) -> dict[str, tf.Tensor]:
-        """The model's own preprocessor, run as in a tf.data pipeline, at `max_length`."""
+        """The model's own preprocessor, run as in a tf.data pipeline, at `max_length`.
+
+        A byte-pair tokenizer is asked for plain lists instead: in a pipeline it gives -1, which no model takes, for
+        what its vocabulary lacks, and leaves it out (as the export does) otherwise. Both graphs end a text at a zero
+        byte.
+        """
         preprocessor, length = self.preprocessor, self.preprocessor.sequence_length
         preprocessor.sequence_length = self.max_length
         try:
+            if self._codec is not None:
+                return preprocessor([row.decode().split("\0")[0] for row in text.numpy()])
             return tf.function(lambda x: preprocessor(x))(text)
         finally:
             preprocessor.sequence_length = length
@@ -206,7 +228,7 @@ class TextFeatures:
     def _pack(self, text, length) -> dict[str, tf.Tensor]:
         # Same as MultiSegmentPacker for one segment: both of its truncation rules then keep the first tokens.
         packer = self.packer
-        tokens = self.preprocessor.tokenizer(text)
+        tokens = self._tokenize(text)
         if not isinstance(tokens, tf.RaggedTensor):
             raise InputError(
                 "the tokenizer pads its rows (its sequence_length is set); expected ragged rows. "

@@ -68,8 +68,9 @@ def export_task(
         signature, entries = _from_ids(embed)
         module = savedmodel.weights_module(backbone)
     else:
-        signature, entries = _from_text(embed, backbone, preprocessor, max_length)
-        module = savedmodel.weights_module(backbone, preprocessor, preprocessor.tokenizer)
+        features = TextFeatures(backbone, preprocessor, max_length)
+        signature, entries = _from_text(embed, features)
+        module = features.held_by(backbone)
     savedmodel.save(module, {"serving_default": signature}, directory)
     return {"pooling": pooling, "normalized": normalize, **entries}
 
@@ -94,9 +95,7 @@ def pool(outputs: tf.Tensor, mask: tf.Tensor, pooling: str) -> tf.Tensor:
     return tf.where(some, tf.reduce_sum(outputs * chosen, axis=1), 0.0)
 
 
-def _from_text(embed, backbone, preprocessor, max_length):
-    features = TextFeatures(backbone, preprocessor, max_length)
-
+def _from_text(embed, features: TextFeatures):
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="text")], autograph=False)
     def serving_default(text):
         return {"embeddings": embed(_with_mask(features.dynamic(text)))}

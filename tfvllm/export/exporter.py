@@ -64,6 +64,9 @@ def export(
     options["precision"] = precision
     _check_options(export_task, task, options)
 
+    from tfvllm.export import parity
+    from tfvllm.export import warmup as records
+
     path = Path(path)
     with new_directory(path, overwrite=overwrite) as partial:
         entries = dict(export_task(model, partial, **options))
@@ -74,14 +77,11 @@ def export(
         document["steps"].append(step)
         document["signatures"] = savedmodel.signature_summary(partial)
         manifest.write(partial, document)
+        run = parity.loaded_here(partial)
         if check and comparison:
-            from tfvllm.export import parity
-
-            document["measured_error"] = parity.check(partial, **comparison, fresh=check == "fresh")
+            document["measured_error"] = parity.check(partial, **comparison, fresh=check == "fresh", run=run)
         if warmup and examples:
-            from tfvllm.export import warmup as records
-
-            document["warmup"] = records.write(partial, examples)
+            document["warmup"] = records.write(partial, examples, run=run)
         manifest.write(partial, document)
     if serving_kit:
         from tfvllm.export import kit

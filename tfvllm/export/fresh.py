@@ -28,11 +28,17 @@ def hide(names=HIDDEN) -> None:
     sys.meta_path[:] = [hiding(finder) for finder in sys.meta_path if hasattr(finder, "find_spec")]
 
 
-def run(directory, requests) -> list[dict]:
+def load(directory):
+    """The SavedModel in `directory`."""
+    import tensorflow as tf
+
+    return tf.saved_model.load(str(directory))
+
+
+def run(model, requests) -> list[dict]:
     """`requests`: list of (signature name, inputs); the outputs of each as numpy arrays."""
     import tensorflow as tf
 
-    model = tf.saved_model.load(str(directory))
     results = []
     for name, inputs in requests:
         signature = model.signatures[name]
@@ -52,7 +58,7 @@ def _textops():
 def main(directory: str, request: str, result: str) -> None:
     hide()
     _textops().load()
-    outputs = run(directory, pickle.loads(Path(request).read_bytes()))
+    outputs = run(load(directory), pickle.loads(Path(request).read_bytes()))
     loaded = sorted({name.split(".")[0] for name in sys.modules})
     found = [name for name in HIDDEN if name in loaded]
     assert not found, f"{found} must not be imported here"

@@ -13,6 +13,7 @@ from tfvllm.export import ops
 ERROR, WARNING, NOTE = "error", "warning", "note"
 _GIB = 1 << 30
 _PYTHON_OPS = {"PyFunc", "PyFuncStateless", "EagerPyFunc"}
+_TABLE_WRITES = {"LookupTableInsert", "LookupTableInsertV2"}
 _CLASSIFY = "tensorflow/serving/classify"
 _REGRESS = "tensorflow/serving/regress"
 _INTERNAL = ("__saved_model_init_op", "__saved_model_train_op")
@@ -163,6 +164,7 @@ def _check_ops(graph, version: str) -> tuple[list[Finding], str]:
     unknown: dict[str, list[str]] = {}
     internal: dict[str, list[str]] = {}
     python: list[str] = []
+    growing: list[str] = []
     for function, node in _nodes(graph):
         where = f"{node.name} in {function}" if function else node.name
         if node.op in functions:
@@ -173,6 +175,8 @@ def _check_ops(graph, version: str) -> tuple[list[Finding], str]:
             unknown.setdefault(node.op, []).append(where)
         elif node.op.startswith("_") and node.op not in _PORTABLE_INTERNAL:
             internal.setdefault(node.op, []).append(where)
+        elif node.op in _TABLE_WRITES:
+            growing.append(where)
     findings = []
     for op, places in sorted(unknown.items()):
         first = ops.since(op)
@@ -188,6 +192,10 @@ def _check_ops(graph, version: str) -> tuple[list[Finding], str]:
         what = f"{len(python)} op(s) call back into Python (tf.py_function, tf.numpy_function)"
         mend = "write that step with TensorFlow ops; a server has no Python"
         findings.append(Finding("python-op", ERROR, _layer(python[0]), what, mend))
+    if growing:
+        what = f"{len(growing)} op(s) write into a mutable table while serving: it may grow with every request"
+        mend = "use a tf.lookup.StaticHashTable; keras-nlp's byte-pair tokenizers get one from tfvllm.export"
+        findings.append(Finding("mutable-table", WARNING, _layer(growing[0]), what, mend))
     if internal:
         names = ", ".join(f"{op} {len(places)}x" for op, places in sorted(internal.items()))
         what = (

@@ -1,11 +1,12 @@
 """Does a SavedModel compute what its model computes? Asked in this process, or in a fresh one without Keras."""
 
+import functools
 import os
 import pickle
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,16 @@ def check(
     atol: float = 1e-5,
     rtol: float = 0.0,
     fresh: bool = False,
+    run: Callable | None = None,
 ) -> dict[str, Any]:
     """Runs `signature` on `inputs` and compares the outputs named in `expected`.
 
+    `run(requests)` is what answers; by default the SavedModel is loaded for this, in a `fresh` process or here.
     Numbers must agree to `atol + rtol * |expected|`, strings and whole numbers exactly; shapes must be equal.
     Returns `{"max_abs_error", "atol", "rtol", "signature", "process"}`. Raises VerificationError.
     """
-    run = run_fresh if fresh else run_here
-    found = run(directory, [(signature, inputs)])[0]
+    ask = functools.partial(run_fresh, directory) if fresh else run or loaded_here(directory)
+    found = ask([(signature, inputs)])[0]
     worst = 0.0
     for name, value in expected.items():
         if name not in found:
@@ -44,8 +47,18 @@ def check(
 
 def run_here(directory: str | os.PathLike, requests: Sequence[tuple[str, Mapping]]) -> list[dict[str, np.ndarray]]:
     """Runs (signature, inputs) pairs in this process."""
-    textops.load()
-    return fresh_script.run(directory, requests)
+    return loaded_here(directory)(requests)
+
+
+def loaded_here(directory: str | os.PathLike) -> Callable[[Sequence], list[dict[str, np.ndarray]]]:
+    """A function that runs (signature, inputs) pairs in this process, on a SavedModel loaded once, when asked."""
+
+    @functools.cache
+    def model():
+        textops.load()
+        return fresh_script.load(directory)
+
+    return lambda requests: fresh_script.run(model(), requests)
 
 
 def run_fresh(

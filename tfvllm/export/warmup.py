@@ -6,7 +6,7 @@ that an export needs no tensorflow-serving-api; a test holds them against the re
 
 import functools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,13 @@ def path(directory: str | os.PathLike) -> Path:
     return Path(directory) / NAME
 
 
-def write(directory: str | os.PathLike, examples: Iterable[Mapping[str, Any]], *, replay_them: bool = True) -> dict:
+def write(
+    directory: str | os.PathLike,
+    examples: Iterable[Mapping[str, Any]],
+    *,
+    replay_them: bool = True,
+    run: Callable | None = None,
+) -> dict:
     """Writes `examples` as warm-up requests and, to be sure, replays them.
 
     An example is `{"signature_name", "inputs"}` (a Predict request) or `{"signature_name", "examples", "method"}`,
@@ -72,7 +78,7 @@ def write(directory: str | os.PathLike, examples: Iterable[Mapping[str, Any]], *
             request.model_spec.signature_name = example["signature_name"]
             writer.write(log.SerializeToString())
     os.replace(partial, file)
-    replayed = replay(directory) if replay_them else 0
+    replayed = replay(directory, run=run) if replay_them else 0
     return {"records": len(examples), "replayed": replayed}
 
 
@@ -104,13 +110,16 @@ def read(directory: str | os.PathLike) -> list[tuple[str, dict[str, np.ndarray]]
     return requests
 
 
-def replay(directory: str | os.PathLike, requests: Sequence | None = None) -> int:
-    """Runs the warm-up requests against the SavedModel; returns how many ran. Raises TfvllmError when one fails."""
+def replay(directory: str | os.PathLike, requests: Sequence | None = None, *, run: Callable | None = None) -> int:
+    """Runs the warm-up requests against the SavedModel, or against `run(requests)` where it is loaded already.
+
+    Returns how many ran. Raises TfvllmError when one fails.
+    """
     from tfvllm.export import parity
 
     requests = read(directory) if requests is None else list(requests)
     try:
-        return len(parity.run_here(directory, requests))
+        return len((run or parity.loaded_here(directory))(requests))
     except Exception as error:
         line = " ".join(str(error).split())[:300]
         raise TfvllmError(f"a warm-up request does not run on {directory}: {line}. Export again.") from error

@@ -61,18 +61,27 @@ def codec_for(tokenizer) -> Codec:
     kinds = keras_hub.tokenizers
     if isinstance(tokenizer, kinds.SentencePieceTokenizer):
         return SentencePiece(tokenizer)
+    codec = byte_pair_codec(tokenizer)
+    if codec is not None:
+        return codec
     if type(tokenizer).__name__ == "MistralTekkenTokenizer":
         raise InputError(
             "MistralTekkenTokenizer has no TensorFlow form; expected a SentencePiece or GPT-2 style tokenizer"
         )
-    if isinstance(tokenizer, kinds.BytePairTokenizer):
-        return BytePair(tokenizer)
     if isinstance(tokenizer, kinds.ByteTokenizer):
         return Bytes(tokenizer)
     raise InputError(
         f"{type(tokenizer).__name__} cannot be exported with `generate`; expected a BytePairTokenizer, a "
         "SentencePieceTokenizer or a ByteTokenizer. Or export the model on ids: set its preprocessor to None."
     )
+
+
+def byte_pair_codec(tokenizer) -> BytePair | None:
+    """The codec of a keras-nlp byte-pair tokenizer; None for tokenizers of another kind."""
+    import keras_hub
+
+    pairs = isinstance(tokenizer, keras_hub.tokenizers.BytePairTokenizer)
+    return BytePair(tokenizer) if pairs and type(tokenizer).__name__ != "MistralTekkenTokenizer" else None
 
 
 def special_ids(tokenizer) -> set[int]:

@@ -375,6 +375,9 @@ def fit(
         `history` (one dict per epoch), `best_epoch` (from 1), `averaged` (how many epochs' mean was kept; 1 for none)
         and `dev_accuracy`.
     """
+    if not model.optimizer.built:
+        # Variables that are made while the training step is traced make TensorFlow trace it a second time.
+        model.optimizer.build(model.trainable_variables)
     batches = Batches(train, batch_size, seed=seed, shuffle=True, change=change)
     keeper = EpochState(Path(state), student, min(best_from, epochs - 1), average)
     if start is not None and not keeper.epochs_done:

@@ -351,6 +351,7 @@ class Distiller(keras.Model):
                 held_x, held_y, weight = keras.utils.unpack_x_y_sample_weight(tuple(validation_data))
                 if batch_inputs.has_strings(held_x):
                     validation_data = self._preprocessed(held_x, held_y, weight, held_out_batch, False)
+        self._build_optimizer()
         return super().fit(
             x=x,
             y=y,
@@ -362,6 +363,13 @@ class Distiller(keras.Model):
             shuffle=shuffle and not isinstance(x, tf.data.Dataset),
             **kwargs,
         )
+
+    def _build_optimizer(self) -> None:
+        # Variables that are made while the training step is traced make TensorFlow trace it a second time.
+        layers = [self.student, *(layer for layers in self.projections.values() for layer in layers)]
+        if self.optimizer is not None and not self.optimizer.built and all(layer.built for layer in layers):
+            with self.distribute_strategy.scope():
+                self.optimizer.build(self.trainable_variables)
 
     def evaluate(
         self, x: Any = None, y: Any = None, batch_size: int | None = None, *, sample_weight: Any = None, **kwargs: Any

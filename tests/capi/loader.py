@@ -3,8 +3,10 @@
 Other tests may use it for any task: `from tests.capi.loader import run`.
 """
 
+import atexit
 import functools
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -29,10 +31,20 @@ def program() -> Path:
     libraries = [root / "libtensorflow_cc.so.2", root / "libtensorflow_framework.so.2"]
     if not all(library.exists() for library in libraries):
         pytest.skip("this TensorFlow has no libtensorflow_cc.so.2")
-    target = Path(tempfile.mkdtemp(prefix="tfvllm-capi-")) / "run_saved_model"
-    source = Path(__file__).with_name("run_saved_model.c")
-    flags = ["-O1", f"-I{root / 'include'}", f"-Wl,-rpath,{root}"]
-    subprocess.run([compiler, str(source), *flags, *map(str, libraries), "-o", str(target)], check=True)
+    folder = Path(tempfile.mkdtemp(prefix="tfvllm-capi-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    target, source = folder / "run_saved_model", Path(__file__).with_name("run_saved_model.c")
+    # Linked against an empty library of the same names, as the linker takes ten seconds to read the real one's symbols;
+    # at run time the loader finds the real ones.
+    names = sorted(set(re.findall(r"\b(TF_[A-Za-z]+)\(", source.read_text())))
+    (folder / "empty.c").write_text("".join(f"void {name}(void) {{}}\n" for name in names))
+    for library in libraries:
+        soname = f"-Wl,-soname,{library.name}"
+        make = [compiler, "-shared", "-fPIC", str(folder / "empty.c"), soname, "-o", str(folder / library.name)]
+        subprocess.run(make, check=True)
+    flags = ["-O1", f"-I{root / 'include'}", f"-Wl,-rpath,{root}", "-Wl,--no-as-needed"]
+    linked = [str(folder / library.name) for library in libraries]
+    subprocess.run([compiler, str(source), *flags, *linked, "-o", str(target)], check=True)
     return target
 
 

@@ -208,6 +208,24 @@ def test_an_input_of_several_products_is_quantised_once():
     np.testing.assert_allclose(run(x)[1], np.maximum(by_hand(x, w2.numpy(), 0.0), 0), atol=2e-5)
 
 
+def test_a_table_of_embeddings_keeps_a_byte_an_element():
+    table = tf.Variable(np.random.default_rng(3).normal(0, 1, (1100, 64)).astype(np.float32) * 3.0)
+    table[5].assign(tf.zeros(64))
+    call = tf.function(
+        lambda ids: tf.gather(tf.identity(table), ids),
+        autograph=False,
+        input_signature=[tf.TensorSpec([None, None], tf.int32)],
+    )
+    fast = tfvllm.simplify(call, target="onednn", precision="int8")
+    assert fast.report.rules["QuantizeTables"] == 1
+    ids = np.array([[0, 5, 1099], [7, 7, 8]])
+    found = fast(ids).numpy()
+    content, scale = quantise_weight(table.numpy().T)
+    np.testing.assert_allclose(found, (content * (scale / 127)).T[ids], rtol=1e-6)
+    assert not found[0, 1].any()
+    assert fast.report.after["bytes"] < 0.27 * fast.report.before["bytes"]
+
+
 # -------------------------------------------------------------------------------------------------------- calibration
 
 

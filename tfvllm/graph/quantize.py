@@ -10,10 +10,11 @@ import numpy as np
 from tfvllm.errors import InputError, VerificationError
 from tfvllm.graph import calibrate, targets
 from tfvllm.graph.guarantee import Approximate
-from tfvllm.graph.ir import Graph
+from tfvllm.graph.ir import Graph, Node
 from tfvllm.graph.rewriter import Rewriter, short
 from tfvllm.graph.verify import Comparison, Verifier
 
+Ranges = dict[str, tuple[float, float] | None]  # name of a product -> the range of its input; None for a table
 MAX_ERROR = 0.05  # relative to the largest magnitude of an output, where the user gives none
 _HOLD_OUT = 4  # of eight samples or more every fourth is kept from the ranges, so that verification sees new ones
 _ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
@@ -82,15 +83,16 @@ class Quantizer:
         from tfvllm.rules.int8 import snap
 
         base = Rewriter(verified.copy(), self.target, shared_weights=self.shared)
-        spreads = self._observe(base)
-        if not spreads:
+        spreads, tables = self._observe(base)
+        if not spreads and not tables:
             return Outcome(base, self.verifier.compare(base.graph))
         free, costly = self._factors(base.graph, spreads)
         for factors in [free, {**free, **costly}] if costly else [free]:
             if factors:
                 base = self._smoothed(verified, factors)
-                spreads = self._observe(base)
-            ranges = {n: snap(*s.span(self.options.percentile)) for n, s in spreads.items()}
+                spreads, tables = self._observe(base)
+            ranges: Ranges = dict.fromkeys(tables)
+            ranges |= {n: snap(*s.span(self.options.percentile)) for n, s in spreads.items()}
             errors = self._local_errors(base.graph, ranges)
             lowered, comparison = self._lower(base, ranges, errors)
             if comparison.ok:
@@ -101,7 +103,7 @@ class Quantizer:
             self.verifier.samples,
             self.verifier.references,
             list(ranges),
-            lambda graph, node: self._product(graph).build(node, ranges[node.name]),
+            lambda graph, node: self._form(graph).build(node, ranges[node.name]),
         )
         kept, sensitivity = board.keep(self.options.max_error)
         while len(kept) < len(ranges):
@@ -110,7 +112,8 @@ class Quantizer:
             if comparison.ok:
                 for node in kept:
                     moved = f"in int8 it alone moves the result by {sensitivity[node]:.2g}"
-                    lowered.declined["QuantizeProducts", node] = f"kept in float32: {moved}"
+                    rule = "QuantizeTables" if ranges[node] is None else "QuantizeProducts"
+                    lowered.declined[rule, node] = f"kept in float32: {moved}"
                 return self._outcome(lowered, comparison, ranges, errors, factors, sensitivity)
             kept.append(max(chosen, key=sensitivity.__getitem__))
         raise VerificationError(
@@ -121,22 +124,21 @@ class Quantizer:
 
     # ------------------------------------------------------------------------------------------------------- its steps
 
-    def _observe(self, rewriter: Rewriter) -> dict[str, calibrate.Spread]:
-        """The spread of the input of every product that can become int8, by the product's name."""
+    def _observe(self, rewriter: Rewriter) -> tuple[dict[str, calibrate.Spread], list[str]]:
+        """The spread of the input of every product that can become int8, by its name; the names of tables that can."""
         from tfvllm.rules.int8 import why_not
 
-        products = []
+        products: list[Node] = []
+        tables: list[Node] = []
         for node in rewriter.graph.live():
             reason = why_not(rewriter.graph, node)
             if reason is None:
-                products.append(node)
+                (tables if node.op == "GatherV2" else products).append(node)
             elif reason:
                 rewriter.declined["QuantizeProducts", node.name] = reason
-        if not products:
-            return {}
         values = list(dict.fromkeys(n.inputs[0] for n in products))
-        found = calibrate.observe(rewriter.graph, self.verifier.specs, self.samples, values)
-        return {n.name: found[n.inputs[0]] for n in products}
+        found = calibrate.observe(rewriter.graph, self.verifier.specs, self.samples, values) if values else {}
+        return {n.name: found[n.inputs[0]] for n in products}, [n.name for n in tables]
 
     def _factors(self, graph: Graph, spreads: dict[str, calibrate.Spread]):
         """Smoothing factors by source node: those that cost nothing at run time, and those that cost a layer norm."""
@@ -167,21 +169,19 @@ class Quantizer:
         rewriter.run(rules.smoothing(factors))
         return rewriter
 
-    def _product(self, graph: Graph):
-        from tfvllm.rules.int8 import Int8Product
+    def _form(self, graph: Graph):
+        from tfvllm.rules.int8 import Int8Form
 
-        return Int8Product(graph, self.shared, {})
+        return Int8Form(graph, self.shared, {})
 
-    def _local_errors(self, graph: Graph, ranges: dict[str, tuple[float, float]]) -> dict[str, float]:
+    def _local_errors(self, graph: Graph, ranges: Ranges) -> dict[str, float]:
         """The relative error of each product in int8 on the inputs it has where all others are float32."""
         both = graph.copy()
-        product = self._product(both)
-        pairs = {n: (both.nodes[n].output, product.build(both.nodes[n], span)) for n, span in ranges.items()}
+        form = self._form(both)
+        pairs = {n: (both.nodes[n].output, form.build(both.nodes[n], span)) for n, span in ranges.items()}
         return calibrate.local_errors(both, self.verifier.specs, self.samples, pairs)
 
-    def _lower(
-        self, base: Rewriter, ranges: dict[str, tuple[float, float]], errors: dict[str, float]
-    ) -> tuple[Rewriter, Comparison]:
+    def _lower(self, base: Rewriter, ranges: Ranges, errors: dict[str, float]) -> tuple[Rewriter, Comparison]:
         from tfvllm.rules import lowering
 
         lowered = Rewriter(base.graph.copy(), self.target, shared_weights=self.shared)
@@ -201,8 +201,9 @@ class Quantizer:
             kept = node in lowered.graph.nodes
             found = {
                 "where": short(node),
+                "what": "table" if ranges[node] is None else "product",
                 "precision": "float32" if kept else "int8",
-                "range": list(ranges[node]),
+                "range": None if ranges[node] is None else list(ranges[node]),
                 "error": errors[node],
             }
             return {**found, "sensitivity": sensitivity[node]} if sensitivity else found

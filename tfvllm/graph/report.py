@@ -173,9 +173,10 @@ def lowering_lines(signature: SignatureReport) -> list[str]:
     lowered = [p for p in products if p["precision"] != "float32"]
     worst = max(lowered, key=lambda p: p["error"])
     lines = [
-        f"int8: {len(lowered)} of {len(products)} products; ranges from {ranges['samples']} {ranges['inputs']} inputs; "
-        f"results are off by {details['error']:.2g} of their largest magnitude, allowed {details['max_error']:.2g}",
-        f"int8: the least exact product is {worst['where']}: {worst['error']:.2g}, root mean square, of its own result",
+        f"int8: {len(lowered)} of {len(products)} products and tables, with ranges from "
+        f"{ranges['samples']} {ranges['inputs']} inputs; results are off by {details['error']:.2g} of their "
+        f"largest magnitude, allowed {details['max_error']:.2g}",
+        f"int8: the least exact is the {worst['what']} {worst['where']}: {worst['error']:.2g} of its own result, rms",
     ]
     if details["smoothed"]:
         lines.append(f"int8: large channels were spread into the weights at {details['smoothed']} places")

@@ -50,12 +50,12 @@ def _section(signature: SignatureReport) -> list[str]:
             parts.append(html.table(("rule", "where", "why"), [(e["rule"], e["where"], e["reason"]) for e in entries]))
     parts.extend(f"<p>{html.escape(line)}.</p>" for line in lowering_lines(signature))
     if signature.lowering:
-        parts.append("<h3>Products</h3>")
-        rows = [
-            (p["where"], p["precision"], "{:.4g} … {:.4g}".format(*p["range"]), f"{p['error']:.2g}")
-            for p in signature.lowering["products"]
+        parts.append("<h3>Products and tables</h3>")
+        forms = [
+            (e["where"], e["what"], e["precision"], _range(e["range"]), f"{e['error']:.2g}")
+            for e in signature.lowering["products"]
         ]
-        parts.append(html.table(("where", "precision", "range of the input", "relative error"), rows))
+        parts.append(html.table(("where", "what", "precision", "range of the input", "relative error"), forms))
     check = signature.verification
     if check:
         parts.append(
@@ -65,6 +65,10 @@ def _section(signature: SignatureReport) -> list[str]:
     for which in ("before", "after"):
         parts.append(html.diagram(signature.diagrams[which], f"The graph {which}, one box for each layer", folded=True))
     return parts
+
+
+def _range(ends: list[float] | None) -> str:
+    return "–" if ends is None else f"{ends[0]:.4g} … {ends[1]:.4g}"
 
 
 def _ratio(before: int, after: int) -> str:

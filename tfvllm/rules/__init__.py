@@ -20,7 +20,7 @@ from tfvllm.rules.fuse_conv import FuseConvActivation, FuseConvBias, FuseDepthwi
 from tfvllm.rules.fuse_matmul import FuseActivation, FuseGelu, FuseMatMulBias, FuseResidual
 from tfvllm.rules.head_transposes import OneTransposeForHeads
 from tfvllm.rules.hoist_slices import HoistSlices
-from tfvllm.rules.int8 import FuseRequantize, QuantizeProducts, Range, SmoothInputs
+from tfvllm.rules.int8 import FuseRequantize, QuantizeProducts, QuantizeTables, Range, SmoothInputs
 from tfvllm.rules.layer_norm import FuseLayerNorm
 from tfvllm.rules.linear_layers import BatchNormToAffine, JoinLinearLayers, ScaleIntoWeights, TermToBias
 from tfvllm.rules.masked_softmax import MaskRowsAfterAttention
@@ -83,18 +83,22 @@ def pipeline() -> list[Step]:
     ]
 
 
-def lowering(precision: str, ranges: Mapping[str, Range] | None = None, guarantee: Any = None) -> list[Step]:
+def lowering(precision: str, ranges: Mapping[str, Range | None] | None = None, guarantee: Any = None) -> list[Step]:
     """The steps that lower a simplified float32 graph to another precision; none for float32.
 
     Args:
-        ranges: for int8: name of a product -> what the smallest and largest byte of its input stand for.
+        ranges: for int8: name of a product -> what the smallest and largest byte of its input stand for; None
+            for a table.
         guarantee: for int8: what was measured of the products.
     """
     clean = (DropIdentities(), FoldConstants(), MergeDuplicates(), DeleteDead())
     if precision == "bfloat16":
         lower: tuple[Rule, ...] = (LowerProducts(), LowerBias(), SinkCasts(), CancelCasts(), LowerLayerNorm())
     elif precision == "int8":
-        lower = (QuantizeProducts(ranges or {}, guarantee or Approximate()), FuseRequantize())
+        products = {n: span for n, span in (ranges or {}).items() if span is not None}
+        tables = [n for n in ranges or {} if n not in products]
+        promise = guarantee or Approximate()
+        lower = (QuantizeProducts(products, promise), QuantizeTables(tables, promise), FuseRequantize())
     else:
         return []
     return [Step(precision, (*lower, MergeDuplicates())), Step("weights", (FoldWeights(), *clean))]

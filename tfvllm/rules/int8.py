@@ -9,7 +9,7 @@ int32; everything between them stays float32.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ LEVELS = 127.0  # of a weight on each side of zero; -128 is left out, so that a 
 STEPS = 255.0  # of an input over its whole range
 Range = tuple[float, float]
 SMALLEST = 4096  # elements of a weight: below, the product is too small for int8 to gain anything
+SMALLEST_TABLE = 1 << 16  # elements of a table of embeddings: below, it is no size to speak of
 _ACTIVATIONS = ("Relu", "Relu6", "Elu", "Tanh", "Sigmoid", "GeluExact", "GeluApproximate", "LeakyRelu")
 
 
@@ -77,6 +78,8 @@ def smoothing(largest: np.ndarray, weight_largest: np.ndarray, alpha: float) -> 
 
 def why_not(graph: Graph, node: Node) -> str | None:
     """The reason for which a product cannot become int8; None if it can; an empty one if it is no candidate at all."""
+    if node.op == "GatherV2":
+        return _why_no_table(graph, node)
     if node.op not in ("MatMul", "_FusedMatMul") or node.output.dtype != tf.float32:
         return ""
     x, w = node.inputs[:2]
@@ -99,20 +102,52 @@ def why_not(graph: Graph, node: Node) -> str | None:
     return None
 
 
+def _why_no_table(graph: Graph, node: Node) -> str | None:
+    table, _, axis = node.inputs
+    if not graph.is_weight(table) or table.dtype != tf.float32 or table.rank != 2:
+        return ""
+    if graph.constant(axis) is None or int(graph.constant(axis)) != 0 or node.attr("batch_dims", 0):  # type: ignore[arg-type]
+        return ""
+    array = graph.array(table)
+    assert array is not None
+    if array.size < SMALLEST_TABLE:
+        return ""
+    return None if np.all(np.isfinite(array)) else "its table holds NaN or infinities"
+
+
 @dataclass(frozen=True)
-class Int8Product:
-    """Writes the int8 form of products into a graph. Weights are made once for all signatures (`shared`)."""
+class Int8Form:
+    """Writes the int8 form of nodes into a graph. Weights are made once for all signatures (`shared`)."""
 
     graph: Graph
     shared: dict[Any, Any]
     quantised: dict[Any, Value]  # (value, range) -> the value in int8: several products may read one input
 
-    def build(self, node: Node, span: Range) -> Value:
+    def table(self, node: Node) -> Value:
+        """The rows that `node` gathers, from a table in int8 with one scale a row. `node` stays in the graph."""
+        graph, b, (table, ids, axis) = self.graph, Builder(self.graph, node.name), node.inputs
+        source = graph.captures[table.node.inputs[0].node.name].tensor
+        key = ("int8 rows", id(source))
+        if key not in self.shared:
+            content, scale = quantise_weight(graph.array(table).T)  # type: ignore[union-attr]
+            self.shared[key] = (
+                tf.Variable(np.ascontiguousarray(content.T), trainable=False, name="table_int8"),
+                tf.Variable((scale / np.float32(LEVELS))[:, None], trainable=False, name="table_scale"),
+                source,  # held: its id is the key
+            )
+        content, scale, _ = self.shared[key]
+        rows = b.GatherV2(graph.weight(graph.unique(f"{node.name}/int8"), content, tf.int8), ids, axis)
+        steps = b.GatherV2(graph.weight(graph.unique(f"{node.name}/scale"), scale, tf.float32), ids, axis)
+        return b.Mul(b.Cast(rows, DstT=tf.float32), steps)
+
+    def build(self, node: Node, span: Range | None) -> Value:
         """The int8 form of `node`, which stays in the graph.
 
         Args:
-            span: what the smallest and the largest byte of its input stand for; see `snap`.
+            span: what the smallest and the largest byte of its input stand for; see `snap`. None for a table.
         """
+        if span is None:
+            return self.table(node)
         b = Builder(self.graph, node.name)
         x, (low, high) = node.inputs[0], span
         key = (x.node.name, x.index, span)
@@ -198,12 +233,30 @@ class QuantizeProducts(Pass):
     def run(self, rewriter):
         graph = rewriter.graph
         nodes = [graph.nodes[n] for n in self.ranges if n in graph.nodes and rewriter.allowed(self, graph.nodes[n])]
-        maker = Int8Product(graph, rewriter.shared_weights, {})
+        maker = Int8Form(graph, rewriter.shared_weights, {})
         for node in nodes:
             new = maker.build(node, self.ranges[node.name])
             rewriter.fire(self, node)
             graph.replace(node.output, new)
         for node in nodes:
+            self.removed(rewriter, node)
+        return bool(nodes)
+
+
+class QuantizeTables(Pass):
+    """gather(table, ids) -> float32(gather(int8(127·table/m), ids))·gather(m/127, ids), with m for each row."""
+
+    def __init__(self, names: Collection[str], guarantee: Approximate):
+        self.names = names
+        self.guarantee = guarantee
+
+    def run(self, rewriter):
+        graph = rewriter.graph
+        nodes = [graph.nodes[n] for n in self.names if n in graph.nodes and rewriter.allowed(self, graph.nodes[n])]
+        for node in nodes:
+            new = Int8Form(graph, rewriter.shared_weights, {}).table(node)
+            rewriter.fire(self, node)
+            graph.replace(node.output, new)
             self.removed(rewriter, node)
         return bool(nodes)
 
@@ -324,7 +377,7 @@ class SmoothInputs(Pass):
 
     def run(self, rewriter):
         graph = rewriter.graph
-        products = [n for n in graph.order() if why_not(graph, n) is None]
+        products = [n for n in graph.order() if n.op != "GatherV2" and why_not(graph, n) is None]
         changed = False
         for source in sources(graph, products):
             name = source.node.name

@@ -1,6 +1,7 @@
 """SavedModels and functions to graphs and back; what cannot be read is refused in one line."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -131,22 +132,67 @@ def test_bad_inputs_get_one_clear_line(bert_saved, tmp_path):
         convert.load(bert_saved, "missing")
 
 
-@pytest.mark.parametrize("target", ["portable", "onednn"])
-def test_fresh_process_with_plain_tensorflow(bert_saved, tmp_path, target):
+def test_only_what_the_signatures_need_is_read(bert, bert_saved, tmp_path):
+    """A Keras export holds every weight twice; each is read once."""
+    saved = convert.load(bert_saved, "serving_default")
+    trackables = tf.train.TrackableView(saved.loaded).descendants()
+    variables = [v for v in trackables if isinstance(v, tf.Variable)]
+    weights = len(bert.trainable_variables)
+    assert sum(v.dtype == tf.float32 for v in variables) == 2 * weights
+    assert sum(bool(v.is_initialized()) for v in variables) == weights
+    data = tmp_path / "short"
+    shutil.copytree(bert_saved, data)
+    (weights,) = data.glob("variables/*.data*")
+    weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(InputError, match="cannot be loaded"):
+        convert.load(data)
+
+
+def test_a_checkpoint_that_holds_more_than_variables_is_read_whole(tmp_path):
+    class Module(tf.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = tf.Variable(2.0)
+            self.table = tf.lookup.experimental.MutableHashTable(tf.int64, tf.float32, -1.0)
+            self.table.insert(tf.constant([3], tf.int64), tf.constant([0.5]))
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.int64, name="keys")])
+        def look(self, keys):
+            return {"y": self.table.lookup(keys) * self.scale}
+
+    module = Module()
+    tf.saved_model.save(module, str(tmp_path / "m"), signatures={"look": module.look})
+    saved = convert.load(tmp_path / "m")
+    convert.save(saved.signatures, tmp_path / "copy")
+    got = run_saved(tmp_path / "copy", {"keys": np.array([3, 4])}, "look")
+    np.testing.assert_array_equal(got["y"], [1.0, -2.0])
+
+
+def test_equal_signatures_have_one_fingerprint(bert_saved):
+    first, second = (s.graph for s in convert.load(bert_saved).signatures.values())
+    assert convert.fingerprint(first) == convert.fingerprint(second)
+    second.outputs["other"] = second.outputs.pop("output_0")
+    assert convert.fingerprint(first) != convert.fingerprint(second)
+
+
+def test_fresh_process_with_plain_tensorflow(bert_saved, tmp_path):
     import tfvllm
 
-    tfvllm.simplify_saved_model(bert_saved, tmp_path / "fast", target=target)
+    for target in ("portable", "onednn"):
+        tfvllm.simplify_saved_model(bert_saved, tmp_path / target, target=target)
     inputs = bert_inputs()
     np.savez(tmp_path / "inputs.npz", **inputs)
     code = (
         "import sys, numpy as np, tensorflow as tf\n"
-        "m = tf.saved_model.load(sys.argv[1]); x = dict(np.load(sys.argv[2]))\n"
-        "y = m.signatures['serving_default'](**{k: tf.constant(v) for k, v in x.items()})['output_0'].numpy()\n"
+        "x = dict(np.load('inputs.npz'))\n"
+        "for target in ('portable', 'onednn'):\n"
+        "    m = tf.saved_model.load(target)\n"
+        "    y = m.signatures['serving_default'](**{k: tf.constant(v) for k, v in x.items()})['output_0'].numpy()\n"
+        "    np.save(target + '.npy', y)\n"
         "assert not any(n.split('.')[0] in ('tfvllm', 'keras_nlp', 'keras_hub') for n in sys.modules)\n"
-        "np.save(sys.argv[3], y)\n"
     )
-    arguments = [str(tmp_path / "fast"), str(tmp_path / "inputs.npz"), str(tmp_path / "y.npy")]
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    subprocess.run([sys.executable, "-c", code, *arguments], check=True, cwd=tmp_path, env=environment)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=environment)
     want = run_saved(bert_saved, inputs)["output_0"]
-    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), want, atol=1e-5)
+    for target in ("portable", "onednn"):
+        np.testing.assert_allclose(np.load(tmp_path / f"{target}.npy"), want, atol=1e-5)

@@ -1,11 +1,14 @@
 """tfvllm simplify SRC DST."""
 
+import contextlib
 import json
 import sys
 
 import click
 
 from tfvllm.errors import InputError
+
+_M_MMAP_THRESHOLD = -3  # <malloc.h>
 
 
 @click.command()
@@ -34,6 +37,7 @@ def command(source, destination, html, diagram, as_json, calibration, rules, **o
     """Rewrite the graph of the SavedModel SRC into DST: the same signatures, verified against the original."""
     from tfvllm.quietly import import_tensorflow
 
+    _give_back_freed_memory()
     import_tensorflow(without_keras=True)
     from tfvllm.graph.simplify import simplify_saved_model
 
@@ -57,6 +61,17 @@ def command(source, destination, html, diagram, as_json, calibration, rules, **o
         from rich.console import Console
 
         Console().print(report.table())
+
+
+def _give_back_freed_memory() -> None:
+    """Lets the C library return every large buffer when it is freed, where it would keep some for later.
+
+    Weights and their float64 copies come and go; kept, they would add up to a fifth of the model at the peak.
+    """
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 18)
 
 
 def read_inputs(path: str) -> list[dict]:

@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 from tensorflow.core.framework import graph_pb2, node_def_pb2
-from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow.core.protobuf import saved_model_pb2, trackable_object_graph_pb2
 from tensorflow.python.eager import context
 
 from tfvllm.errors import InputError
@@ -272,6 +272,17 @@ def to_graph_def(graph: Graph, rename: dict[str, str] | None = None, skip: Itera
     return graph_def
 
 
+def fingerprint(graph: Graph) -> tuple:
+    """Equal for graphs that are the same node by node: same names, inputs, outputs, variables and tables."""
+    live = {n.name for n in graph.live()}
+    return (
+        to_graph_def(graph).SerializeToString(deterministic=True),
+        tuple((name, id(c.tensor)) for name, c in sorted(graph.captures.items()) if name in live),
+        tuple((key, v.name, str(infer.static_shape(v))) for key, v in graph.inputs.items()),
+        tuple((key, v.name) for key, v in graph.outputs.items()),
+    )
+
+
 def _node_def(node: Node, rename: dict[str, str]) -> node_def_pb2.NodeDef:
     node_def = node_def_pb2.NodeDef(name=rename.get(node.name, node.name), op=node.op)
     for value in node.inputs:
@@ -405,8 +416,11 @@ def load(path: str | os.PathLike, only: str | None = None) -> SavedModel:
     path = Path(path)
     proto = read_proto(path)
     _register_ops(proto)
+    restore = _Restore.of(path)
     try:
-        loaded = tf.saved_model.load(str(path))
+        loaded = tf.saved_model.load(
+            str(path), options=tf.saved_model.LoadOptions(experimental_skip_checkpoint=restore is not None)
+        )
     except Exception as error:
         raise InputError(f"{path} cannot be loaded: {_first_line(error)}") from error
     definitions = next(iter(proto.meta_graphs)).signature_def
@@ -425,8 +439,67 @@ def load(path: str | os.PathLike, only: str | None = None) -> SavedModel:
         graph.inputs = dict(zip(sorted(specs), graph.inputs.values(), strict=True))
         graph.outputs = dict(zip(sorted(function.structured_outputs), graph.outputs.values(), strict=True))
         signatures[name] = Signature(graph, specs, definitions[name].method_name, function)
-    _thaw_shared([s.graph for s in signatures.values()])
+    graphs = [s.graph for s in signatures.values()]
+    if restore is not None:
+        try:
+            restore.run(loaded, {id(c.owner): c.owner for g in graphs for c in g.captures.values()})
+        except (tf.errors.OpError, ValueError) as error:
+            raise InputError(f"{path} cannot be loaded: {_first_line(error)}") from error
+    _thaw_shared(graphs)
     return SavedModel(path, signatures, loaded)
+
+
+@dataclass
+class _Restore:
+    """Reads from a checkpoint the variables that are needed, one by one.
+
+    TensorFlow's own restore reads all there are; a Keras export holds every weight twice.
+    """
+
+    prefix: str
+    objects: Any  # the checkpoint's TrackableObjectGraph
+
+    @classmethod
+    def of(cls, path: Path) -> _Restore | None:
+        """None where the checkpoint holds more than variables (the contents of tables): TensorFlow reads those."""
+        prefix = str(path / "variables" / "variables")
+        if not tf.io.gfile.exists(prefix + ".index"):
+            return None
+        try:
+            text = tf.train.load_checkpoint(prefix).get_tensor("_CHECKPOINTABLE_OBJECT_GRAPH")
+        except (tf.errors.OpError, ValueError, IndexError, RuntimeError):
+            return None  # TensorFlow's own restore says what is wrong with it
+        objects = trackable_object_graph_pb2.TrackableObjectGraph.FromString(text)
+        plain = all(a.name == "VARIABLE_VALUE" for n in objects.nodes for a in n.attributes)
+        return cls(prefix, objects) if plain else None
+
+    def run(self, loaded: Any, needed: dict[int, Any]) -> None:
+        """Restores those of the trackables of `loaded` that are `needed` (id -> trackable) and are variables.
+
+        Raises ValueError where one is not in the checkpoint.
+        """
+        missing = {i: v for i, v in needed.items() if isinstance(v, tf.Variable)}
+        found = {0: loaded}
+        queue = [0]
+        while queue:
+            number = queue.pop()
+            node, trackable = self.objects.nodes[number], found[number]
+            if missing.pop(id(trackable), None) is not None:
+                (attribute,) = node.attributes
+                tensor = tf.raw_ops.RestoreV2(
+                    prefix=self.prefix,
+                    tensor_names=[attribute.checkpoint_key],
+                    shape_and_slices=[""],
+                    dtypes=[trackable.dtype],
+                )
+                trackable.assign(tensor[0])
+            children = tf.train.TrackableView.children(trackable) if node.children else {}
+            for child in node.children:
+                if child.node_id not in found and child.local_name in children:
+                    found[child.node_id] = children[child.local_name]
+                    queue.append(child.node_id)
+        if missing:
+            raise ValueError(f"the checkpoint does not hold {next(iter(missing.values())).name!r}")
 
 
 def _register_ops(proto) -> None:

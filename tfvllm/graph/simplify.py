@@ -6,6 +6,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,12 @@ def simplify_saved_model(
     progress("reading")
     saved = convert.load(source, signature)
     sections: dict[str, SignatureReport] = {}
+    done: dict[tuple, str] = {}
     for name, entry in saved.signatures.items():
+        twin = done.setdefault(convert.fingerprint(entry.graph), name)
+        if twin != name:  # Keras exports one function as "serve" and as "serving_default"
+            entry.graph, sections[name] = saved.signatures[twin].graph, replace(sections[twin], name=name)
+            continue
         progress(f"rewriting and verifying {name}")
         samples = _calibration(calibration, entry)
         entry.graph, sections[name] = engine.run(entry.graph, ((), dict(sorted(entry.specs.items()))), name, samples)

@@ -200,22 +200,14 @@ def _wide_specs(specs):
 def to_float64(graph: Graph) -> Graph:
     """The same graph computed in float64: float32 constants, arguments and weights are widened, and every op's type."""
     wide = graph.copy()
+    settled = _widen_weights(wide)
     for node in list(wide.nodes.values()):
         if any(a.WhichOneof("value") == "func" or a.list.func for a in node.attrs.values()):
             _widen_functions(wide, node)
-        if node.op == "ReadVariableOp" and node.output.dtype == tf.float32:
-            value = node.output  # the read stays float32; what reads it gets a cast
-            cast = wide.add(node.name + "/wide", "Cast", [], {"SrcT": tf.float32, "DstT": tf.float64})
-            wide.replace(value, cast.output)
-            wide._append_input(cast, value)
-            _delay(wide, cast)
-            continue
-        if node.name.endswith("/wide"):
+        if node in settled:
             continue
         for key, attr in list(node.attrs.items()):
             if attr.WhichOneof("value") == "type" and attr.type == tf.float32.as_datatype_enum:
-                if node.op == "ReadVariableOp":
-                    continue
                 node.attrs[key] = ops.python_to_attr(tf.float64, "type")
             elif attr.WhichOneof("value") == "list" and tf.float32.as_datatype_enum in attr.list.type:
                 types = [tf.float64 if t == tf.float32.as_datatype_enum else t for t in attr.list.type]
@@ -226,6 +218,34 @@ def to_float64(graph: Graph) -> Graph:
             if value.dtype == tf.float32:
                 value.dtype = tf.float64
     return wide
+
+
+def _widen_weights(wide: Graph) -> set[Node]:
+    """Puts a cast to float64 where a float32 weight is used; returns the nodes that stay in float32, and the casts.
+
+    Each use has a cast of its own, which waits for its turn: all weights widened at once would be twice the model
+    beside it. Of a table that is looked up in, only the rows found are widened.
+    """
+    settled: set[Node] = set()
+    for node in list(wide.nodes.values()):
+        if node.op not in ("ReadVariableOp", "ResourceGather") or node.output.dtype != tf.float32:
+            continue
+        weight = node.output
+        found = [r for r, position in weight.readers if r.op == "GatherV2" and position == 0]
+        settled.update((node, *found))
+        for value in (weight, *(r.output for r in found)):
+            uses = [use for use in value.readers if use[0] not in settled]
+            for reader, position in uses:
+                cast = wide.add(f"{value.node.name}/wide", "Cast", [value], {"SrcT": tf.float32, "DstT": tf.float64})
+                wide.set_input(reader, position, cast.output)
+                if value is weight:
+                    _delay(wide, cast)
+                settled.add(cast)
+            for key in [k for k, v in wide.outputs.items() if v is value]:
+                cast = wide.add(f"{value.node.name}/wide", "Cast", [value], {"SrcT": tf.float32, "DstT": tf.float64})
+                wide.outputs[key] = cast.output
+                settled.add(cast)
+    return settled
 
 
 def _widen_functions(wide: Graph, node: Node) -> None:
@@ -245,15 +265,13 @@ def _widen_functions(wide: Graph, node: Node) -> None:
 
 
 def _delay(graph: Graph, cast: Node) -> None:
-    """Lets a weight be widened only when the other operand of its reader is there.
-
-    Else TensorFlow widens all weights at once, at the start, and holds twice the model beside it.
-    """
+    """Lets a weight be widened only when the other operand of what it goes into is there."""
     reader = graph.sole_reader(cast.output)
-    if reader is None:
-        return
-    others = (v.node for v in reader.inputs if v.node is not cast and not graph.is_static(v))
-    cast.controls = [n for n in others if n.op != "Placeholder"][:1]  # arguments are there from the start
+    while reader is not None and len(reader.outputs) == 1 and graph.is_static(reader.output):
+        reader = graph.sole_reader(reader.output)
+    if reader is not None:
+        others = (v.node for v in reader.inputs if not graph.is_static(v))
+        cast.controls = [n for n in others if n.op != "Placeholder"][:1]  # arguments are there from the start
 
 
 # ------------------------------------------------------------------------------------------------------ made-up inputs

@@ -212,11 +212,14 @@ _RULES: dict[str, Callable[[Node, Rows], list[Demand] | None]] = {
     "LogSoftmax": _along_other_axes,
     "_MklLayerNorm": _along_other_axes,
 }
-for _op in (
-    *("AddV2", "Add", "Sub", "Mul", "RealDiv", "Pow", "Maximum", "Minimum", "SquaredDifference", "SelectV2"),
-    *("Relu", "Relu6", "Elu", "Selu", "LeakyRelu", "Tanh", "Sigmoid", "Erf", "Exp", "Log", "Sqrt", "Rsqrt", "Square"),
-    *("Neg", "Abs", "Softplus", "Softsign", "Cast", "Identity", "StopGradient", "Erfc", "Sin", "Cos", "Log1p"),
-    *("Expm1", "Reciprocal", "Inv", "Sign", "Floor", "Ceil", "Round", "IsNan", "IsInf", "IsFinite", "_MklSwish"),
-    *("Less", "LessEqual", "Greater", "GreaterEqual", "Equal", "NotEqual", "LogicalAnd", "LogicalOr", "LogicalNot"),
-):
-    _RULES[_op] = _elementwise
+ELEMENTWISE = frozenset(
+    (
+        *("AddV2", "Add", "Sub", "Mul", "RealDiv", "Pow", "Maximum", "Minimum", "SquaredDifference", "SelectV2"),
+        *("Relu", "Relu6", "Elu", "Selu", "LeakyRelu", "Tanh", "Sigmoid", "Erf", "Exp", "Log", "Sqrt", "Rsqrt"),
+        *("Square", "ZerosLike", "OnesLike"),
+        *("Neg", "Abs", "Softplus", "Softsign", "Cast", "Identity", "StopGradient", "Erfc", "Sin", "Cos", "Log1p"),
+        *("Expm1", "Reciprocal", "Inv", "Sign", "Floor", "Ceil", "Round", "IsNan", "IsInf", "IsFinite", "_MklSwish"),
+        *("Less", "LessEqual", "Greater", "GreaterEqual", "Equal", "NotEqual", "LogicalAnd", "LogicalOr", "LogicalNot"),
+    )
+)
+_RULES.update(dict.fromkeys(ELEMENTWISE, _elementwise))

@@ -125,13 +125,14 @@ def broadcast(a, b):
     if isinstance(b, int):
         return b
     # Broadcasting is associative, commutative and idempotent: one flat, sorted set of sizes names the result.
-    parts = {repr(p): p for x in (a, b) for p in _broadcast_parts(x)}
+    parts = {repr(p): p for x in (a, b) for p in broadcast_parts(x)}
     if len(parts) == 1:
         return next(iter(parts.values()))
     return _opaque("broadcast", _broadcast_value, *(parts[k] for k in sorted(parts)))
 
 
-def _broadcast_parts(size) -> tuple:
+def broadcast_parts(size) -> tuple:
+    """The sizes of which a size is the broadcast; itself alone if it is no broadcast."""
     if isinstance(size, Dim) and len(size.terms) == 1:
         (names, factor) = size.terms[0]
         if factor == 1 and len(names) == 1 and names[0].startswith("broadcast(") and names[0] in _definitions:

@@ -26,6 +26,7 @@ from tfvllm.rules.linear_layers import BatchNormToAffine, JoinLinearLayers, Scal
 from tfvllm.rules.masked_softmax import MaskRowsAfterAttention
 from tfvllm.rules.merge_duplicates import MergeDuplicates
 from tfvllm.rules.merge_parallel_matmuls import MergeParallelMatMuls
+from tfvllm.rules.pack_tokens import PackTokens
 from tfvllm.rules.rewrite_bodies import RewriteBodies
 from tfvllm.rules.rms_norm import CentreLayerNorm, GammaIntoWeights
 from tfvllm.rules.sink_reshapes import SinkReshapeBias, SinkReshapePair, SinkReshapeResidual, SinkReshapeUnary
@@ -70,6 +71,7 @@ def pipeline() -> list[Step]:
         Step("demand", (HoistSlices(),), repeat=False),
         Step("merge", (MergeParallelMatMuls(),), repeat=False),
         Step("heads", (OneTransposeForHeads(),)),
+        Step("padding", (PackTokens(),), repeat=False),
         Step("user", tuple(_registered)),
         Step(
             "fuse",

@@ -26,10 +26,21 @@ import numpy as np
 RESULTS = Path(__file__).parent / "results"
 SHAPES = [(1, 16), (1, 128), (8, 128)]
 VOCABULARY = 30522
+VARIANTS = (("portable", "float32"), ("onednn", "float32"), ("onednn", "bfloat16"), ("onednn", "int8"))
 BASE = "Keras export float32"
 
 
-def make_models(which: str, folder: str) -> None:
+def random_inputs(batch: int, length: int, seed: int) -> dict[str, np.ndarray]:
+    ids = np.random.default_rng([seed, batch, length]).integers(0, VOCABULARY, (batch, length)).astype(np.int32)
+    return {"token_ids": ids, "padding_mask": np.ones_like(ids), "segment_ids": np.zeros_like(ids)}
+
+
+def calibration() -> list[dict[str, np.ndarray]]:
+    """What int8 takes its ranges from: inputs of the timed kind, with other ids."""
+    return [random_inputs(batch, length, seed=7) for batch, length in ((1, 16), (4, 32), (2, 128))]
+
+
+def make_models(which: str, folder: str, max_error: float) -> None:
     """In a process of its own: the Keras export, the simplified models, and the weights for the twin in PyTorch."""
     import importlib.util
 
@@ -48,14 +59,19 @@ def make_models(which: str, folder: str) -> None:
         backbone = keras_nlp.models.BertBackbone(VOCABULARY, 6, 12, 768, 3072, max_sequence_length=512)
     model = keras_nlp.models.BertTextClassifier(backbone, num_classes=2, preprocessor=None)
     model.export(f"{folder}/keras", verbose=False)
-    for target, precision in (("portable", "float32"), ("onednn", "float32"), ("onednn", "bfloat16")):
-        tfvllm.simplify_saved_model(
+    for target, precision in VARIANTS:
+        int8 = {"calibration": calibration(), "max_error": max_error} if precision == "int8" else {}
+        report = tfvllm.simplify_saved_model(
             f"{folder}/keras",
             f"{folder}/{target}-{precision}",
             target=target,
             precision=precision,
             signature="serving_default",
+            **int8,
         )
+        if int8:
+            products = report.main.lowering["products"]
+            print(f"int8: {sum(p['precision'] == 'int8' for p in products)} of {len(products)} products", flush=True)
     weights = {}
 
     def put(name, array, transpose_from=None):
@@ -228,28 +244,30 @@ def main() -> None:
     parser.add_argument("--model", choices=("bert", "minilm"), default="bert")
     parser.add_argument("--repeats", type=int, default=40)
     parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--folder", help="where models are kept, and taken from if they are there")
+    parser.add_argument("--max-error", type=float, default=0.1, help="of int8, relative to the largest result")
     options = parser.parse_args()
     from tfvllm.bench.results import text_table, write_json
     from tfvllm.bench.timing import Timing
 
     multiprocessing.set_start_method("spawn")
-    folder = tempfile.mkdtemp()
+    folder = options.folder or tempfile.mkdtemp()
     try:
-        alone(make_models, options.model, folder)
+        if not Path(folder, "weights.npz").exists():
+            alone(make_models, options.model, folder, options.max_error)
         candidates = {BASE: Candidate(tensorflow_runner, f"{folder}/keras")}
-        for name in ("portable-float32", "onednn-float32", "onednn-bfloat16"):
-            candidates[f"tfvllm {name.replace('-', ' ')}"] = Candidate(tensorflow_runner, f"{folder}/{name}")
+        for target, precision in VARIANTS:
+            candidates[f"tfvllm {target} {precision}"] = Candidate(tensorflow_runner, f"{folder}/{target}-{precision}")
         if not options.no_peers:
-            alone(make_onnx, folder)
+            if not Path(folder, "int8.onnx").exists():
+                alone(make_onnx, folder)
             candidates["ONNX Runtime float32"] = Candidate(onnx_runner, f"{folder}/best.onnx")
             candidates["ONNX Runtime int8"] = Candidate(onnx_runner, f"{folder}/int8.onnx")
             candidates["OpenVINO float32"] = Candidate(openvino_runner, f"{folder}/keras", "f32")
             candidates["OpenVINO bfloat16"] = Candidate(openvino_runner, f"{folder}/keras", "bf16")
         rows, results = [], []
-        rng = np.random.default_rng(0)
         for batch, length in SHAPES:
-            ids = rng.integers(0, VOCABULARY, (batch, length)).astype(np.int32)
-            inputs = {"token_ids": ids, "padding_mask": np.ones_like(ids), "segment_ids": np.zeros_like(ids)}
+            inputs = random_inputs(batch, length, seed=0)
             found = {name: candidate.ask(inputs) for name, candidate in candidates.items()}
             want = found[BASE]
             samples: dict[str, list[float]] = {name: [] for name in candidates}
@@ -282,7 +300,8 @@ def main() -> None:
     finally:
         for child in multiprocessing.active_children():
             child.terminate()
-        shutil.rmtree(folder, ignore_errors=True)
+        if options.folder is None:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -36,37 +36,14 @@ class Spread:
     counts: np.ndarray
     ends: tuple[float, float]
 
-    def span(self, percentile: float | None = None, steps: int = 255) -> tuple[float, float]:
-        """The range that `steps` equal steps should cover.
-
-        Args:
-            percentile: of the magnitudes, in (0, 100]: what is larger saturates. None for the range with the least
-                expected squared error of rounding within it and of saturating beyond it.
-        """
+    def span(self, percentile: float = 100.0) -> tuple[float, float]:
+        """From the smallest to the largest element, cut at the given percentile of the magnitudes."""
         low, high = self.ends
-        largest = max(-low, high)
-        if not largest > 1e-30:
-            return 0.0, 0.0
-        limit = largest
-        if percentile is None:
-            limit = self._least_error(largest, steps)
-        elif percentile < 100:
-            share = np.cumsum(self.counts) / max(1.0, float(self.counts.sum()))
-            limit = min(largest, EDGES[min(_BINS - 1, int(np.searchsorted(share, percentile / 100)))])
+        if percentile >= 100 or not self.counts.any():
+            return low, high
+        share = np.cumsum(self.counts) / self.counts.sum()
+        limit = float(EDGES[min(_BINS - 1, int(np.searchsorted(share, percentile / 100)))])
         return max(low, -limit), min(high, limit)
-
-    def _least_error(self, largest: float, steps: int) -> float:
-        used = np.flatnonzero(self.counts)
-        centres = EDGES * 2.0 ** (-0.5 / _PER_OCTAVE)
-        best, least = largest, np.inf
-        for i in range(used[-1], max(used[-1] - 4 * _PER_OCTAVE, used[0] - 1), -4):
-            limit = min(largest, EDGES[i])
-            step = (min(self.ends[1], limit) - max(self.ends[0], -limit)) / steps
-            above = np.maximum(centres[i + 1 :] - limit, 0.0)
-            error = step**2 / 12 + float(np.sum(self.counts[i + 1 :] * above**2)) / self.counts.sum()
-            if error < least:
-                best, least = float(limit), error
-        return best
 
 
 def run(graph: Graph, specs: tuple[tuple, dict], samples: Sequence[Sequence[Any]]) -> Iterable[list[np.ndarray]]:

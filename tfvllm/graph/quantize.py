@@ -15,11 +15,12 @@ from tfvllm.graph.rewriter import Rewriter, short
 from tfvllm.graph.verify import Comparison, Verifier
 
 Ranges = dict[str, tuple[float, float] | None]  # name of a product -> the range of its input; None for a table
-MAX_ERROR = 0.05  # relative to the largest magnitude of an output, where the user gives none
+MAX_ERROR = 0.1  # relative to the largest magnitude of an output, where the user gives none
 _HOLD_OUT = 4  # of eight samples or more every fourth is kept from the ranges, so that verification sees new ones
 _ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 _WORTH = 0.7  # factors that cost nothing are taken where they bring the expected squared error below this share
-_WORTH_A_NORM = 0.4  # factors that cost a second layer norm, below this
+_WORTH_A_NODE = 0.5  # what costs another node, below this
+_OUTLIERS = (1, 2, 4, 8)  # how many channels may be computed apart
 MADE_UP = (
     "int8 ranges come from made-up inputs: random ids and normal numbers, not this model's real ones. Pass real inputs "
     "(--calibration FILE, calibration=[…]; for tfvllm.simplify: inputs=…) before relying on its accuracy."
@@ -28,10 +29,10 @@ MADE_UP = (
 
 @dataclass(frozen=True)
 class Options:
-    """What a user may choose of int8: the bound on the error, the percentile that sets ranges (None: least error)."""
+    """What a user may choose of int8: the bound on the error, the percentile that sets ranges."""
 
     max_error: float = MAX_ERROR
-    percentile: float | None = None
+    percentile: float = 100.0
 
     @classmethod
     def check(cls, precision: str, target: str, max_error: float | None, percentile: float | None) -> Options:
@@ -50,7 +51,7 @@ class Options:
             raise InputError(f"max_error: expected a number between 0 and 1, found {max_error}.")
         if percentile is not None and not 50 <= percentile <= 100:
             raise InputError(f"percentile: expected a number from 50 to 100, found {percentile}.")
-        return cls(MAX_ERROR if max_error is None else max_error, percentile)
+        return cls(MAX_ERROR if max_error is None else max_error, 100.0 if percentile is None else percentile)
 
 
 @dataclass
@@ -87,16 +88,18 @@ class Quantizer:
         if not spreads and not tables:
             return Outcome(base, self.verifier.compare(base.graph))
         free, costly = self._factors(base.graph, spreads)
-        for factors in [free, {**free, **costly}] if costly else [free]:
-            if factors:
-                base = self._smoothed(verified, factors)
+        outliers = self._outliers(base.graph, spreads, {**free, **costly})
+        plans = [(free, {}), ({**free, **costly}, outliers)]
+        for factors, split in plans[: 1 + bool(costly or outliers)]:
+            if factors or split:
+                base = self._smoothed(verified, factors, split)
                 spreads, tables = self._observe(base)
             ranges: Ranges = dict.fromkeys(tables)
             ranges |= {n: snap(*s.span(self.options.percentile)) for n, s in spreads.items()}
             errors = self._local_errors(base.graph, ranges)
             lowered, comparison = self._lower(base, ranges, errors)
             if comparison.ok:
-                return self._outcome(lowered, comparison, ranges, errors, factors, {})
+                return self._outcome(lowered, comparison, ranges, errors, len(factors) + len(split), {})
         board = calibrate.Switchboard(
             base.graph,
             self.verifier.specs,
@@ -114,7 +117,7 @@ class Quantizer:
                     moved = f"in int8 it alone moves the result by {sensitivity[node]:.2g}"
                     rule = "QuantizeTables" if ranges[node] is None else "QuantizeProducts"
                     lowered.declined[rule, node] = f"kept in float32: {moved}"
-                return self._outcome(lowered, comparison, ranges, errors, factors, sensitivity)
+                return self._outcome(lowered, comparison, ranges, errors, len(factors) + len(split), sensitivity)
             kept.append(max(chosen, key=sensitivity.__getitem__))
         raise VerificationError(
             f"signature {name!r}: even with one product alone in int8 the results are off by more than "
@@ -158,15 +161,39 @@ class Quantizer:
             options = [int8.smoothing(spread.largest, rows, alpha) for alpha in _ALPHAS]
             errors = [_expected_error(spread, weights, factors) for factors in options]
             best = int(np.argmin(errors))
-            if errors[best] < plain * (_WORTH if source.private else _WORTH_A_NORM):
+            if errors[best] < plain * (_WORTH if source.private else _WORTH_A_NODE):
                 (free if source.private else costly)[source.node.name] = options[best]
         return free, costly
 
-    def _smoothed(self, verified: Graph, factors: dict[str, np.ndarray]) -> Rewriter:
+    def _outliers(self, graph: Graph, spreads: dict[str, calibrate.Spread], factors) -> dict[str, np.ndarray]:
+        """Channels to be computed apart, by product: as few as bring the expected error down enough."""
+        from tfvllm.rules import int8
+
+        found = {}
+        for name, spread in spreads.items():
+            node = graph.nodes[name]
+            if not int8.can_split(graph, node) or node.inputs[0].node.name in factors:
+                continue
+            array = graph.array(node.inputs[1])
+            assert array is not None
+            weight = array.T if node.attr("transpose_b") else array
+            ones = np.ones(len(weight))
+            plain = _expected_error(spread, [weight], ones)
+            order = np.argsort(-spread.largest)
+            for count in _OUTLIERS:
+                rest = np.ones(len(weight))
+                rest[order[:count]] = 0.0
+                inner = calibrate.Spread(spread.largest * rest, spread.squares * rest, spread.counts, spread.ends)
+                if _expected_error(inner, [weight * rest[:, None]], ones) < plain * _WORTH_A_NODE:
+                    found[name] = np.sort(order[:count])
+                    break
+        return found
+
+    def _smoothed(self, verified: Graph, factors: dict[str, np.ndarray], outliers: dict[str, np.ndarray]) -> Rewriter:
         from tfvllm import rules
 
         rewriter = Rewriter(verified.copy(), self.target, shared_weights=self.shared)
-        rewriter.run(rules.smoothing(factors))
+        rewriter.run(rules.smoothing(factors, outliers))
         return rewriter
 
     def _form(self, graph: Graph):
@@ -196,7 +223,7 @@ class Quantizer:
         targets.check_graph(lowered.graph, self.target)
         return lowered, self.verifier.compare(lowered.graph, self.options.max_error)
 
-    def _outcome(self, lowered: Rewriter, comparison: Comparison, ranges, errors, factors, sensitivity) -> Outcome:
+    def _outcome(self, lowered: Rewriter, comparison: Comparison, ranges, errors, smoothed, sensitivity) -> Outcome:
         def entry(node: str) -> dict[str, Any]:
             kept = node in lowered.graph.nodes
             found = {
@@ -216,7 +243,7 @@ class Quantizer:
                 "samples": len(self.samples),
                 "percentile": self.options.percentile,
             },
-            "smoothed": len(factors),
+            "smoothed": smoothed,
             "products": [entry(node) for node in ranges],
         }
         return Outcome(lowered, comparison, details)

@@ -179,7 +179,7 @@ def lowering_lines(signature: SignatureReport) -> list[str]:
         f"int8: the least exact is the {worst['what']} {worst['where']}: {worst['error']:.2g} of its own result, rms",
     ]
     if details["smoothed"]:
-        lines.append(f"int8: large channels were spread into the weights at {details['smoothed']} places")
+        lines.append(f"int8: large channels were spread into weights or computed apart at {details['smoothed']} places")
     return lines
 
 

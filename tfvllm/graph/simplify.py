@@ -76,9 +76,9 @@ def simplify(
         rules: None for all; names of steps or rules to keep; with a leading "-" to leave out; `Rule` objects to add.
         inputs: example arguments to verify on (and to trace a model without known inputs with); made up if None.
         rtol, atol: fixed tolerances in place of the comparison with float64; rtol is relative to the largest magnitude.
-        max_error: for int8: how far results may be off, relative to their largest magnitude (default 0.05). Products
+        max_error: for int8: how far results may be off, relative to their largest magnitude (default 0.1). Products
             that cost too much stay in float32.
-        percentile: for int8: of the magnitudes on `inputs`, which sets each range; None for the least squared error.
+        percentile: for int8: of the magnitudes on `inputs`, beyond which they saturate; None for all of them within.
 
     Raises:
         InputError: the model cannot be traced, or an option is not one of those listed.
@@ -211,7 +211,7 @@ class _Engine:
         self.made_up = False
         self.rtol, self.atol = rtol, atol
         self.shared_weights: dict[Any, tf.Variable] = {}
-        self.described = {r.name: r for s in [*self.steps, *self.lowering, *smoothing({})] for r in s.rules}
+        self.described = {r.name: r for s in [*self.steps, *self.lowering, *smoothing({}, {})] for r in s.rules}
 
     def rewrite(self, graph: Graph, skip: frozenset = frozenset(), limit: int | None = None) -> Rewriter:
         rewriter = Rewriter(graph.copy(), self.target, skip, limit, shared_weights=self.shared_weights)

@@ -20,7 +20,7 @@ from tfvllm.rules.fuse_conv import FuseConvActivation, FuseConvBias, FuseDepthwi
 from tfvllm.rules.fuse_matmul import FuseActivation, FuseGelu, FuseMatMulBias, FuseResidual
 from tfvllm.rules.head_transposes import OneTransposeForHeads
 from tfvllm.rules.hoist_slices import HoistSlices
-from tfvllm.rules.int8 import FuseRequantize, QuantizeProducts, QuantizeTables, Range, SmoothInputs
+from tfvllm.rules.int8 import FuseRequantize, QuantizeProducts, QuantizeTables, Range, SmoothInputs, SplitOutliers
 from tfvllm.rules.layer_norm import FuseLayerNorm
 from tfvllm.rules.linear_layers import BatchNormToAffine, JoinLinearLayers, ScaleIntoWeights, TermToBias
 from tfvllm.rules.masked_softmax import MaskRowsAfterAttention
@@ -106,10 +106,16 @@ def lowering(precision: str, ranges: Mapping[str, Range | None] | None = None, g
     return [Step(precision, (*lower, MergeDuplicates())), Step("weights", (FoldWeights(), *clean))]
 
 
-def smoothing(factors: Mapping[str, Any]) -> list[Step]:
-    """The steps that spread large channels into weights before int8. `factors`: name of their source -> float32."""
+def smoothing(factors: Mapping[str, Any], outliers: Mapping[str, Any]) -> list[Step]:
+    """The steps before int8 that take from activations what would cost all others their steps.
+
+    Args:
+        factors: name of a node whose channels are scaled -> float32[channels]; see `SmoothInputs`.
+        outliers: name of a product -> channels of its input that are computed apart; see `SplitOutliers`.
+    """
     clean = (DropIdentities(), FoldConstants(), MergeDuplicates(), DeleteDead())
-    return [Step("smooth", (SmoothInputs(factors),)), Step("weights", (FoldWeights(), *clean))]
+    rules = (SmoothInputs(factors), SplitOutliers(outliers))
+    return [Step("smooth", rules), Step("weights", (FoldWeights(), *clean))]
 
 
 def register(rule: Rule) -> Rule:

@@ -26,6 +26,8 @@ import click
 import numpy as np
 
 from tfvllm.errors import InputError, TfvllmError
+from tfvllm.quietly import import_tensorflow
+from tfvllm.serving import loop
 
 Ask = Callable[[int], Awaitable[str]]  # number of the request -> "" or what went wrong
 
@@ -239,12 +241,12 @@ async def _chunks(reader: asyncio.StreamReader) -> bytes:
 def grpc_client(address: str, model: str, batches: Sequence[dict[str, np.ndarray]], signature: str = ""):
     """Opens channels that send Predict requests with `batches` in turn."""
     check_local(address.rpartition(":")[0].strip("[]"))
+    tf = import_tensorflow(without_keras=True)
     try:
         import grpc
         from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
     except ImportError as error:
         raise InputError(f"gRPC needs {error.name}, which is not installed: pip install 'tfvllm[serve]'.") from None
-    import tensorflow as tf
 
     requests = []
     for batch in batches:
@@ -275,23 +277,26 @@ def grpc_client(address: str, model: str, batches: Sequence[dict[str, np.ndarray
 
 @contextlib.contextmanager
 def serving(directory: str | os.PathLike, options: Sequence[str] = (), timeout_s: float = 180.0):
-    """Runs `tfvllm serve model=DIR` on a free port of 127.0.0.1; yields the model's URL."""
+    """Runs `tfvllm serve model=DIR` on free ports of 127.0.0.1; yields the addresses of the model, REST's and gRPC's
+    (grpc://127.0.0.1:PORT/model; None where gRPC is not installed or not asked for by `--grpc-port`)."""
     command = [sys.executable, "-m", "tfvllm", "serve", f"model={directory}", "--rest-port", "0", *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:
-        said, url = [], None
+        said, url, grpc_url = [], None, None
         deadline = time.monotonic() + timeout_s
         for line in process.stderr:
             said.append(line.strip())
             if line.startswith("Serving ") and " at http" in line:
                 url = line.split(" at ")[1].split()[0].rstrip(",.")
+                _, _, port = line.partition("gRPC on port ")
+                grpc_url = f"grpc://127.0.0.1:{port.split('.')[0]}/model" if port else None
                 break
             if time.monotonic() > deadline:
                 break
         if url is None:
             raise TfvllmError(f"the server for {directory} did not start: {said[-1] if said else 'it said nothing'}")
-        yield f"{url}/model"
+        yield f"{url}/model", grpc_url
     finally:
         process.send_signal(signal.SIGTERM)
         try:
@@ -300,6 +305,13 @@ def serving(directory: str | os.PathLike, options: Sequence[str] = (), timeout_s
             process.kill()
             process.wait()
         process.stderr.close()
+
+
+def batches_for(texts: Sequence[str], rows: int, name: str = "text") -> list[dict[str, np.ndarray]]:
+    """Inputs for gRPC of `rows` texts each, taken in turn."""
+    encoded = [text.encode() for text in texts]
+    picked = ([encoded[(i * rows + j) % len(texts)] for j in range(rows)] for i in range(len(texts)))
+    return [{name: np.array(batch, object)} for batch in picked]
 
 
 def bodies_for(texts: Sequence[str], rows: int, signature: str = "", name: str | None = None) -> list[bytes]:
@@ -321,6 +333,7 @@ def bodies_for(texts: Sequence[str], rows: int, signature: str = "", name: str |
 @click.option("--file", type=click.Path(path_type=Path), help="A file with one text per line.")
 @click.option("--body", type=click.Path(path_type=Path), help="A file with the JSON body to send, for other inputs.")
 @click.option("--signature", default="", help="Which signature to ask.")
+@click.option("--protocol", default="rest", show_default=True, type=click.Choice(["rest", "grpc"]), help="For folders.")
 @click.option("--rows", default=1, show_default=True, type=click.IntRange(1, 10_000), help="Texts in one request.")
 @click.option("--clients", default=16, show_default=True, type=click.IntRange(1, 1000), help="Connections.")
 @click.option("--arrivals", default="closed", show_default=True, type=click.Choice(["closed", "constant", "poisson"]))
@@ -329,17 +342,20 @@ def bodies_for(texts: Sequence[str], rows: int, signature: str = "", name: str |
 @click.option("--rounds", default=2, show_default=True, type=click.IntRange(1, 20), help="Targets take turns.")
 @click.option("--server-option", "server_options", multiple=True, help="For the servers started here: --workers=2")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
-def command(targets, versus, texts, file, body, signature, rows, clients, arrivals, rate, seconds, rounds,
+def command(targets, versus, texts, file, body, signature, protocol, rows, clients, arrivals, rate, seconds, rounds,
             server_options, as_json):  # fmt: skip
     """Measures each target in turn, `rounds` times (A B A B), one running at a time.
 
     A target is a SavedModel folder (a server is started for it), or the address of a model on a running one:
-    http://127.0.0.1:8501/v1/models/NAME. `--vs unbatched` measures the first folder without batching.
+    http://127.0.0.1:8501/v1/models/NAME, or grpc://127.0.0.1:8500/NAME. `--vs unbatched` measures the first folder
+    without batching.
 
     \b
     tfvllm bench serve saved_models/sentiment --vs unbatched --clients 16
     tfvllm bench serve http://127.0.0.1:8501/v1/models/sentiment --arrivals poisson --rate 200
     """
+    bodies: list[bytes] | None = None
+    lines: list[str] = []
     if body is not None:
         try:
             bodies = [json.dumps(json.loads(body.read_text(encoding="utf-8"))).encode()]
@@ -347,7 +363,7 @@ def command(targets, versus, texts, file, body, signature, rows, clients, arriva
             raise InputError(f"{body} is no JSON file: {error}. Expected the body of a :predict request.") from None
     else:
         lines = list(texts) + ([line for line in file.read_text("utf-8").split("\n") if line] if file else [])
-        bodies = bodies_for(lines or SENTENCES, rows, signature)
+        lines = lines or list(SENTENCES)
     named = [(target, target, tuple(server_options)) for target in targets]
     for target in versus:
         if target == "unbatched":
@@ -359,13 +375,17 @@ def command(targets, versus, texts, file, body, signature, rows, clients, arriva
         _check_target(target)
     for i in range(rounds):
         for label, target, options in named:
-            opening = contextlib.nullcontext(target.rstrip("/")) if "://" in target else serving(target, options)
-            with opening as url:
-                make = rest_client(f"{url.removesuffix(':predict')}:predict", bodies)
+            with _address(target, options, protocol) as url:
                 measuring = load(
-                    make, label=label, arrivals=arrivals, clients=clients, rate=rate, seconds=seconds, seed=i
+                    client_for(url, bodies, lines, rows, signature),
+                    label=label,
+                    arrivals=arrivals,
+                    clients=clients,
+                    rate=rate,
+                    seconds=seconds,
+                    seed=i,
                 )
-                results[label].append(asyncio.run(measuring))
+                results[label].append(loop.run(measuring))
             if not as_json:
                 click.echo(_line(results[label][-1]), err=True)
     merged = {label: _merge(rounds_of) for label, rounds_of in results.items()}
@@ -386,6 +406,35 @@ def command(targets, versus, texts, file, body, signature, rows, clients, arriva
     return 0 if any(result.per_second for result in merged.values()) else 1
 
 
+@contextlib.contextmanager
+def _address(target: str, options: Sequence[str], protocol: str):
+    if "://" in target:
+        yield target.rstrip("/")
+        return
+    ports = ("--grpc-port", "0") if protocol == "grpc" else ()
+    with serving(target, (*options, *ports)) as (rest_url, grpc_url):
+        yield grpc_url if protocol == "grpc" else rest_url
+
+
+def client_for(
+    url: str,
+    bodies: Sequence[bytes] | None = None,
+    lines: Sequence[str] = SENTENCES,
+    rows: int = 1,
+    signature: str = "",
+):
+    """Clients for an address: of REST, or grpc://127.0.0.1:PORT/NAME. They send `bodies`, else `lines` as texts."""
+    if not url.startswith("grpc://"):
+        bodies = bodies_for(lines, rows, signature) if bodies is None else bodies
+        return rest_client(f"{url.removesuffix(':predict')}:predict", bodies)
+    if bodies is not None:
+        raise InputError("--body is the JSON of a REST request; gRPC takes --text or --file.")
+    address, _, model = url.removeprefix("grpc://").partition("/")
+    if not model:
+        raise InputError(f"expected grpc://127.0.0.1:PORT/NAME; got {url}.")
+    return grpc_client(address, model, batches_for(lines, rows), signature)
+
+
 def _check_target(target: str) -> None:
     if "://" in target:
         check_local(urllib.parse.urlsplit(target).hostname or "")
@@ -394,8 +443,8 @@ def _check_target(target: str) -> None:
 
 
 def _merge(rounds: Sequence[LoadResult]) -> LoadResult:
-    """The median round by requests per second; failures and errors of all rounds."""
-    middle = sorted(rounds, key=lambda result: result.per_second)[len(rounds) // 2]
+    """The median round by requests per second (of two the lower); failures and errors of all rounds."""
+    middle = sorted(rounds, key=lambda result: result.per_second)[(len(rounds) - 1) // 2]
     errors: Counter[str] = Counter()
     for result in rounds:
         errors.update(result.errors)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tfvllm.serving import examples
+from tfvllm.serving import examples, loop
 from tfvllm.serving.batching import Batcher, BatchingOptions, Room
 from tfvllm.serving.manager import Manager, ModelConfig, Version
 from tfvllm.serving.metrics import Metrics
@@ -127,7 +127,7 @@ class Core:
         timeout = limit if timeout_s is None else min(timeout_s, limit)
         with version.use():
             try:
-                return await asyncio.wait_for(version.batchers[signature.name].submit(inputs, names), timeout)
+                return await loop.within(timeout, version.batchers[signature.name].submit(inputs, names))
             except asyncio.TimeoutError:
                 raise ServingError("DEADLINE_EXCEEDED", f"no answer within {timeout:.3g} s") from None
 

@@ -66,6 +66,7 @@ class Metrics:
             name: Histogram(name, text, labels, buckets=buckets, registry=self._registry)
             for name, (text, labels, buckets) in _HISTOGRAMS.items()
         }
+        self._children: dict[tuple[str, tuple[str, ...]], Histogram] = {}
         self._counts: dict[str, dict[tuple[str, ...], float]] = {name: {} for name in _COUNTERS}
         self._registry.register(self)
 
@@ -75,27 +76,25 @@ class Metrics:
         """A request was answered."""
         if self._on:
             self._count(":tensorflow:serving:request_count", model, status)
-            self._histograms[":tensorflow:serving:request_latency"].labels(model, api, entrypoint).observe(
-                seconds * 1e6
-            )
+            self._observe(":tensorflow:serving:request_latency", seconds * 1e6, model, api, entrypoint)
 
     def run(self, model: str, api: str, seconds: float) -> None:
         """TensorFlow ran for a request or a batch."""
         if self._on:
-            self._histograms[":tensorflow:serving:runtime_latency"].labels(model, api, "TF1").observe(seconds * 1e6)
+            self._observe(":tensorflow:serving:runtime_latency", seconds * 1e6, model, api, "TF1")
 
     def examples(self, model: str, count: int) -> None:
         """A Classify or Regress request had `count` examples."""
         if self._on:
-            self._histograms[":tensorflow:serving:request_example_counts"].labels(model).observe(count)
+            self._observe(":tensorflow:serving:request_example_counts", count, model)
             self._count(":tensorflow:serving:request_example_count_total", model, by=count)
 
     def batch(self, model: str, rows: int, requests: int, waited: float) -> None:
         """A batch of `requests` requests started after its first one had waited `waited` seconds."""
         if self._on:
             self._count(":tensorflow:serving:batching_session:wrapped_run_count")
-            self._histograms[":tensorflow:serving:batching_session:queuing_latency"].observe(waited * 1e6)
-            self._histograms[":tensorflow:serving:batching_session:processed_batch_size"].labels(model).observe(rows)
+            self._observe(":tensorflow:serving:batching_session:queuing_latency", waited * 1e6)
+            self._observe(":tensorflow:serving:batching_session:processed_batch_size", rows, model)
 
     def load(self, path: str, status: str) -> None:
         """A version was loaded, or failed to."""
@@ -128,6 +127,13 @@ class Metrics:
             for values, count in list(self._counts[name].items()):
                 metric.add_sample(name, dict(zip(labels, values)), count)
             yield metric
+
+    def _observe(self, name: str, value: float, *labels: str) -> None:
+        child = self._children.get((name, labels))  # the library's own look-up by labels takes a lock
+        if child is None:
+            histogram = self._histograms[name]
+            child = self._children[name, labels] = histogram.labels(*labels) if labels else histogram
+        child.observe(value)
 
     def _count(self, name: str, *labels: str, by: float = 1) -> None:
         counts = self._counts[name]

@@ -11,7 +11,7 @@ import zlib
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from tfvllm.serving import examples, metrics, tensors
+from tfvllm.serving import examples, loop, metrics, tensors
 from tfvllm.serving.core import Core
 from tfvllm.serving.manager import Version
 from tfvllm.serving.status import HTTP_STATUS, ServingError, invalid
@@ -159,7 +159,7 @@ class RestApp:
                 chunks.append(chunk)
 
         try:
-            await asyncio.wait_for(read(), limits.read_timeout_s)
+            await loop.within(limits.read_timeout_s, read())
         except asyncio.TimeoutError:
             raise _TooSlow(f"the request's body did not arrive within {limits.read_timeout_s:g} s") from None
         body = b"".join(chunks)

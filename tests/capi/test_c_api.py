@@ -1,4 +1,4 @@
-"""Exported models answer through TensorFlow's C API, and as Keras does: Keras, Python, C API agree."""
+"""Exported models answer through TensorFlow's C API as Keras does; tests/serving/test_parity.py has all ways to ask."""
 
 import numpy as np
 import pytest
@@ -7,36 +7,20 @@ import tfvllm
 from tests import tiny_models
 from tests.capi.loader import run
 from tfvllm.export.lint import lint
-from tfvllm.serving.servable import Servable
 
 
 def strings(texts):
     return np.array([text.encode() for text in texts], object)
 
 
-@pytest.fixture(scope="module")
-def classifier():
-    return tiny_models.bert_classifier()
-
-
-@pytest.fixture(scope="module")
-def exported(classifier, tmp_path_factory):
-    return tfvllm.export(classifier, tmp_path_factory.mktemp("capi") / "1", "classify", labels=["n", "p"])
-
-
-def test_classifier_with_its_tokenizer(exported, classifier):
+def test_classify_signature_reads_examples(text_export, text_classifier):
     from tfvllm.export.classify import example_of
 
-    expected = tiny_models.keras_scores(classifier, tiny_models.TEXTS)
-    answer = run(exported, "serving_default", {"text": strings(tiny_models.TEXTS)})
-    np.testing.assert_allclose(answer["scores"], expected, atol=1e-5)
-    assert answer["classes"].tolist() == [[b"n", b"p"]] * len(tiny_models.TEXTS)
+    expected = tiny_models.keras_scores(text_classifier, tiny_models.TEXTS)
     examples = np.array([example_of(text) for text in tiny_models.TEXTS], object)
-    np.testing.assert_allclose(run(exported, "classify", {"inputs": examples})["scores"], expected, atol=1e-5)
-    servable = Servable(exported)
-    here = servable.run("serving_default", {"text": strings(tiny_models.TEXTS)})
-    servable.close()
-    np.testing.assert_allclose(answer["scores"], here["scores"], atol=1e-6)
+    answer = run(text_export, "classify", {"inputs": examples})
+    np.testing.assert_allclose(answer["scores"], expected, atol=1e-5)
+    assert answer["classes"].tolist() == [[b"negative", b"positive"]] * len(tiny_models.TEXTS)
 
 
 def test_every_kind_of_tensor(tmp_path):
@@ -58,10 +42,12 @@ def test_every_kind_of_tensor(tmp_path):
 
 
 @pytest.mark.parametrize("target", ["portable", "onednn"])
-def test_both_targets_of_the_simplifier(exported, classifier, tmp_path, target):
-    tfvllm.simplify_saved_model(exported, tmp_path / "1", target=target)
+def test_both_targets_of_the_simplifier(text_export, text_classifier, tmp_path, target):
+    tfvllm.simplify_saved_model(text_export, tmp_path / "1", target=target)
     answer = run(tmp_path / "1", "serving_default", {"text": strings(tiny_models.TEXTS)})
-    np.testing.assert_allclose(answer["scores"], tiny_models.keras_scores(classifier, tiny_models.TEXTS), atol=1e-5)
+    np.testing.assert_allclose(
+        answer["scores"], tiny_models.keras_scores(text_classifier, tiny_models.TEXTS), atol=1e-5
+    )
     report = lint(tmp_path / "1", run=False)
     assert report.target == target
     # Where oneDNN is off, the portable model still answers. The other does as lint says: it loads, and its runs fail.
@@ -71,4 +57,4 @@ def test_both_targets_of_the_simplifier(exported, classifier, tmp_path, target):
         assert target == "onednn"
         assert "run_saved_model: run:" in str(error)
     else:
-        np.testing.assert_allclose(off["scores"], tiny_models.keras_scores(classifier, ["good"]), atol=1e-5)
+        np.testing.assert_allclose(off["scores"], tiny_models.keras_scores(text_classifier, ["good"]), atol=1e-5)

@@ -1,5 +1,6 @@
 """The serving kit: files that TF Serving's own parsers take, sizes that follow from the measurement."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -10,7 +11,6 @@ from click.testing import CliRunner
 from google.protobuf import text_format
 
 import tfvllm
-from tests import tiny_models
 from tfvllm.errors import InputError
 from tfvllm.export import kit
 from tfvllm.serving import config
@@ -21,9 +21,11 @@ SCHEMA = Path(__file__).with_name("kserve_inference_service.schema.json")
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory):
+def written(text_classifier, tmp_path_factory):
     base = tmp_path_factory.mktemp("kit") / "My_Sentiment"
-    tfvllm.export(tiny_models.bert_classifier(), base / "1", "classify", serving_kit=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kit, "measure", functools.partial(kit.measure, seconds=0.1))
+        tfvllm.export(text_classifier, base / "1", "classify", serving_kit=True, check=None)
     return base / "serving-kit"
 
 

@@ -9,18 +9,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import tfvllm
-from tests import tiny_models
 from tfvllm import protos
 from tfvllm.errors import InputError
 from tfvllm.export import ops, savedmodel, warmup
 from tfvllm.export.lint import lint
 
 
-@pytest.fixture(scope="module")
-def good(tmp_path_factory):
-    path = tmp_path_factory.mktemp("lint") / "1"
-    return tfvllm.export(tiny_models.bert_classifier(), path, "classify")
+@pytest.fixture
+def good(text_export):
+    return text_export
 
 
 @pytest.fixture

@@ -11,18 +11,16 @@ from tfvllm.serving.server import Options, Server
 
 
 @pytest.fixture(scope="session")
-def classifier():
+def classifier(text_classifier):
     """A tiny BERT text classifier."""
-    return tiny_models.bert_classifier()
+    return text_classifier
 
 
 @pytest.fixture(scope="session")
-def exports(tmp_path_factory, classifier):
+def exports(tmp_path_factory, text_export):
     """A folder with `text/1` (an exported classifier) and `many/1`, `many/2` (factor 2 and 3)."""
-    import tfvllm
-
     base = tmp_path_factory.mktemp("exports")
-    tfvllm.export(classifier, base / "text" / "1", task="classify", labels=["negative", "positive"])
+    shutil.copytree(text_export, base / "text" / "1")
     for number, factor in ((1, 2.0), (2, 3.0)):
         (base / "many" / str(number)).mkdir(parents=True)
         tiny_models.save_many(base / "many" / str(number), factor)

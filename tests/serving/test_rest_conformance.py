@@ -382,3 +382,9 @@ def _metrics(server) -> str:
 def _metric(server, name: str) -> float:
     lines = [line for line in _metrics(server).splitlines() if line.startswith(name)]
     return float(lines[0].split()[-1]) if lines else 0.0
+
+
+def test_the_conformance_document_is_made_from_these_tests():
+    from tests.serving import conformance
+
+    assert conformance.DOCUMENT.read_text(encoding="utf-8") == conformance.render()

@@ -53,9 +53,10 @@ def test_two_clients_two_reloads_one_dead_worker(base, monkeypatch):
 
     monkeypatch.setattr(bench.subprocess, "Popen", remember)
     options = ["--workers", "2", "--poll", "0.2"]
-    with bench.serving(base / "many", options) as url:
+    with bench.serving(base / "many", options) as (url, _):
         server = started[0]
         wrong, statuses, memory = [], [], []
+        of_workers: dict[int, list[tuple[float, float]]] = {}
         known = {12.0: 1, 18.0: 2, 30.0: 3, 42.0: 4}
         body = json.dumps({"instances": [{"a": [1, 2, 3], "b": 4}]}).encode()
         stop = time.monotonic() + SECONDS
@@ -95,7 +96,10 @@ def test_two_clients_two_reloads_one_dead_worker(base, monkeypatch):
 
         def watch() -> None:
             while time.monotonic() < stop - 0.5:
-                memory.append((time.monotonic() - stop + SECONDS, memory_of(server.pid)))
+                at = time.monotonic() - stop + SECONDS
+                memory.append((at, memory_of(server.pid)))
+                for child in workers(server.pid):
+                    of_workers.setdefault(child, []).append((at, memory_of(child)))
                 time.sleep(0.5)
 
         killed: list[int] = []
@@ -114,10 +118,19 @@ def test_two_clients_two_reloads_one_dead_worker(base, monkeypatch):
         while len(workers(server.pid)) < 2:  # the dead one has a successor
             assert time.monotonic() < deadline
             time.sleep(0.2)
-    print(f"{len(statuses)} answers in {SECONDS:g} s, front process {memory[0][1]:.0f} -> {memory[-1][1]:.0f} MiB")
+    sizes = {child: [size for _, size in seen] for child, seen in of_workers.items()}
+    shown = ", ".join(f"{seen[0]:.0f} -> {seen[-1]:.0f}" for seen in sizes.values())
+    print(
+        f"{len(statuses)} answers in {SECONDS:g} s, front process {memory[0][1]:.0f} -> {memory[-1][1]:.0f} MiB, "
+        f"workers {shown} MiB"
+    )
     assert wrong == []
     assert set(statuses) == {200}
     assert len(statuses) > 5 * SECONDS
     early = [size for at, size in memory if at < SECONDS * 0.3]
     late = [size for at, size in memory if at > SECONDS * 0.8]
     assert max(late) < 1.1 * max(early) + 5
+    assert len(sizes) == 3  # two at first; the killed one's successor
+    # Each of them loads two further versions and drops two, and never holds more than the first two did at first.
+    first = max(size for seen in of_workers.values() for at, size in seen if at < SECONDS * 0.2)
+    assert max(map(max, sizes.values())) < 1.1 * first + 10

@@ -1,4 +1,4 @@
-"""int8 for a verified float32 graph: calibrate, smooth, lower; keep in float32 what costs too much."""
+"""Lower precision for a verified float32 graph: calibrate, smooth, lower; keep in float32 what costs too much."""
 
 from __future__ import annotations
 
@@ -247,6 +247,24 @@ class Quantizer:
             "products": [entry(node) for node in ranges],
         }
         return Outcome(lowered, comparison, details)
+
+
+def keep_from_bfloat16(graph: Graph, verifier: Verifier, bound: float) -> dict[str, float]:
+    """The products that bfloat16 must leave alone for the error to stay within `bound`, each with its sensitivity.
+
+    Sensitivity is measured: the largest error of the results, relative to their largest magnitude, with that product
+    alone in bfloat16.
+    """
+    from tfvllm.rules.bfloat16 import is_product, lowered_product
+
+    products = [n.name for n in graph.live() if is_product(n)]
+    if not products:
+        return {}
+    board = calibrate.Switchboard(
+        graph, verifier.specs, verifier.samples, verifier.references, products, lowered_product
+    )
+    kept, sensitivity = board.keep(bound)
+    return {n: sensitivity[n] for n in kept}
 
 
 def _expected_error(spread: calibrate.Spread, weights: list[np.ndarray], factors: np.ndarray) -> float:

@@ -258,10 +258,10 @@ class _Engine:
             outcome = quantizer.run(verified.graph, section.name)
             lowered, comparison, section.lowering = outcome.rewriter, outcome.comparison, outcome.details
         else:
-            lowered = Rewriter(verified.graph.copy(), self.target, shared_weights=self.shared_weights)
-            lowered.run(self.lowering)
-            targets.check_graph(lowered.graph, self.target)
-            comparison = verifier.compare(lowered.graph, LOWERED_TOLERANCE)
+            lowered, comparison = self._bfloat16(verified.graph, verifier, {})
+            if not comparison.ok:
+                kept = quantize.keep_from_bfloat16(verified.graph, verifier, LOWERED_TOLERANCE)
+                lowered, comparison = self._bfloat16(verified.graph, verifier, kept)
         lowered.declined = {**verified.declined, **lowered.declined}
         if not comparison.ok:
             raise VerificationError(
@@ -269,6 +269,20 @@ class _Engine:
                 f"result ({comparison.failures[0]}). Nothing was written. Allow more with --rtol, or stay with float32."
             )
         return lowered, comparison
+
+    def _bfloat16(self, graph: Graph, verifier: verify.Verifier, kept: dict[str, float]):
+        lowered = Rewriter(
+            graph.copy(),
+            self.target,
+            skip=frozenset(("LowerProducts", node) for node in kept),
+            shared_weights=self.shared_weights,
+        )
+        lowered.run(self.lowering)
+        for node, sensitivity in kept.items():
+            moved = f"in bfloat16 it alone moves the result by {sensitivity:.2g}"
+            lowered.declined["LowerProducts", node] = f"kept in float32: {moved}"
+        targets.check_graph(lowered.graph, self.target)
+        return lowered, verifier.compare(lowered.graph, LOWERED_TOLERANCE)
 
     def check_lowered(self, sections: Iterable[SignatureReport]) -> None:
         """Raises InputError where int8 was asked for and found nothing to do."""

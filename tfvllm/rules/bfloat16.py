@@ -8,6 +8,7 @@ its result is rounded to it next (its inner arithmetic stays float32).
 import tensorflow as tf
 
 from tfvllm.graph.guarantee import Approximate, Exact
+from tfvllm.graph.ir import Graph, Node, Value
 from tfvllm.graph.pattern import op
 from tfvllm.graph.rewriter import Builder, Declined, Pass, Rule, Skip
 
@@ -26,6 +27,18 @@ _MOVES = (
 )
 
 
+def is_product(node: Node) -> bool:
+    return node.op in _PRODUCTS and node.output.dtype == tf.float32
+
+
+def lowered_product(graph: Graph, node: Node) -> Value:
+    """The product computed in bfloat16, as float32. `node` stays in the graph."""
+    b = Builder(graph, node.name)
+    inputs = [b.Cast(v, DstT=tf.bfloat16) for v in node.inputs]
+    attrs = {k: a for k, a in node.attrs.items() if k != "T" and not k.startswith("_")}
+    return b.Cast(b.op(node.op, inputs, **attrs)[0], DstT=tf.float32)
+
+
 class LowerProducts(Pass):
     """x @ w -> float32(bfloat16(x) @ bfloat16(w)), and what is fused with it (bias, activation, residual)."""
 
@@ -37,12 +50,9 @@ class LowerProducts(Pass):
         graph = rewriter.graph
         changed = False
         for node in graph.order():
-            if node.op not in _PRODUCTS or node.output.dtype != tf.float32 or not rewriter.allowed(self, node):
+            if not is_product(node) or not rewriter.allowed(self, node):
                 continue
-            b = Builder(graph, node.name)
-            inputs = [b.Cast(v, DstT=tf.bfloat16) for v in node.inputs]
-            attrs = {k: a for k, a in node.attrs.items() if k != "T" and not k.startswith("_")}
-            out = b.Cast(b.op(node.op, inputs, **attrs)[0], DstT=tf.float32)
+            out = lowered_product(graph, node)
             rewriter.fire(self, node)
             graph.replace(node.output, out)
             self.removed(rewriter, node)

@@ -1,0 +1,29 @@
+"""Products in bfloat16, except those that measurement shows to cost too much."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfvllm
+from tests.rules.checks import f32, weight
+
+
+@pytest.mark.parametrize("target", ["portable", "onednn"])
+def test_products_that_cancel_stay_in_float32(target):
+    w, small = weight(64, 64), weight(64, 64, seed=5, scale=0.01)
+    close, fine = tf.Variable(w + small), weight(64, 64, seed=9, scale=0.01)
+
+    def cancel(x, z):
+        return (x @ close - tf.nn.relu(z) @ w) + x @ fine
+
+    call = tf.function(cancel, autograph=False, input_signature=[f32(None, 64), f32(None, 64, name="z")])
+    x = np.abs(np.random.default_rng(0).normal(0, 1, (32, 64)).astype(np.float32))
+    fast = tfvllm.simplify(call, target=target, precision="bfloat16", inputs=(x, x), rules=["-algebra", "-merge"])
+    products = [n.output.dtype for n in fast.graph.live() if "MatMul" in n.op]
+    assert sorted(d.name for d in products) == ["bfloat16", "float32", "float32"]
+    reasons = [d["reason"] for d in fast.report.declined if d["rule"] == "LowerProducts"]
+    assert len(reasons) == 2
+    assert all("kept in float32: in bfloat16 it alone moves the result by" in r for r in reasons)
+    wanted = call(tf.constant(x), tf.constant(x)).numpy()
+    error = np.abs(fast(x, x).numpy() - wanted).max() / np.abs(wanted).max()
+    assert 1e-5 < error < 0.05

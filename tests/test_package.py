@@ -30,7 +30,8 @@ def test_keras_and_tf_keras_stay_what_they_were():
     result = run(
         "import os, keras, tensorflow as tf\n"
         "before = (keras.Model, keras.layers.Layer, keras.config.floatx(), keras.backend.backend(), tf.keras.Model)\n"
-        "import tfvllm\n"
+        "import sys, tfvllm, tfvllm.pruning.shrinking\n"
+        "assert 'tensorflow_model_optimization' not in sys.modules  # shrinking does without TFMOT\n"
         "tfvllm.PolynomialDecay, tfvllm.callbacks.MagnitudePruning, tfvllm.Distiller, tfvllm.shrink, tfvllm.simplify\n"
         "tfvllm.PolynomialDecay(0.0, 0.5, 0, 10)\n"
         "after = (keras.Model, keras.layers.Layer, keras.config.floatx(), keras.backend.backend(), tf.keras.Model)\n"

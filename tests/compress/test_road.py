@@ -91,6 +91,7 @@ def test_the_student_is_servable_and_says_where_it_came_from(out):
     assert (out / "teacher" / "1" / "saved_model.pb").is_file()
 
 
+@pytest.mark.slow  # of an export: tests/export/test_classify_export.py::test_nothing_but_tensorflow_is_needed
 def test_the_model_loads_with_tensorflow_alone(out):
     program = (
         "import sys, tensorflow as tf, tensorflow_text\n"

@@ -18,7 +18,7 @@ from tfvllm.serving.servable import Servable
 
 @pytest.fixture(scope="module")
 def classifier():
-    model = tiny_models.bert_classifier(num_classes=3, layers=2)
+    model = tiny_models.bert_classifier(num_classes=3)
     tiny_models.randomise(model, seed=3, scale=0.3)
     return model
 
@@ -123,16 +123,16 @@ def test_manifest(exported):
     assert document["warmup"] == {"records": 7, "replayed": 7}
 
 
-@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("activation", ["softmax", pytest.param("sigmoid", marks=pytest.mark.slow)])
 def test_activation_in_the_model_is_not_applied_twice(tmp_path, activation):
     model = tiny_models.bert_classifier(activation=activation, seed=2)
-    path = tfvllm.export(model, tmp_path / "1", "classify")
+    path = tfvllm.export(model, tmp_path / "1", "classify", warmup=False)
     outputs = parity.run_here(path, [("serving_default", {"text": strings(TEXTS)})])[0]
     np.testing.assert_allclose(outputs["scores"], keras_scores(model, TEXTS, softmax=False), atol=1e-5)
 
 
 def test_max_length(tmp_path, classifier):
-    path = tfvllm.export(classifier, tmp_path / "1", "classify", max_length=8, pad_to_multiple=4)
+    path = tfvllm.export(classifier, tmp_path / "1", "classify", max_length=8, pad_to_multiple=4, warmup=False)
     assert classifier.preprocessor.sequence_length == 48  # as before
     outputs = parity.run_here(path, [("serving_default", {"text": strings(TEXTS)})])[0]
     classifier.preprocessor.sequence_length = 8
@@ -185,7 +185,9 @@ def _sentencepiece(path):
     )
 
 
-@pytest.mark.parametrize("letters", ["all bytes", "abcdefghijklmnopqrstuvwxyzĠ"])
+@pytest.mark.parametrize(
+    "letters", ["all bytes", pytest.param("abcdefghijklmnopqrstuvwxyzĠ", marks=pytest.mark.slow, id="some")]
+)
 def test_byte_pair_tokens_come_from_static_tables(tmp_path, letters):
     """RoBERTa: keras-nlp's tokenizer keeps every word it meets in a mutable table; the export's must keep nothing."""
     from keras_hub.src.tokenizers.byte_pair_tokenizer import bytes_to_unicode
@@ -257,7 +259,7 @@ def test_text_vectorization_keeps_its_table(tmp_path):
     model = keras.Sequential([keras.Input((), dtype="string", name="text"), layer, keras.layers.Dense(2)])
     path = tfvllm.export(model, tmp_path / "1", "classify", labels=["n", "p"])
     texts = ["good film", "bad bad", ""]
-    outputs = parity.run_fresh(path, [("serving_default", {"text": strings(texts)})])[0]
+    outputs = parity.run_here(path, [("serving_default", {"text": strings(texts)})])[0]
     np.testing.assert_allclose(outputs["scores"], tf.nn.softmax(model(tf.constant(texts))), atol=1e-5)
 
 
@@ -303,8 +305,9 @@ def test_existing_path_is_refused_and_kept(tmp_path, classifier):
 
 
 def test_parity_check_catches_a_wrong_export(exported):
-    check = {"signature": "serving_default", "inputs": {"text": strings(TEXTS[:2])}}
-    right = parity.run_here(exported, [("serving_default", check["inputs"])])[0]
+    run, inputs = parity.loaded_here(exported), {"text": strings(TEXTS[:2])}
+    check = {"signature": "serving_default", "inputs": inputs, "run": run}
+    right = run([("serving_default", inputs)])[0]
     assert parity.check(exported, **check, expected={"scores": right["scores"]})["max_abs_error"] == 0
     wrong = right["scores"] + 1e-3
     with pytest.raises(VerificationError, match=r"differs from the model by 0\.001"):

@@ -54,12 +54,6 @@ def test_keras_and_tf_keras_stay_what_they_were():
     assert result.stdout.strip() == "unchanged", result.stderr[-2000:]
 
 
-def test_shrink_does_not_bring_in_tfmot():
-    code = "import sys, tfvllm.pruning.shrinking; print('tensorflow_model_optimization' in sys.modules)"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert result.stdout.strip() == "False", result.stderr[-2000:]
-
-
 SHAPES = {"dense": (24, 16), "odd": (7, 5), "conv": (3, 3, 4, 8)}
 
 

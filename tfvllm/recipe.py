@@ -189,6 +189,12 @@ class Simplify(_Block):
     target: Literal["portable", "onednn"] = "portable"
     precision: Literal["float32", "bfloat16", "int8"] = "float32"
 
+    @model_validator(mode="after")
+    def _int8_target(self) -> "Simplify":
+        if self.precision == "int8" and self.target != "onednn":
+            raise ValueError("expected simplify.target onednn for precision int8, found portable")
+        return self
+
 
 class Benchmark(_Block):
     """Latency of student and teacher export, interleaved in one run."""

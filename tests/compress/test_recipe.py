@@ -25,6 +25,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
         ({"student": {"layers": "x"}}, "student.layers: expected a whole number or a list, found 'x'"),
         ({"student": {"hidden": 64}}, "expected no student.hidden with start: teacher"),
         ({"shrink": {}}, "expected at least one of shrink.heads, shrink.ffn"),
+        ({"simplify": {"precision": "int8"}}, "expected simplify.target onednn for precision int8, found portable"),
         (
             {"shrink": {"ffn": 0.5, "importance": "tailor"}},
             "shrink.importance: .* found 'tailor'; did you mean taylor\\?",

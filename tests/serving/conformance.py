@@ -98,6 +98,11 @@ SERVER = [
         "state END with the reason; the old one serves",
         "test_broken_version_leaves_the_old_one_serving",
     ),
+    (
+        "two models; twelve versions come and go, labels, a rollback",
+        "each answers as it should; memory is given back",
+        "test_versions_that_come_and_go_give_their_memory_back",
+    ),
     ("the folder is gone", "the last version serves", "test_vanished_folder_keeps_the_last_version"),
     ("too many requests waiting", "429", "test_queue_limit_is_429"),
     ("a run that takes too long", "504", "test_slow_run_is_504"),

@@ -406,3 +406,30 @@ def test_command_line(base, tmp_path):
     text = "".join(lines) + rest
     assert "stopping" in text
     assert not [line for line in text.splitlines() if "absl" in line or "cuda" in line.lower() or "WARNING" in line]
+
+
+@pytest.mark.slow
+def test_versions_that_come_and_go_give_their_memory_back(base):
+    """Two models, twelve new versions of one: each answers as it should, and what is unloaded takes no memory."""
+    models = [
+        ModelConfig("many", base / "many", latest=2, labels={"stable": 2}),
+        ModelConfig("text", base / "text"),
+    ]
+    sizes = []
+    with Server(Options(models, rest_port=0, poll_s=0.05)).in_thread() as server:
+        for number in range(3, 15):
+            tiny_models.save_many(base / f"new{number}", float(number))
+            versions.publish(base / f"new{number}", base / "many")
+            wait_for(lambda wanted=6.0 * number: total(server) == wanted)
+            previous = 6.0 * (number - 1) if number > 3 else 18.0
+            assert total(server, f"many/versions/{number - 1}") == previous
+            wait_for(lambda gone=number - 2: total(server, f"many/versions/{gone}") == 404)
+            text = requests.post(f"{server.rest_url}/v1/models/text:predict", json={"instances": ["good"]}, timeout=20)
+            assert text.status_code == 200
+            sizes.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20)
+        assert total(server, "many/labels/stable") == 404  # its version has gone
+        assert versions.rollback(base / "many") == [14]
+        wait_for(lambda: total(server) == 6.0 * 13)
+        assert total(server, "many/versions/12") == 6.0 * 12  # the last two of what is left
+    print(f"{sizes[3]:.0f} -> {sizes[-1]:.0f} MiB over eight versions")
+    assert sizes[-1] < sizes[3] + 40

@@ -60,3 +60,14 @@ def test_a_product_that_others_read_stays_readable():
 
     c = check(f, [f32(None, 8)], RULE, 1)
     assert len(c.ops("MatMul")) == 1 and len(c.ops("BiasAdd")) == 1
+
+
+def test_products_of_weights_are_left_to_folding():
+    a, b = weight(8, 8), weight(8, 8, seed=1)
+
+    def f(x):
+        ab = a @ b
+        return x @ (a @ ab), x @ ab
+
+    c = check(f, [f32(None, 8)], [RULE, "FoldWeights", "DeleteDead"], {RULE: 1, "FoldWeights": 1})
+    assert len(c.ops("MatMul")) == 1

@@ -87,6 +87,8 @@ class Graph:
     captures: dict[str, Capture] = field(default_factory=dict)  # by placeholder name
     effects: list[Node] = field(default_factory=list)  # nodes that must run though nothing reads them
     library: dict[str, function_pb2.FunctionDef] = field(default_factory=dict)
+    version: int = 0  # changes whenever a node or an edge does
+    _ordered: tuple[int, list[Node]] | None = None  # the version it is the order of, and the order
 
     # ----------------------------------------------------------------- building
 
@@ -98,6 +100,7 @@ class Graph:
         for dtype in ops.output_dtypes(op, protos, self.library):
             node.outputs.append(Value(node, len(node.outputs), dtype))
         self.nodes[node.name] = node
+        self.version += 1
         for value in inputs:
             self._append_input(node, value)
         node.controls.extend(controls)
@@ -116,6 +119,7 @@ class Graph:
         node.inputs.append(value)
 
     def set_input(self, node: Node, position: int, value: Value) -> None:
+        self.version += 1
         del node.inputs[position].readers[(node, position)]
         node.inputs[position] = value
         value.readers[(node, position)] = None
@@ -129,11 +133,24 @@ class Graph:
         for key, value in self.outputs.items():
             if value is old:
                 self.outputs[key] = new
+        self.version += 1
 
     def remove(self, node: Node) -> None:
         for position, value in enumerate(node.inputs):
             value.readers.pop((node, position), None)
         del self.nodes[node.name]
+        self.version += 1
+
+    def forget(self, made: list[Node], mark: tuple[int, int]) -> None:
+        """Removes nodes that were made since `mark` and that nothing reads: the graph is what it was then."""
+        for node in reversed(made):
+            self.remove(node)
+        if len(self.nodes) == mark[1]:
+            self.version = mark[0]
+
+    def mark(self) -> tuple[int, int]:
+        """For `forget`: the version and the number of nodes."""
+        return self.version, len(self.nodes)
 
     def prune(self, node: Node) -> int:
         """Removes a node that nobody reads, and what only it needed; returns how many nodes went."""
@@ -231,8 +248,15 @@ class Graph:
 
     def order(self, roots: Iterable[Node] | None = None) -> list[Node]:
         """Nodes so that each comes after what it reads; only those the roots need, if roots are given."""
+        if roots is None:
+            if self._ordered is None or self._ordered[0] != self.version:
+                self._ordered = (self.version, self._order(list(self.nodes.values())))
+            return list(self._ordered[1])
+        return self._order(roots)
+
+    def _order(self, roots: Iterable[Node]) -> list[Node]:
         done: dict[Node, None] = {}
-        for root in list(self.nodes.values()) if roots is None else roots:
+        for root in roots:
             stack: list[tuple[Node, Iterator[Node]]] = []
             if root not in done:
                 stack.append((root, self._needs(root)))

@@ -165,15 +165,14 @@ class Rule:
         for m in pattern.match(graph, node.output, Match()):
             if not rewriter.allowed(self, node):
                 return False
-            builder = Builder(graph, node.name)
+            builder, mark = Builder(graph, node.name), graph.mark()
             try:
                 self.condition(graph, m)
                 new = self.replacement(builder, m)
             except Declined as declined:
                 if not isinstance(declined, Skip):
                     reason = reason or str(declined)
-                for made in reversed(builder.made):
-                    graph.remove(made)
+                graph.forget(builder.made, mark)
                 continue
             if new is node.output:
                 return False
@@ -224,6 +223,7 @@ class Rewriter:
     shared_weights: dict = field(default_factory=dict)  # weight expression -> variable, over all signatures
     removed_dead: int = 0
     pipeline: Sequence[Step] = ()
+    _rested: dict[Rule, int] = field(default_factory=dict)  # rule -> the graph's version at which it found nothing
     settled: set[tuple[str, str]] = field(default_factory=set)  # functions (name, shapes) that are simplified already
 
     def allowed(self, rule: Rule, node: Node) -> bool:
@@ -256,7 +256,12 @@ class Rewriter:
         for _ in range(max_rounds):
             changed = False
             for rule in rules:
-                changed |= bool(rule.run(self))
+                if self._rested.get(rule) == self.graph.version:
+                    continue  # it has seen this very graph and left it alone
+                if rule.run(self):
+                    changed = True
+                else:
+                    self._rested[rule] = self.graph.version
             if not changed or not step.repeat:
                 return
 

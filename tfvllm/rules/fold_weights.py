@@ -7,6 +7,7 @@ from tfvllm.graph.guarantee import Exact
 from tfvllm.graph.ir import Graph, Node, Value
 from tfvllm.graph.rewriter import Pass
 
+TOGETHER = 1 << 22  # bytes of sources that are computed with in one go
 SMALL = 1 << 20  # bytes that may be added for a folded weight whose sources stay in use
 
 
@@ -23,28 +24,39 @@ class FoldWeights(Pass):
         frontier = [v for v in self._frontier(graph) if rewriter.allowed(self, v.node)]
         if rewriter.limit is not None:
             frontier = frontier[: max(0, rewriter.limit - len(rewriter.fired))]
-        changed = False
-        for value in frontier:
-            sources = _sources(graph, value)
-            size = _bytes(value)
-            leaving = sum(_bytes(s) for s in sources if self._only_feeds(graph, s, value))
-            if size is None or (size > leaving + SMALL):
-                rewriter.decline(
-                    self, value.node, "the folded weight would be kept beside its sources, which others read"
-                )
-                continue
-            key = _key(graph, value)
-            variable = rewriter.shared_weights.get(key)
-            if variable is None:
-                (array,) = convert.evaluate(graph, [value], {s: graph.array(s) for s in sources})
-            else:
-                array = variable
-            new = graph.weight(graph.unique(value.node.name + "/folded"), array, value.dtype)
+        folded = [v for v in frontier if self._pays(rewriter, v)]
+        for value, key, content in self._contents(rewriter, folded):
+            new = graph.weight(graph.unique(value.node.name + "/folded"), content, value.dtype)
             rewriter.shared_weights[key] = graph.captures[new.node.inputs[0].node.name].owner
             rewriter.fire(self, value.node)
             graph.replace(value, new)
-            changed = True
-        return changed
+        return bool(folded)
+
+    def _pays(self, rewriter, value: Value) -> bool:
+        graph, size = rewriter.graph, _bytes(value)
+        leaving = sum(_bytes(s) or 0 for s in _sources(graph, value) if self._only_feeds(graph, s, value))
+        if size is None or size > leaving + SMALL:
+            rewriter.decline(self, value.node, "the folded weight would be kept beside its sources, which others read")
+            return False
+        return True
+
+    @staticmethod
+    def _contents(rewriter, values: list[Value]):
+        """Each value, its key, and its content or the variable that holds it; computed a few MiB at a time."""
+        graph, known = rewriter.graph, rewriter.shared_weights
+        keys = {v: _key(graph, v) for v in values}
+        while values:
+            batch: list[Value] = []
+            size = 0
+            while values and (not batch or size < TOGETHER):
+                batch.append(values[0])
+                size += sum(_bytes(s) or 0 for s in _sources(graph, values[0]))
+                values = values[1:]
+            new = {keys[v]: v for v in batch if keys[v] not in known}
+            sources = {s: graph.array(s) for v in new.values() for s in _sources(graph, v)}
+            arrays = dict(zip(new, convert.evaluate(graph, list(new.values()), sources)))
+            for value in batch:
+                yield value, keys[value], known.get(keys[value], arrays.get(keys[value]))
 
     @staticmethod
     def _frontier(graph: Graph) -> list[Value]:

@@ -26,14 +26,13 @@ class OneTransposeForHeads(Pass):
             moved = self._moved(graph, node)
             if moved is None:
                 continue
-            b = Builder(graph, node.name)
+            b, mark = Builder(graph, node.name), graph.mark()
             batch, length, heads, size = moved[0].inputs[0].shape
             y = node.inputs[1]
             try:
                 whole = b.reshape(y, (batch, length, len(moved), heads, size), like=[y])
             except Declined as declined:
-                for made in reversed(b.made):
-                    graph.remove(made)
+                graph.forget(b.made, mark)
                 rewriter.decline(self, node, str(declined))
                 continue
             parts = b.op("Unpack", [b.Transpose(whole, b.ints(2, 0, 3, 1, 4))], num=len(moved), axis=0)

@@ -30,7 +30,7 @@ class HoistSlices(Pass):
         anchors = [n for n in graph.order() if n.op == "StridedSlice" and n.inputs[0] in rebuilt]
         if not anchors or not rewriter.allowed(self, anchors[0]):
             return False
-        builder = Builder(graph, anchors[0].name + "/demand")
+        builder, mark = Builder(graph, anchors[0].name + "/demand"), graph.mark()
         sliced: dict[Value, Value] = {}
         replaced: list[tuple[Node, Value]] = []
         try:
@@ -42,8 +42,7 @@ class HoistSlices(Pass):
                     x = self._sliced(builder, node.inputs[0], partial[node.inputs[0]], sliced)
                     replaced.append((node, builder.reshape(x, node.output.shape, like=[x])))
         except Declined as declined:
-            for made in reversed(builder.made):
-                graph.remove(made)
+            graph.forget(builder.made, mark)
             rewriter.decline(self, anchors[0], str(declined))
             return False
         rewriter.fire(self, anchors[0])

@@ -20,7 +20,8 @@ class MergeParallelMatMuls(Pass):
                 groups[(id(node.inputs[0].node), node.inputs[0].index, node.attr("transpose_b"))].append(node)
         changed = False
         for nodes in groups.values():
-            if len(nodes) > 1:
+            # Products of weights are folded soon; one of them may even be made from another.
+            if len(nodes) > 1 and not graph.is_static(nodes[0].inputs[0]):
                 changed |= self._merge(rewriter, nodes)
         return changed
 

@@ -561,3 +561,15 @@ print(*marks)
     answer = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     marks = [float(m) for m in answer.stdout.split()]
     assert max(marks[1:]) - marks[0] < 8.0, marks  # MiB, over 8000 requests after the first 3000
+
+
+def test_the_report_tells_what_became_of_each_product(served, tmp_path):
+    folder, _, _ = served
+    manifest = json.loads((folder / "assets.extra" / "tfvllm.json").read_text())
+    assert [p["what"] for p in manifest["steps"][-1]["lowering"]["products"]] == ["product", "product"]
+    fast = tfvllm.simplify(mlp(), target="onednn", precision="int8", inputs=REAL)
+    fast.report.to_html(tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text()
+    assert "Products and tables" in page
+    assert "2 of 2 products and tables, with ranges from 1 given inputs" in page
+    assert any("the least exact is the product" in str(part) for part in fast.report.table().renderables)

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -39,41 +41,58 @@ def programs(seed: int) -> list[list[random_graphs.Instruction]]:
     return [[instruction() for _ in range(rng.integers(1, 8))] for _ in range(GRAPHS_IN_ONE)]
 
 
+def prepare() -> None:
+    """TensorFlow's own optimizer takes most of the time, and it is not what is tested here."""
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+
+
+def run(seed: int) -> dict[str, Any]:
+    """Checks the function of one seed."""
+    cpu, size = time.process_time(), SIZES[seed % len(SIZES)]
+    result: dict[str, Any] = {"seed": seed, "size": size, "fired": {}, "yardstick": "none", "failures": []}
+    try:
+        outcome = random_graphs.check(programs(seed), *size, seed=seed)
+    except Exception as error:
+        result["failures"] = [f"{type(error).__name__}: {error}"[:500]]
+    else:
+        result.update(fired=outcome.fired, yardstick=outcome.yardstick, failures=outcome.failures)
+    return {**result, "cpu_seconds": time.process_time() - cpu}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--graphs", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--out", type=Path, help="a JSON file to write")
     arguments = parser.parse_args()
-    # TensorFlow's own optimizer takes most of the time, and it is not what is tested here.
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     fired: Counter = Counter()
     failures: list[dict] = []
-    started, cpu = time.perf_counter(), time.process_time()
+    started, cpu = time.perf_counter(), 0.0
     functions = -(-arguments.graphs // GRAPHS_IN_ONE)
     yardsticks: Counter = Counter()
-    for seed in range(arguments.seed, arguments.seed + functions):
-        size = SIZES[seed % len(SIZES)]
-        try:
-            outcome = random_graphs.check(programs(seed), *size, seed=seed)
-        except Exception as error:
-            failures.append({"seed": seed, "size": size, "failures": [f"{type(error).__name__}: {error}"[:500]]})
-            continue
-        fired.update(outcome.fired)
-        yardsticks[outcome.yardstick] += 1
-        if outcome.failures:
-            failures.append({"seed": seed, "size": size, "failures": outcome.failures})
-        if seed % 50 == 49:
-            print(f"{(seed - arguments.seed + 1) * GRAPHS_IN_ONE} graphs, {len(failures)} functions failed", flush=True)
+    with multiprocessing.get_context("spawn").Pool(arguments.processes, prepare) as pool:
+        seeds = range(arguments.seed, arguments.seed + functions)
+        for number, result in enumerate(pool.imap_unordered(run, seeds, chunksize=10), 1):
+            cpu += result["cpu_seconds"]
+            fired.update(result["fired"])
+            yardsticks[result["yardstick"]] += 1
+            if result["failures"]:
+                failures.append({k: result[k] for k in ("seed", "size", "failures")})
+                print(failures[-1], flush=True)
+            if number % 50 == 0:
+                print(f"{number * GRAPHS_IN_ONE} graphs, {len(failures)} functions failed", flush=True)
     record = {
         "graphs": functions * GRAPHS_IN_ONE,
         "functions": functions,
         "targets": ["portable", "onednn"],
-        "failed_functions": failures,
+        "failed_functions": sorted(failures, key=lambda f: f["seed"]),
         "yardsticks": dict(yardsticks),
         "rules_fired": dict(fired.most_common()),
         "seconds": round(time.perf_counter() - started, 1),
-        "cpu_seconds": round(time.process_time() - cpu, 1),
+        "cpu_seconds": round(cpu, 1),
         "tensorflow": tf.__version__,
         "python": platform.python_version(),
     }

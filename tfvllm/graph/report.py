@@ -28,6 +28,7 @@ class SignatureReport:
     fired: dict[str, dict[str, Any]] = field(default_factory=dict)  # rule -> count, guarantee, equation
     declined: list[dict[str, str]] = field(default_factory=list)
     rolled_back: list[dict[str, str]] = field(default_factory=list)
+    measured: list[dict[str, Any]] = field(default_factory=list)  # --measure: each rule's times, kept or dropped
     removed_dead: int = 0
     verification: dict[str, Any] = field(default_factory=dict)
     lowering: dict[str, Any] = field(default_factory=dict)  # int8: ranges, and each product's precision and error
@@ -63,6 +64,11 @@ class Report:
         return {name: entry["count"] for name, entry in self.main.fired.items()}
 
     @property
+    def dropped(self) -> list[str]:
+        """The rules that were left out because the graph is no faster with them (`measure`)."""
+        return [m["rule"] for s in self.signatures.values() for m in s.measured if not m["kept"]]
+
+    @property
     def declined(self) -> list[dict[str, str]]:
         """Near misses: rule, layer, reason."""
         return self.main.declined
@@ -91,6 +97,7 @@ class Report:
                     "fired": s.fired,
                     "declined": s.declined,
                     "rolled_back": s.rolled_back,
+                    "measured": s.measured,
                     "removed_dead": s.removed_dead,
                     "verification": s.verification,
                     "lowering": s.lowering,
@@ -152,6 +159,15 @@ class Report:
                 near.add_row(entry["rule"], escape(entry["where"]), escape(entry["reason"]))
             parts.append(near)
         parts.extend(escape(line) for line in lowering_lines(self.main))
+        measured = [m for s in self.signatures.values() for m in s.measured]
+        if measured:
+            times = Table(title="Measured: the graph with and without each rule, ms", title_justify="left")
+            for column in ("rule", "with", "without", "noise", "finding", "verdict"):
+                times.add_column(column, justify="right" if column in ("with", "without", "noise") else "left")
+            for m in measured:
+                numbers = f"{m['with_ms']:.3f}", f"{m['without_ms']:.3f}", f"{m['noise']:.1%}"
+                times.add_row(m["rule"], *numbers, m["finding"], "kept" if m["kept"] else "dropped")
+            parts.append(times)
         check = self.verification
         if check:
             parts.append(

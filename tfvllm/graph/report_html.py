@@ -48,6 +48,19 @@ def _section(signature: SignatureReport) -> list[str]:
         if entries:
             parts.append(f"<h3>{title}</h3>")
             parts.append(html.table(("rule", "where", "why"), [(e["rule"], e["where"], e["reason"]) for e in entries]))
+    if signature.measured:
+        parts.append("<h3>Measured with and without each rule</h3>")
+        times = [
+            (
+                m["rule"],
+                f"{m['with_ms']:.3f}",
+                f"{m['without_ms']:.3f}",
+                f"{m['noise']:.1%}",
+                m["finding"] + (": kept" if m["kept"] else ": dropped"),
+            )
+            for m in signature.measured
+        ]
+        parts.append(html.table(("rule", "ms with", "ms without", "noise", "finding"), times))
     parts.extend(f"<p>{html.escape(line)}.</p>" for line in lowering_lines(signature))
     if signature.lowering:
         parts.append("<h3>Products and tables</h3>")

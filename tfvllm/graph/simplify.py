@@ -23,6 +23,7 @@ from tfvllm.graph.rewriter import Rewriter, Rule, Step, select, short
 
 PRECISIONS = ("float32", "bfloat16", "int8")
 _MAX_ROLLBACKS = 20
+_STRUCTURAL = ("clean", "layout", "weights")  # steps that only tidy up: not worth a measurement
 LOWERED_TOLERANCE = 0.05  # relative to the largest magnitude of an output; --rtol and --atol add to it
 
 
@@ -64,6 +65,7 @@ def simplify(
     atol: float | None = None,
     max_error: float | None = None,
     percentile: float | None = None,
+    measure: bool = False,
 ) -> Simplified:
     """Rewrites the graph of a Keras model, a `tf.function` or a `ConcreteFunction`; the result is called like it.
 
@@ -79,6 +81,7 @@ def simplify(
         max_error: for int8: how far results may be off, relative to their largest magnitude (default 0.1). Products
             that cost too much stay in float32.
         percentile: for int8: of the magnitudes on `inputs`, beyond which they saturate; None for all of them within.
+        measure: keep a rule only if the graph is faster with it on this CPU, on `inputs`, in float32; see the report.
 
     Raises:
         InputError: the model cannot be traced, or an option is not one of those listed.
@@ -90,7 +93,7 @@ def simplify(
     graph = convert.from_concrete(function, _owners(model))
     samples = None if inputs is None else [_flat(inputs)]
     engine = _Engine(
-        target, precision, rules, rtol, atol, quantize.Options.check(precision, target, max_error, percentile)
+        target, precision, rules, rtol, atol, quantize.Options.check(precision, target, max_error, percentile), measure
     )
     rewritten, section = engine.run(graph, specs, "call", samples)
     engine.check_lowered([section])
@@ -112,6 +115,7 @@ def simplify_saved_model(
     atol: float | None = None,
     max_error: float | None = None,
     percentile: float | None = None,
+    measure: bool = False,
     overwrite: bool = False,
     progress: Callable[[str], None] = lambda message: None,
 ) -> Report:
@@ -124,6 +128,7 @@ def simplify_saved_model(
         calibration: inputs to verify on, as dicts of input name -> array; made up if None. int8 takes its ranges from
             them: of eight or more, every fourth is for verification alone.
         max_error, percentile: for int8, as for `simplify`.
+        measure: keep a rule only if the graph is faster with it on this CPU, as for `simplify`.
         progress: called with a line for each thing that begins.
 
     Raises:
@@ -133,7 +138,7 @@ def simplify_saved_model(
     started = time.perf_counter()
     check_new(destination, overwrite=overwrite)
     engine = _Engine(
-        target, precision, rules, rtol, atol, quantize.Options.check(precision, target, max_error, percentile)
+        target, precision, rules, rtol, atol, quantize.Options.check(precision, target, max_error, percentile), measure
     )
     progress("reading")
     saved = convert.load(source, signature)
@@ -199,6 +204,7 @@ class _Engine:
         rtol: float | None,
         atol: float | None,
         int8: quantize.Options | None = None,
+        measure: bool = False,
     ):
         from tfvllm.rules import lowering, pipeline, smoothing
 
@@ -209,6 +215,8 @@ class _Engine:
         self.lowering = lowering(precision)
         self.int8 = int8 or quantize.Options()
         self.made_up = False
+        self.measure = measure
+        self.judged: set[str] = set()  # rules that were measured, on whichever signature
         self.rtol, self.atol = rtol, atol
         self.shared_weights: dict[Any, tf.Variable] = {}
         self.described = {r.name: r for s in [*self.steps, *self.lowering, *smoothing({}, {})] for r in s.rules}
@@ -221,24 +229,10 @@ class _Engine:
     def run(self, graph: Graph, specs, name: str, samples) -> tuple[Graph, SignatureReport]:
         verifier = verify.Verifier(graph, specs, samples, self.rtol, self.atol)
         section = SignatureReport(name, cost.count(graph), {}, diagrams={"before": diagram(graph)})
-        skip: frozenset[tuple[str, str]] = frozenset()
-        for _ in range(_MAX_ROLLBACKS + 1):
-            rewriter = self.rewrite(graph, skip)
-            targets.check_graph(rewriter.graph, self.target)
-            comparison = verifier.compare(rewriter.graph, self._slack(rewriter))
-            if comparison.ok:
-                break
-            guilty = self._bisect(graph, verifier, rewriter, skip)
-            if guilty is None or len(section.rolled_back) == _MAX_ROLLBACKS:
-                raise VerificationError(
-                    f"signature {name!r}: the simplified graph does not compute what the original does "
-                    f"({comparison.failures[0]}). Nothing was written. Leave rules out with --rules -NAME, or allow "
-                    "more with --rtol."
-                )
-            skip |= {(guilty.rule, guilty.node)}
-            section.rolled_back.append(
-                {"rule": guilty.rule, "where": short(guilty.node), "reason": comparison.failures[0]}
-            )
+        skip: set[tuple[str, str]] = set()
+        rewriter, comparison = self._verified(graph, verifier, section, skip)
+        if self.measure:
+            rewriter, comparison = self._keep_what_pays(graph, verifier, section, skip, rewriter, comparison)
         section.fired = self._fired(rewriter)
         if self.lowering:
             self.made_up |= samples is None
@@ -250,6 +244,63 @@ class _Engine:
         section.verification = comparison.to_dict()
         section.diagrams["after"] = diagram(rewriter.graph)
         return rewriter.graph, section
+
+    def _verified(self, graph: Graph, verifier: verify.Verifier, section: SignatureReport, skip: set):
+        """The rewritten graph and its comparison; what is wrong is rolled back, and added to `skip`."""
+        for _ in range(_MAX_ROLLBACKS + 1):
+            rewriter = self.rewrite(graph, frozenset(skip))
+            targets.check_graph(rewriter.graph, self.target)
+            comparison = verifier.compare(rewriter.graph, self._slack(rewriter))
+            if comparison.ok:
+                break
+            guilty = self._bisect(graph, verifier, rewriter, frozenset(skip))
+            if guilty is None or len(section.rolled_back) == _MAX_ROLLBACKS:
+                raise VerificationError(
+                    f"signature {section.name!r}: the simplified graph does not compute what the original does "
+                    f"({comparison.failures[0]}). Nothing was written. Leave rules out with --rules -NAME, or allow "
+                    "more with --rtol."
+                )
+            skip.add((guilty.rule, guilty.node))
+            section.rolled_back.append(
+                {"rule": guilty.rule, "where": short(guilty.node), "reason": comparison.failures[0]}
+            )
+        return rewriter, comparison
+
+    def _keep_what_pays(
+        self, graph: Graph, verifier: verify.Verifier, section: SignatureReport, skip: set, best, found
+    ):
+        """Leaves out each rule that fired, one after the other; those without which the graph is faster stay out.
+
+        Where the difference does not stand out from the noise, a rule that saves nodes or FLOPs stays. A rule is judged
+        once, on the first signature it fires on, and for all.
+        """
+        structural = {r.name for s in self.steps if s.name in _STRUCTURAL for r in s.rules}
+        for rule in [r for r in best.counts if r not in structural and r not in self.judged]:
+            self.judged.add(rule)
+            kept = self.steps, self.shared_weights
+            # Weights made for a trial go with it.
+            self.steps, self.shared_weights = select(self.steps, f"-{rule}"), dict(self.shared_weights)
+            trial = self.rewrite(graph, frozenset(skip))
+            duel = cost.duel(verifier.calls(best.graph), verifier.calls(trial.graph))
+            pays = duel.winner == "first" or (duel.winner is None and _saves(best.graph, trial.graph))
+            comparison = found if pays else verifier.compare(trial.graph, self._slack(trial))
+            drop = not pays and comparison.ok
+            why = {"first": "faster with it", "second": "faster without it", None: "no difference beyond the noise"}
+            section.measured.append(
+                {
+                    "rule": rule,
+                    "with_ms": round(duel.first_ms, 4),
+                    "without_ms": round(duel.second_ms, 4),
+                    "noise": round(duel.noise, 4),
+                    "finding": why[duel.winner],
+                    "kept": not drop,
+                }
+            )
+            if drop:
+                best, found = trial, comparison
+            else:
+                self.steps, self.shared_weights = kept
+        return best, found
 
     def _lower(self, verified: Rewriter, verifier: verify.Verifier, section: SignatureReport, made_up: bool):
         """The verified float32 graph in the wanted precision, and how far that is from the original."""
@@ -323,6 +374,12 @@ class _Engine:
             rule: {"count": n, "guarantee": guarantees[rule], "equation": _equation(self.described[rule])}
             for rule, n in rewriter.counts.most_common()
         }
+
+
+def _saves(graph: Graph, other: Graph) -> bool:
+    """Whether a graph counts fewer nodes, or fewer operations, than another."""
+    mine, others = cost.count(graph), cost.count(other)
+    return mine["nodes"] < others["nodes"] or mine["flops"] < others["flops"]
 
 
 def _equation(rule: Rule) -> str:
@@ -436,7 +493,8 @@ def _write_manifest(directory: Path, report: Report, source: str | os.PathLike) 
             "verification": report.verification,
             **({"lowering": report.main.lowering} if report.main.lowering else {}),
             **({"notes": report.notes} if report.notes else {}),
-            "again": f"tfvllm simplify SRC DST --target {report.target} --precision {report.precision}",
+            "again": f"tfvllm simplify SRC DST --target {report.target} --precision {report.precision}"
+            + "".join(f" --rules -{rule}" for rule in report.dropped),
         },
         target=report.target,
     )

@@ -7,7 +7,8 @@ says how far a graph that adds the same terms in another order may lie. Where th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -142,6 +143,16 @@ class Verifier:
             for name, new, old, exact in zip(self.graph.outputs, found, self.references[i], wide):
                 self._compare(result, f"{name}, sample {i}", new, old, exact, slack)
         return result
+
+    def calls(self, graph: Graph) -> list[Callable[[], Any]]:
+        """For timing: one call for each sample, its arguments converted already."""
+        function = convert.to_concrete(graph, self.specs, pack=list)
+        made: list[Callable[[], Any]] = []
+        for sample in self.samples:
+            tensors = [tf.convert_to_tensor(a, v.dtype) for a, v in zip(sample, self.graph.inputs.values())]
+            args, kwargs = tf.nest.pack_sequence_as(self.specs, tensors, expand_composites=True)
+            made.append(functools.partial(function, *args, **kwargs))
+        return made
 
     def _compare(self, result: Comparison, where: str, new, old, exact, slack: float) -> None:
         if new.shape != old.shape or new.dtype != old.dtype:

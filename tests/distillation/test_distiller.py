@@ -72,6 +72,7 @@ def test_training_brings_the_student_to_the_teacher(name):
 def test_metrics_add_up_to_the_loss(duo):
     weights = {"logits": 0.7, "hidden": 0.1}
     distiller = make(*duo, loss_weights=weights, task_weight=0.2)
+    distiller.run_eagerly = True
     x, y = batch(8)
     logs = distiller.evaluate(x, y, batch_size=4, return_dict=True, verbose=0)
     total = 0.2 * logs["task_loss"] + sum(weights.get(key, 1.0) * logs[f"{key}_loss"] for key in EVERYTHING)

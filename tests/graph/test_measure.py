@@ -71,13 +71,19 @@ def _rules():
     [(1.5, []), (1.001, []), (0.999, []), (0.5, ["Signs", "MergeParallelMatMuls"])],
 )
 def test_what_the_times_decide(monkeypatch, ratio, dropped):
-    """Within the noise the counted cost decides: both rules leave fewer nodes. Clean-ups are never judged."""
+    """Within the noise the counted cost decides: neither rule adds nodes. Clean-ups are never judged."""
     monkeypatch.setattr(cost, "duel", lambda first, second: cost.Duel(1.0, ratio, ratio, 0.01))
     fast = tfvllm.simplify(_function(), rules=_rules(), measure=True)
     assert {m["rule"] for m in fast.report.main.measured} == {"Signs", "MergeParallelMatMuls"}
     assert sorted(fast.report.dropped) == sorted(dropped)
     assert ("Neg" in fast.report.after["ops"]) == bool(dropped)
     assert fast.report.after["ops"]["MatMul"] == (2 if dropped else 1)
+
+
+def test_within_the_noise_a_rule_that_adds_nodes_for_nothing_goes(monkeypatch):
+    monkeypatch.setattr(cost, "duel", lambda first, second: cost.Duel(1.0, 1.001, 1.001, 0.01))
+    report = tfvllm.simplify(_function(), rules=[*_rules(), SlowRelu()], measure=True).report
+    assert report.dropped == ["SlowRelu"]
 
 
 def test_a_rule_is_judged_once_for_all_signatures(monkeypatch, tmp_path):

@@ -271,8 +271,8 @@ class _Engine:
     ):
         """Leaves out each rule that fired, one after the other; those without which the graph is faster stay out.
 
-        Where the difference does not stand out from the noise, a rule that saves nodes or FLOPs stays. A rule is judged
-        once, on the first signature it fires on, and for all.
+        Where the difference does not stand out from the noise, a rule that adds nodes must save FLOPs to stay. A rule is
+        judged once, on the first signature it fires on, and for all.
         """
         structural = {r.name for s in self.steps if s.name in _STRUCTURAL for r in s.rules}
         for rule in [r for r in best.counts if r not in structural and r not in self.judged]:
@@ -282,7 +282,7 @@ class _Engine:
             self.steps, self.shared_weights = select(self.steps, f"-{rule}"), dict(self.shared_weights)
             trial = self.rewrite(graph, frozenset(skip))
             duel = cost.duel(verifier.calls(best.graph), verifier.calls(trial.graph))
-            pays = duel.winner == "first" or (duel.winner is None and _saves(best.graph, trial.graph))
+            pays = duel.winner == "first" or (duel.winner is None and not _burdens(best.graph, trial.graph))
             comparison = found if pays else verifier.compare(trial.graph, self._slack(trial))
             drop = not pays and comparison.ok
             why = {"first": "faster with it", "second": "faster without it", None: "no difference beyond the noise"}
@@ -376,10 +376,10 @@ class _Engine:
         }
 
 
-def _saves(graph: Graph, other: Graph) -> bool:
-    """Whether a graph counts fewer nodes, or fewer operations, than another."""
+def _burdens(graph: Graph, other: Graph) -> bool:
+    """Whether a graph has more nodes than another and saves no operations by it."""
     mine, others = cost.count(graph), cost.count(other)
-    return mine["nodes"] < others["nodes"] or mine["flops"] < others["flops"]
+    return mine["nodes"] > others["nodes"] and mine["flops"] >= others["flops"]
 
 
 def _equation(rule: Rule) -> str:

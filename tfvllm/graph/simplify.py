@@ -271,7 +271,7 @@ class _Engine:
     ):
         """Leaves out each rule that fired, one after the other; those without which the graph is faster stay out.
 
-        Where the difference does not stand out from the noise, a rule that adds nodes must save FLOPs to stay. A rule is
+        Where the difference does not stand out from the noise, a rule that adds nodes must save FLOPs to stay. Each is
         judged once, on the first signature it fires on, and for all.
         """
         structural = {r.name for s in self.steps if s.name in _STRUCTURAL for r in s.rules}

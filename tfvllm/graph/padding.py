@@ -604,7 +604,8 @@ def _blame(graph: Graph, analysis: Analysis, value: Value, tokens: Tokens) -> st
                 continue
             if tokens in demanded_of(reader, analysis.demanded, analysis.facts)[position]:
                 continue
-            following = next(((v, t) for v in reader.outputs for t in _forward(reader, position, v, tokens)), None)
+            ahead = [(v, t) for v in reader.outputs for t in _forward(reader, position, v, tokens)]
+            following = next(((v, t) for v, t in ahead if t not in analysis.demanded.get(v, EVERYWHERE)), None)
             if following is None:
                 return f"{reader.op} may bring padded positions into a result"
             break

@@ -80,7 +80,7 @@ class _Packer:
 
     def pays(self) -> bool:
         """Whether more than half of the products of tokens can be packed: the indices and the moving cost something."""
-        flat = {v.shape[0] for v in self.values if v.shape} | {dims.product(t.sizes) for t in self.values.values()}
+        flat = {dims.product(t.sizes) for t in self.values.values()}
         work = [n for n in self.live if n.op in padding.WORK]
         packed = [n for n in work if n in self.nodes]
         left = [n for n in work if n not in self.nodes and n.output.shape and n.output.shape[0] in flat]

@@ -442,7 +442,9 @@ def load(path: str | os.PathLike, only: str | None = None) -> SavedModel:
     graphs = [s.graph for s in signatures.values()]
     if restore is not None:
         try:
-            restore.run(loaded, {id(c.owner): c.owner for g in graphs for c in g.captures.values()})
+            stored = {id(owner) for owner in owners.values()}  # not weights made of captured constants just now
+            used = (c.owner for g in graphs for c in g.captures.values())
+            restore.run(loaded, {id(owner): owner for owner in used if id(owner) in stored})
         except (tf.errors.OpError, ValueError) as error:
             raise InputError(f"{path} cannot be loaded: {_first_line(error)}") from error
     _thaw_shared(graphs)

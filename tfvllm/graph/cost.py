@@ -45,7 +45,9 @@ def example_sizes(graph: Graph, batch: int = 1, length: int = 128) -> dict[str, 
             for axis, size in enumerate(value.shape):
                 if isinstance(size, dims.Dim):
                     for symbol in size.symbols():
-                        if "(" not in symbol:
+                        if node.op == "Where":  # as many as there can be: no position is padding
+                            sizes.setdefault(symbol, _elements(node.inputs[0], sizes))
+                        elif "(" not in symbol:
                             sizes.setdefault(symbol, batch if axis == 0 else length)
     return sizes
 

@@ -43,11 +43,11 @@ class PackTokens(Pass):
             if not packer.done_before():
                 rewriter.decline(self, analysis.mask.node, padding.reason(graph, analysis))
             return False
+        mark = graph.mark()
         try:
             inputs, results = packer.build()
         except Declined as declined:
-            for made in reversed(packer.builder.made):
-                graph.remove(made)
+            graph.forget(packer.builder.made, mark)
             rewriter.decline(self, analysis.mask.node, str(declined))
             return False
         rewriter.fire(self, analysis.mask.node)

@@ -69,3 +69,28 @@ def test_declines():
         reason="read elsewhere",
         special=False,
     )
+
+
+def test_residual():
+    w, b = weight(3, 3, 5, 5), weight(5)
+    rules = ["FuseConvBias", "FuseConvActivation", "FuseConvResidual"]
+    counts = {"FuseConvBias": 1, "FuseConvResidual": 1, "FuseConvActivation": 0}
+    specs = [f32(None, 9, 8, 5)]
+    c = check(lambda x: tf.tanh(x) + conv(x, w, b), specs, rules, counts, special=False)
+    assert c.ops("_FusedConv2D")[0].attr("fused_ops") == ["BiasAdd", "Add"]
+    counts["FuseConvActivation"] = 1
+    c = check(lambda x: tf.nn.relu(conv(x, w, b) + tf.tanh(x)), specs, rules, counts, special=False)
+    assert c.ops("_FusedConv2D")[0].attr("fused_ops") == ["BiasAdd", "Add", "Relu"]
+
+
+def test_residual_declines():
+    w, b = weight(3, 3, 5, 5), weight(5)
+    rules = ["FuseConvBias", "FuseConvActivation", "FuseConvResidual"]
+    none = {"FuseConvBias": 1, "FuseConvResidual": 0}
+    specs = [f32(None, 9, 8, 5)]
+    wide = {"reason": "cannot be proved equal", "special": False}
+    check(lambda x: conv(x, w, b) + tf.reduce_max(x, [1, 2], keepdims=True), specs, rules, none, **wide)
+    apart = {"reason": "something fused already", "special": False}
+    check(lambda x: tf.nn.relu(conv(x, w, b)) + x, specs, rules, none, **apart)
+    elu = {"FuseConvResidual": 1, "FuseConvActivation": 0}
+    check(lambda x: tf.nn.elu(conv(x, w, b) + x), specs, rules, elu, reason="another activation", special=False)

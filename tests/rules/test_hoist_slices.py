@@ -64,3 +64,16 @@ def test_sums_over_the_sliced_axis_stop_it():
 
     c = check(f, [f32(None, None, 8)], RULE, 0, special=False)
     assert len(c.ops("MatMul")) == 1
+
+
+def test_a_value_of_unknown_rank_is_left_whole():
+    w = weight(8, 2, 4)
+    specs = [tf.TensorSpec([], tf.int32), tf.TensorSpec(None)]
+    cond = tf.function(lambda i, y: i < 2).get_concrete_function(*specs)
+    body = tf.function(lambda i, y: (i + 1, tf.tanh(y))).get_concrete_function(*specs)
+
+    def f(x):
+        looped = tf.raw_ops.StatelessWhile(input=[tf.constant(0), x], cond=cond, body=body)[1]
+        return tf.raw_ops.Einsum(inputs=[looped, w], equation="abc,cde->abde")[:, 0]
+
+    check(f, [f32(None, None, 8)], RULE, None, special=False)

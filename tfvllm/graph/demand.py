@@ -61,7 +61,9 @@ def on_inputs(node: Node, wanted: Demand) -> list[Demand]:
         return everything
     rule = _RULES.get(node.op)
     passed = rule(node, wanted) if rule is not None else None
-    return everything if passed is None else passed
+    if passed is None or any(d != FULL and v.shape is None for v, d in zip(node.inputs, passed)):
+        return everything  # positions of a value of unknown rank cannot be cut out
+    return passed
 
 
 def passes(node: Node, wanted: Demand) -> bool:

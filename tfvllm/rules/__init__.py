@@ -16,7 +16,7 @@ from tfvllm.rules.einsum_to_matmul import EinsumToMatMul
 from tfvllm.rules.fold_constants import FoldConstants
 from tfvllm.rules.fold_scale import FoldScale
 from tfvllm.rules.fold_weights import FoldWeights
-from tfvllm.rules.fuse_conv import FuseConvActivation, FuseConvBias, FuseDepthwiseBias
+from tfvllm.rules.fuse_conv import FuseConvActivation, FuseConvBias, FuseConvResidual, FuseDepthwiseBias
 from tfvllm.rules.fuse_matmul import FuseActivation, FuseGelu, FuseMatMulBias, FuseResidual
 from tfvllm.rules.head_transposes import OneTransposeForHeads
 from tfvllm.rules.hoist_slices import HoistSlices
@@ -77,7 +77,7 @@ def pipeline() -> list[Step]:
             "fuse",
             (
                 *(FuseMatMulBias(), FuseGelu(), FuseActivation(), FuseResidual()),
-                *(FuseConvBias(), FuseDepthwiseBias(), FuseConvActivation(), FuseSwish()),
+                *(FuseConvBias(), FuseDepthwiseBias(), FuseConvActivation(), FuseConvResidual(), FuseSwish()),
             ),
         ),
         Step("weights", (FoldWeights(), *clean)),

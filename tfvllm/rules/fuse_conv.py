@@ -1,7 +1,7 @@
 """A convolution, its bias and its activation in one kernel (oneDNN)."""
 
 from tfvllm.graph.guarantee import Approximate, Reordered
-from tfvllm.graph.pattern import op
+from tfvllm.graph.pattern import add, op
 from tfvllm.graph.rewriter import Declined, Rule, Skip
 
 _KERNELS = {"Conv2D": "_FusedConv2D", "DepthwiseConv2dNative": "_FusedDepthwiseConv2dNative"}
@@ -62,13 +62,42 @@ class FuseConvActivation(Rule):
     def condition(self, graph, m):
         if m.y.node.op not in _KERNELS.values():
             raise Skip("not a convolution")
-        if m.y.node.attr("fused_ops") != ["BiasAdd"]:
+        if m.y.node.attr("fused_ops") not in (["BiasAdd"], ["BiasAdd", "Add"]):
             raise Declined("the convolution has something fused already")
+        if m.y.node.attr("fused_ops") == ["BiasAdd", "Add"] and m.node("out").op != "Relu":
+            raise Declined("no kernel for a residual and another activation than relu")
         if graph.sole_reader(m.y) is None:
             raise Declined("the convolution without its activation is read elsewhere")
 
     def replacement(self, b, m):
         node = m.y.node
         attrs = dict(node.attrs)
-        attrs["fused_ops"] = ["BiasAdd", m.node("out").op]
+        attrs["fused_ops"] = [*node.attr("fused_ops"), m.node("out").op]
         return b.op(node.op, node.inputs, **attrs)[0]
+
+
+class FuseConvResidual(Rule):
+    """(x ∗ w + b) + r -> _FusedConv2D[BiasAdd, Add](x, w, b, r), which a relu may follow."""
+
+    guarantee = Reordered()
+    targets = ("onednn",)
+    emits = ("_FusedConv2D",)
+
+    def pattern(self, y, r):
+        return add(y, r, name="out")
+
+    def condition(self, graph, m):
+        if m.y.node.op != "_FusedConv2D":
+            raise Skip("not a convolution")
+        if m.y.node.attr("fused_ops") != ["BiasAdd"]:
+            raise Declined("the convolution has something fused already")
+        if graph.sole_reader(m.y) is None:
+            raise Declined("the convolution without its residual is read elsewhere")
+        if m.r.shape is None or m.r.shape != m.y.shape:
+            raise Declined("the residual has another shape, or one that cannot be proved equal")
+
+    def replacement(self, b, m):
+        node = m.y.node
+        attrs = {k: a for k, a in node.attrs.items() if k != "TArgs" and not k.startswith("_")}
+        attrs.update(num_args=2, fused_ops=["BiasAdd", "Add"], TArgs=[m.r.dtype] * 2)
+        return b.op("_FusedConv2D", [*node.inputs, m.r], **attrs)[0]

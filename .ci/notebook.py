@@ -18,6 +18,8 @@ def main(path: str, *options: str) -> None:
     if "--inplace" in options:
         for cell in notebook.cells:
             cell.metadata.pop("execution", None)  # times of day: every run would change the file
+            if cell.cell_type == "code":  # what libraries say as they start is about the machine
+                cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
         notebook.metadata.pop("language_info", None)
         nbformat.write(notebook, path)
 

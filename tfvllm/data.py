@@ -45,7 +45,14 @@ class TextData:
 
 
 def read_tsv(path: str | os.PathLike) -> list[tuple[str, str]]:
-    """Reads `(sentence, label)` pairs. A bad row raises InputError naming the file, the line and what was expected."""
+    """Reads `(sentence, label)` pairs. A bad row raises InputError naming the file, the line and what was expected.
+
+    Example:
+        >>> from tfvllm import data
+        >>> data.write_tsv(folder / "train.tsv", [("a fine film", 1), ("dull", 0)])
+        >>> data.read_tsv(folder / "train.tsv")
+        [('a fine film', '1'), ('dull', '0')]
+    """
     path = Path(path)
     try:
         content = path.read_bytes()
@@ -88,7 +95,14 @@ def read_tsv(path: str | os.PathLike) -> list[tuple[str, str]]:
 
 
 def write_tsv(path: str | os.PathLike, rows: Iterable[tuple[str, str | int]]) -> None:
-    """Writes `(sentence, label)` pairs under the header."""
+    """Writes `(sentence, label)` pairs under the header.
+
+    Example:
+        >>> from tfvllm import data
+        >>> data.write_tsv(folder / "dev.tsv", [("a fine film", 1)])
+        >>> (folder / "dev.tsv").read_text().splitlines()
+        ['sentence\\tlabel', 'a fine film\\t1']
+    """
     body = "".join(f"{sentence}\t{label}\n" for sentence, label in rows)
     Path(path).write_text(f"{HEADER}\n{body}", encoding="utf-8", newline="\n")
 
@@ -114,6 +128,13 @@ def load(
 
     Raises:
         InputError: a missing file, a bad row, a single label, or a dev/test label that train lacks.
+
+    Example:
+        >>> from tfvllm import data
+        >>> path = data.write_synthetic(folder / "reviews", train=20, dev=4, test=4, seed=1)
+        >>> found = data.load(path, names={"0": "negative", "1": "positive"})
+        >>> len(found.train.texts), found.labels
+        (20, ['negative', 'positive'])
     """
     path = Path(path)
     notes: list[str] = []
@@ -339,6 +360,12 @@ def synthetic_reviews(count: int, seed: int, *, margin: float = 0.5) -> list[tup
 
     Returns:
         `(sentence, label)` pairs; label 1 is positive, 0 negative.
+
+    Example:
+        >>> from tfvllm.data import synthetic_reviews
+        >>> rows = synthetic_reviews(10, seed=1)
+        >>> len(rows), sum(label for _, label in rows), rows == synthetic_reviews(10, seed=1)
+        (10, 5, True)
     """
     rng = random.Random(seed)
     wanted = {0: count // 2, 1: count - count // 2}
@@ -359,7 +386,14 @@ def synthetic_reviews(count: int, seed: int, *, margin: float = 0.5) -> list[tup
 def write_synthetic(
     directory: str | os.PathLike, *, train: int, dev: int, test: int, seed: int, overwrite: bool = False
 ) -> Path:
-    """Writes train.tsv, dev.tsv, test.tsv and a README that says they are synthetic. No sentence is in two files."""
+    """Writes train.tsv, dev.tsv, test.tsv and a README that says they are synthetic. No sentence is in two files.
+
+    Example:
+        >>> from tfvllm import data
+        >>> path = data.write_synthetic(folder / "synthetic", train=6, dev=2, test=2, seed=1)
+        >>> sorted(file.name for file in path.iterdir())
+        ['README.md', 'dev.tsv', 'test.tsv', 'train.tsv']
+    """
     with new_directory(directory, overwrite=overwrite) as partial:
         rows = synthetic_reviews(train + dev + test, seed)
         write_tsv(partial / "train.tsv", rows[:train])

@@ -253,6 +253,11 @@ def read_recipe(
 
     Raises:
         InputError: one line that names the key, what was expected and the nearest valid name.
+
+    Example:
+        >>> from tfvllm.recipe import read_recipe
+        >>> read_recipe("examples/sentiment.yaml", overrides=["teacher.epochs=1"]).teacher.epochs
+        1
     """
     path = Path(path)
     try:
@@ -283,7 +288,16 @@ def read_recipe(
 
 
 def parse_recipe(content: dict, *, where: str = "recipe") -> Recipe:
-    """Checks a recipe given as nested dicts; raises InputError as `read_recipe` does."""
+    """Checks a recipe given as nested dicts; raises InputError as `read_recipe` does.
+
+    Example:
+        >>> from tfvllm.recipe import parse_recipe
+        >>> try:
+        ...     parse_recipe({"teacher": {"layer": 2}})
+        ... except tfvllm.errors.InputError as error:
+        ...     print("layers" in str(error))
+        True
+    """
     try:
         recipe = Recipe.model_validate(_floats(content, Recipe))
     except ValidationError as error:

@@ -37,6 +37,15 @@ def run(
         InputError: the data, a preset or `out` is not as expected.
         TfvllmError: a step failed or was interrupted; finished steps are kept.
         VerificationError: a SavedModel does not compute what its Keras model computes.
+
+    Example:
+        >>> from tfvllm.recipe import parse_recipe
+        >>> synthetic = {"train": 40, "dev": 10, "test": 10}
+        >>> teacher = {"layers": 1, "hidden": 8, "heads": 2, "ffn": 8, "vocabulary": 120, "epochs": 0}
+        >>> recipe = parse_recipe({"data": {"synthetic": synthetic, "max_length": 8}, "teacher": teacher})
+        >>> report = tfvllm.compress.run(recipe, folder / "run")
+        >>> [stage["stage"] for stage in report["stages"]]
+        ['teacher']
     """
     from tfvllm.compress.console import Console
     from tfvllm.compress.steps import open_workspace
@@ -86,6 +95,13 @@ def open_report(out: str | os.PathLike) -> tuple[Path, dict[str, Any]]:
 
     Raises:
         InputError: `out` holds no report.
+
+    Example:
+        >>> try:
+        ...     tfvllm.compress.open_report("nowhere")
+        ... except tfvllm.errors.InputError as error:
+        ...     print(error)
+        nowhere: expected the folder of a finished compress run (report.json, report.html), found none.
     """
     from tfvllm.errors import InputError
 

@@ -32,6 +32,15 @@ class TeacherCache:
         path: a folder that `write_teacher_cache` finished.
     Raises:
         InputError: there is none, or it is not finished.
+
+    Example:
+        >>> data = tf.data.Dataset.from_tensor_slices((points, kinds)).batch(8)
+        >>> written = tfvllm.distillation.write_teacher_cache(tiny_net(), data, folder / "answers")
+        >>> cache = tfvllm.distillation.TeacherCache(folder / "answers")
+        >>> distiller = tfvllm.Distiller(cache, tiny_net())
+        >>> distiller.compile("adam", loss="sparse_categorical_crossentropy")
+        >>> sorted(distiller.fit(cache.join(data), verbose=0).history)
+        ['logits_loss', 'loss', 'task_loss']
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -182,6 +191,12 @@ def write_teacher_cache(
         The cache, or None where other workers have shards left to write.
     Raises:
         InputError: the folder has shards of another teacher, other data or other settings; the message says which.
+
+    Example:
+        >>> data = tf.data.Dataset.from_tensor_slices((points, kinds)).batch(8)
+        >>> cache = tfvllm.distillation.write_teacher_cache(tiny_net(), data, folder / "cache")
+        >>> cache.examples, cache.classes
+        (16, 3)
     """
     if has_strings(data):
         raise InputError(

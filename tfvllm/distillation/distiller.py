@@ -50,6 +50,13 @@ class Distiller(keras.Model):
             the batch's inputs, or None where every position is real.
     Raises:
         InputError: models, names or settings that do not fit together; the message lists what is valid.
+
+    Example:
+        >>> distiller = tfvllm.Distiller(teacher=tiny_net(), student=tiny_net())
+        >>> distiller.compile("adamw", loss="sparse_categorical_crossentropy")
+        >>> history = distiller.fit(points, kinds, verbose=0).history
+        >>> sorted(history)
+        ['logits_loss', 'loss', 'task_loss']
     """
 
     def __init__(

@@ -36,7 +36,12 @@ def check_layers(layers: LayerMap, whose: str, *, names: bool = True) -> Any:
 
 
 def spread(chosen: int, total: int) -> list[int]:
-    """`chosen` of `total` layers, evenly spaced, the last always among them: spread(3, 6) == [1, 3, 5]."""
+    """`chosen` of `total` layers, evenly spaced, the last always among them: spread(3, 6) == [1, 3, 5].
+
+    Example:
+        >>> tfvllm.distillation.spread(3, 6)
+        [1, 3, 5]
+    """
     if not 1 <= chosen <= total:
         raise InputError(f"cannot choose {chosen} of {total} layers; expected 1 to {total}.")
     return [-(-(i + 1) * total // chosen) - 1 for i in range(chosen)]
@@ -53,6 +58,10 @@ def layer_pairs(layers: str | Sequence[tuple[int, int]], teacher: int, student: 
             or pairs (teacher layer, student layer); negative numbers count from the end.
     Raises:
         InputError: for an unknown name, or a layer that does not exist.
+
+    Example:
+        >>> tfvllm.distillation.layer_pairs("uniform", teacher=6, student=3)
+        [(1, 0), (3, 1), (5, 2)]
     """
     if isinstance(layers, str):
         if layers not in NAMES:

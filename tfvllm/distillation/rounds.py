@@ -91,6 +91,13 @@ def iterate(
         The rounds, the first being the student before any training.
     Raises:
         InputError: several teachers, a cache, or data that are not arrays.
+
+    Example:
+        >>> distiller = tfvllm.Distiller(tiny_net(), tiny_net())
+        >>> distiller.compile("adam", loss="sparse_categorical_crossentropy")
+        >>> rounds = tfvllm.distillation.iterate(distiller, (points, kinds), (points, kinds), rounds=1, verbose=0)
+        >>> [entry.number for entry in rounds.rounds]
+        [0, 1]
     """
     teacher = distiller.teacher
     if teacher is None or isinstance(teacher, (TeacherCache, Mapping)):

@@ -32,6 +32,11 @@ def student_from(
         A new model that shares no variable with the teacher; the preprocessor (which has none) is shared.
     Raises:
         InputError: a model of an unknown family, or layers it has not.
+
+    Example:
+        >>> student = tfvllm.distillation.student_from(tiny_bert(layers=2), layers=[1])
+        >>> len(student.backbone.transformer_layers)
+        1
     """
     from keras_hub.models import Backbone, Task
 

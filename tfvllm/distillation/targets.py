@@ -42,6 +42,12 @@ def write_targets(
         The path. A finished file of the same teacher and settings is left as it is.
     Raises:
         InputError: the file belongs to another teacher, other settings or other texts.
+
+    Example:
+        >>> backwards = lambda texts: [text[::-1] for text in texts]  # in place of the teacher's own generate
+        >>> path = tfvllm.distillation.write_targets(tiny_net(), ["ab", "cd"], folder / "a.jsonl", generate=backwards)
+        >>> len(path.read_text().splitlines())  # what it is, then a line for each text
+        3
     """
     path = Path(path)
     partial = path.with_name(f"{path.name}.partial")
@@ -80,6 +86,12 @@ def read_targets(path: str | os.PathLike) -> tf.data.Dataset:
 
     Unbatched; batch it and pass it to `Distiller.fit` (token-level and sequence-level distillation at once) or to the
     student's own `fit` (sequence-level alone).
+
+    Example:
+        >>> backwards = lambda texts: [text[::-1] for text in texts]
+        >>> path = tfvllm.distillation.write_targets(tiny_net(), ["ab", "cd"], folder / "b.jsonl", generate=backwards)
+        >>> [text.numpy() for text in tfvllm.distillation.read_targets(path)]
+        [b'ba', b'dc']
     """
     told, *entries = _lines(Path(path))
     targets = [entry["target"] for entry in entries]

@@ -47,6 +47,13 @@ def export(
     Raises:
         InputError: the call is wrong, or `path` exists and `overwrite` is False.
         VerificationError: the SavedModel does not compute what the model computes; nothing is written.
+
+    Example:
+        >>> path = tfvllm.export(tiny_net(), folder / "net" / "1", task="classify", labels=["a", "b", "c"])
+        >>> served = tf.saved_model.load(str(path)).signatures["serving_default"]
+        >>> answer = served(**{name: tf.constant(points) for name in served.structured_input_signature[1]})
+        >>> answer["classes"].numpy()[0], answer["scores"].shape
+        (array([b'a', b'b', b'c'], dtype=object), TensorShape([16, 3]))
     """
     check_call(task, precision=precision)
     if check not in (None, "here", "fresh"):

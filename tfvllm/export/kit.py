@@ -40,6 +40,12 @@ def write(directory: str | os.PathLike, *, name: str | None = None, seconds: flo
         seconds: about how long to measure.
 
     Returns the kit's folder. An older kit is replaced.
+
+    Example:
+        >>> from tfvllm.export import kit
+        >>> path = tfvllm.export(tiny_net(), folder / "kit" / "1", task="classify", warmup=False)
+        >>> sorted(file.name for file in kit.write(path, seconds=0.1).iterdir())[:2]
+        ['Dockerfile', 'README.md']
     """
     folder = find_saved_model(directory)
     base = folder.parent if folder.resolve().name.isdigit() else folder

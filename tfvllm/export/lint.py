@@ -32,6 +32,12 @@ class Finding:
         what: what is wrong.
         mend: what to do about it.
         fixable: whether `--fix` mends it.
+
+    Example:
+        >>> from tfvllm.export.lint import Finding, LintReport
+        >>> finding = Finding("custom-op", "error", "layer", "op Mine is not linked", "replace that layer")
+        >>> LintReport("folder", "2.20", "portable", [finding]).ok
+        False
     """
 
     code: str
@@ -44,7 +50,13 @@ class Finding:
 
 @dataclass
 class LintReport:
-    """What lint found. `target` is "portable" (public ops only) or "onednn" (needs a server with oneDNN linked)."""
+    """What lint found. `target` is "portable" (public ops only) or "onednn" (needs a server with oneDNN linked).
+
+    Example:
+        >>> from tfvllm.export.lint import LintReport
+        >>> LintReport("saved_models/sentiment/1", serving_version="2.20", target="portable").ok
+        True
+    """
 
     directory: str
     serving_version: str
@@ -77,6 +89,12 @@ def lint(
         run: also load the model and replay its warm-up requests; False reads the files only.
 
     Raises InputError when there is no SavedModel to read.
+
+    Example:
+        >>> from tfvllm.export.lint import lint
+        >>> report = lint("saved_models/sentiment", run=False)
+        >>> report.ok, report.target
+        (True, 'portable')
     """
     version = ops.check_version(serving_version)
     folder, findings = _locate(Path(directory))

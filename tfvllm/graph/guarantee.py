@@ -17,7 +17,13 @@ class Guarantee:
 
 @dataclass(frozen=True)
 class Exact(Guarantee):
-    """The very same bits, NaN and infinities included."""
+    """The very same bits, NaN and infinities included.
+
+    Example:
+        >>> from tfvllm.graph.guarantee import Exact
+        >>> print(Exact(), Exact().max_error)
+        Exact 0.0
+    """
 
 
 @dataclass(frozen=True)
@@ -26,12 +32,23 @@ class Reordered(Guarantee):
 
     The result may differ from the original by rounding alone; against a float64 evaluation of the original graph its
     error is of the size of the original's own error.
+
+    Example:
+        >>> from tfvllm.graph.guarantee import Reordered
+        >>> print(Reordered())
+        Reordered
     """
 
 
 @dataclass(frozen=True)
 class Approximate(Guarantee):
-    """Another formula: at most `max_error` (relative to the largest magnitude) on `domain`, as `source` shows."""
+    """Another formula: at most `max_error` (relative to the largest magnitude) on `domain`, as `source` shows.
+
+    Example:
+        >>> from tfvllm.graph.guarantee import Approximate
+        >>> print(Approximate(2e-6, domain="all finite x", source="measured against float64"))
+        Approximate(2e-06 on all finite x; measured against float64)
+    """
 
     domain: str = ""
     source: str = ""

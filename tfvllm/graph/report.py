@@ -37,7 +37,15 @@ class SignatureReport:
 
 @dataclass
 class Report:
-    """What `simplify` did, signature by signature. `before`, `after`, `rules` and the rest speak of the main one."""
+    """What `simplify` did, signature by signature. `before`, `after`, `rules` and the rest speak of the main one.
+
+    Example:
+        >>> double = tf.function(lambda v: tf.exp(v) + tf.exp(v), input_signature=[tf.TensorSpec([None])])
+        >>> report = tfvllm.simplify(double).report
+        >>> report.before["ops"]["Exp"], report.after["ops"]["Exp"], report.rules["MergeDuplicates"]
+        (2, 1, 1)
+        >>> report.to_html(folder / "report.html")
+    """
 
     target: str
     precision: str

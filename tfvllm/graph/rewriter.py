@@ -19,11 +19,23 @@ from tfvllm.graph.pattern import Match
 
 
 class Declined(Exception):
-    """Raised by a rule that could match but must not rewrite; the message is the reason a user reads."""
+    """Raised by a rule that could match but must not rewrite; the message is the reason a user reads.
+
+    Example:
+        >>> from tfvllm.graph.rewriter import Declined
+        >>> str(Declined("the sum is read elsewhere"))  # raised in a rule's `condition` or `replacement`
+        'the sum is read elsewhere'
+    """
 
 
 class Skip(Declined):
-    """Raised where the match is by chance, not a near miss: nothing is recorded."""
+    """Raised where the match is by chance, not a near miss: nothing is recorded.
+
+    Example:
+        >>> from tfvllm.graph.rewriter import Declined, Skip
+        >>> issubclass(Skip, Declined)
+        True
+    """
 
 
 class Builder:
@@ -118,6 +130,20 @@ class Rule:
 
     A subclass sets `guarantee`, defines `pattern`, and gives `replacement`; `condition` and `targets` are optional.
     The first line of its docstring is its equation.
+
+    Example:
+        >>> from tfvllm.graph.guarantee import Exact
+        >>> from tfvllm.graph.pattern import op
+        >>> class NoMaximum(tfvllm.graph.rewriter.Rule):
+        ...     '''max(x, x) -> x.'''
+        ...     guarantee = Exact()
+        ...     def pattern(self, x):
+        ...         return op.Maximum(x, x)
+        ...     def replacement(self, b, m):
+        ...         return m.x
+        >>> twice = tf.function(lambda v: tf.maximum(v, v), input_signature=[tf.TensorSpec([None])])
+        >>> tfvllm.simplify(twice, rules=NoMaximum()).report.rules["NoMaximum"]
+        1
     """
 
     guarantee: Guarantee = Exact()

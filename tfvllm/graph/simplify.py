@@ -28,7 +28,13 @@ LOWERED_TOLERANCE = 0.05  # relative to the largest magnitude of an output; --rt
 
 
 class Simplified:
-    """A simplified function. Called like the original; `report` tells what was done, `save` writes a SavedModel."""
+    """A simplified function. Called like the original; `report` tells what was done, `save` writes a SavedModel.
+
+    Example:
+        >>> fast = tfvllm.simplify(tf.function(lambda v: v * 1.0 + 0.0, input_signature=[tf.TensorSpec([None])]))
+        >>> fast(np.float32([1, 2])).numpy()
+        array([1., 2.], dtype=float32)
+    """
 
     def __init__(self, graph: Graph, specs: tuple[tuple, dict], pack: Callable[[list], Any], report: Report):
         self.graph, self.specs, self.report = graph, specs, report
@@ -86,6 +92,11 @@ def simplify(
     Raises:
         InputError: the model cannot be traced, or an option is not one of those listed.
         VerificationError: the rewritten graph differs and no single rewrite is to blame.
+
+    Example:
+        >>> fast = tfvllm.simplify(tiny_bert(), target="portable")
+        >>> fast(x).shape, fast.report.verification["ok"], fast.report.rules["HoistSlices"] > 0
+        (TensorShape([16, 2]), True, True)
     """
     started = time.perf_counter()
     function = _concrete(model, inputs)
@@ -134,6 +145,12 @@ def simplify_saved_model(
     Raises:
         InputError: no SavedModel, an unknown signature, an existing destination without `overwrite`.
         VerificationError: the rewritten graph differs and no single rewrite is to blame. Nothing is written.
+
+    Example:
+        >>> tiny_net().export(folder / "plain", verbose=False)
+        >>> report = tfvllm.simplify_saved_model(folder / "plain", folder / "fast")
+        >>> report.verification["ok"], sorted(report.signatures)
+        (True, ['serve', 'serving_default'])
     """
     started = time.perf_counter()
     check_new(destination, overwrite=overwrite)
@@ -168,6 +185,11 @@ def inspect_saved_model(
     """Signatures, ops, parameters, FLOPs and bytes of a SavedModel; what would be merged, and what not and why.
 
     Nothing is written and nothing is verified.
+
+    Example:
+        >>> found = tfvllm.inspect_saved_model("saved_models/sentiment/1", signature="serving_default")
+        >>> found["signatures"]["serving_default"]["inputs"]
+        {'text': {'dtype': 'string', 'shape': [None]}}
     """
     saved = convert.load(source, signature)
     result: dict[str, Any] = {"path": str(source), "signatures": {}}

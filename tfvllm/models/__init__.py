@@ -50,7 +50,12 @@ __all__ = [
 
 
 def families() -> dict[str, list[str]]:
-    """Family names and the backbones of each."""
+    """Family names and the backbones of each.
+
+    Example:
+        >>> tfvllm.models.families()["bart"]
+        ['BartBackbone']
+    """
     return {family.ADAPTER.family: [cls.__name__ for cls in family.SHRUNK] for family in _FAMILIES}
 
 
@@ -59,6 +64,11 @@ def adapter_for(model: Any) -> Adapter:
 
     Raises:
         InputError: no adapter knows the model; the message lists the families.
+
+    Example:
+        >>> model = tiny_bert()
+        >>> [(block.heads, block.ffn_width) for block in tfvllm.models.adapter_for(model).blocks(model)]
+        [(2, 32), (2, 32)]
     """
     backbone = find_backbone(model)
     family = _BY_BACKBONE.get(type(backbone))

@@ -19,6 +19,14 @@ class UpdatePruningStep(keras.callbacks.Callback):
     Before every training step: step += 1, masks are renewed if the schedule says so, masked weights are zeroed. After
     every optimiser step masked weights are zero again. In a loop of your own call `set_model`, `on_train_begin`,
     `on_train_batch_begin`, `on_epoch_end`, `on_train_end`.
+
+    Example:
+        >>> pruned = tfvllm.prune_low_magnitude(keras.Sequential([keras.Input([8]), keras.layers.Dense(4)]))
+        >>> pruned.compile("sgd", "mse")
+        >>> step = tfvllm.callbacks.UpdatePruningStep()
+        >>> history = pruned.fit(np.ones([8, 8]), np.ones([8, 4]), verbose=0, callbacks=[step])
+        >>> len(step.states), step.states[0].pruning_step
+        (1, 1)
     """
 
     def __init__(self) -> None:
@@ -70,6 +78,15 @@ class MagnitudePruning(UpdatePruningStep):
 
     Raises:
         InputError: no schedule, nothing to prune, an M:N that does not divide.
+
+    Example:
+        >>> model = tiny_net()
+        >>> model.compile("sgd", "sparse_categorical_crossentropy")
+        >>> schedule = tfvllm.schedules.PolynomialDecay(0.0, 0.75, begin_step=0, end_step=2, frequency=1)
+        >>> pruning = tfvllm.callbacks.MagnitudePruning(model, schedule)
+        >>> history = model.fit(points, kinds, batch_size=8, epochs=2, verbose=0, callbacks=[pruning])
+        >>> round(pruning.sparsity, 2)
+        0.75
     """
 
     def __init__(
@@ -148,6 +165,14 @@ class MovementPruning(MagnitudePruning):
     times the paper's -W dL/dW; so any optimiser's own step counts. "Hard" movement pruning: masked weights are zero in
     the forward pass and while masked gather no score. Meant for fine-tuning, with a schedule that begins after some
     hundred steps. Arguments as for `MagnitudePruning`.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input([8]), keras.layers.Dense(4)])
+        >>> model.compile("sgd", "mse")
+        >>> pruning = tfvllm.callbacks.MovementPruning(model, tfvllm.ConstantSparsity(0.5, 2, frequency=1))
+        >>> history = model.fit(np.ones([8, 8]), np.ones([8, 4]), batch_size=2, verbose=0, callbacks=[pruning])
+        >>> round(pruning.sparsity, 1)
+        0.5
     """
 
     _scored = True
@@ -178,6 +203,15 @@ class PruningSummaries(_TensorBoard):  # type: ignore[misc, valid-type]
 
     Raises:
         InputError: `log_dir` is not a non-empty string or path.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input([8]), keras.layers.Dense(4)])
+        >>> model.compile("sgd", "mse")
+        >>> pruning = tfvllm.callbacks.MagnitudePruning(model, tfvllm.ConstantSparsity(0.5, 0, frequency=1))
+        >>> curves = tfvllm.callbacks.PruningSummaries(folder / "logs")
+        >>> history = model.fit(np.ones([8, 8]), np.ones([8, 4]), verbose=0, callbacks=[pruning, curves])
+        >>> len(list((folder / "logs" / "metrics").iterdir()))
+        1
     """
 
     def __init__(self, log_dir: Any, update_freq: Any = "epoch", **kwargs: Any):

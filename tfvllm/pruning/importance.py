@@ -45,6 +45,11 @@ def unit_scores(
 
     Raises:
         InputError: an unknown name, or data missing.
+
+    Example:
+        >>> scores = tfvllm.pruning.unit_scores(tiny_bert(), "magnitude")
+        >>> scores["ffn", "encoder.0"].shape, scores["heads", "encoder.0.self"].shape
+        ((32,), (2,))
     """
     adapter = adapter_for(model)
     scores = magnitude(adapter, model)

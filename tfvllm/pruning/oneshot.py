@@ -47,6 +47,12 @@ def sparsify(
 
     Raises:
         InputError: an unknown method, data missing, a share outside [0, 1), an n that does not divide.
+
+    Example:
+        >>> model = tiny_bert()
+        >>> shares = tfvllm.pruning.sparsify(model, 0.5, method="wanda", data=(x, y))
+        >>> set(shares.values())
+        {0.5}
     """
     if method not in METHODS:
         raise InputError(f"method={method!r}: expected one of {', '.join(METHODS)}.")

@@ -84,7 +84,17 @@ def matrix_view(layer: Any, variable: Any) -> MatrixView:
 
 
 class PruningPolicy(abc.ABC):
-    """Which layers are masked (TFMOT's `PruningPolicy`). Inherit to write your own."""
+    """Which layers are masked (TFMOT's `PruningPolicy`). Inherit to write your own.
+
+    Example:
+        >>> class NoOutput(tfvllm.pruning.PruneKernels):
+        ...     def allow_pruning(self, layer):
+        ...         return layer.name != "logits" and super().allow_pruning(layer)
+        >>> schedule = tfvllm.ConstantSparsity(0.5, 0)
+        >>> callback = tfvllm.callbacks.MagnitudePruning(tiny_bert(), schedule, policy=NoOutput())
+        >>> any("logits" in target.name for target in callback.state.targets)
+        False
+    """
 
     @abc.abstractmethod
     def allow_pruning(self, layer: Any) -> bool:
@@ -96,7 +106,13 @@ class PruningPolicy(abc.ABC):
 
 
 class PruneKernels(PruningPolicy):
-    """Products only: Dense, EinsumDense, convolutions, recurrent cells. Embeddings stay dense."""
+    """Products only: Dense, EinsumDense, convolutions, recurrent cells. Embeddings stay dense.
+
+    Example:
+        >>> policy = tfvllm.pruning.PruneKernels()
+        >>> policy.allow_pruning(keras.layers.Dense(1)), policy.allow_pruning(keras.layers.Embedding(2, 2))
+        (True, False)
+    """
 
     def allow_pruning(self, layer: Any) -> bool:
         return not isinstance(layer, _L.Embedding)
@@ -109,7 +125,13 @@ class PruneKernels(PruningPolicy):
 
 
 class PruneForLatencyOnXNNPack(PruningPolicy):
-    """1x1 convolutions only, which XNNPACK can run sparse (Elsen et al. 2019, arXiv:1911.09723)."""
+    """1x1 convolutions only, which XNNPACK can run sparse (Elsen et al. 2019, arXiv:1911.09723).
+
+    Example:
+        >>> policy = tfvllm.pruning.PruneForLatencyOnXNNPack()
+        >>> policy.allow_pruning(keras.layers.Conv2D(4, 1)), policy.allow_pruning(keras.layers.Conv2D(4, 3))
+        (True, False)
+    """
 
     def allow_pruning(self, layer: Any) -> bool:
         return isinstance(layer, _L.Conv2D) and tuple(layer.kernel_size) == (1, 1)

@@ -20,7 +20,14 @@ MASKS_DO_NOT_SPEED_UP = (
 
 @dataclass
 class PruningReport:
-    """Stages of a model's diet, in order. `add` each stage, then `table` or `to_dict`."""
+    """Stages of a model's diet, in order. `add` each stage, then `table` or `to_dict`.
+
+    Example:
+        >>> report = tfvllm.pruning.PruningReport()
+        >>> report.add("dense", tiny_bert(), shape=(1, 6))
+        >>> report.to_dict()["stages"][0]["parameters"] == tiny_bert().count_params()
+        True
+    """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
 
@@ -91,6 +98,10 @@ def block_flops(model: Any, batch: int, length: int) -> int:
     """Multiply-adds x 2 of the blocks of a keras-nlp model at (batch, length): products and attention, norms left out.
 
     Zeros count: they are multiplied too.
+
+    Example:
+        >>> tfvllm.pruning.block_flops(tiny_bert(layers=1), batch=1, length=6)
+        10368
     """
     total = 0
     for block in adapter_for(model).blocks(model):

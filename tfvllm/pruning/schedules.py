@@ -31,6 +31,12 @@ class ConstantSparsity(_FromConfig, _schedule.ConstantSparsity):  # type: ignore
 
     Raises:
         InputError: a share outside [0, 1), a schedule that ends before it begins, a frequency below 1.
+
+    Example:
+        >>> schedule = tfvllm.schedules.ConstantSparsity(0.5, begin_step=10, frequency=5)
+        >>> should_prune, share = schedule(tf.constant(15))
+        >>> bool(should_prune), float(share)
+        (True, 0.5)
     """
 
     def __init__(self, target_sparsity: float, begin_step: int, end_step: int = -1, frequency: int = 100):
@@ -54,6 +60,11 @@ class PolynomialDecay(_FromConfig, _schedule.PolynomialDecay):  # type: ignore[n
 
     Raises:
         InputError: a share outside [0, 1), a schedule that ends before it begins, a frequency below 1.
+
+    Example:
+        >>> schedule = tfvllm.schedules.PolynomialDecay(0.0, 0.8, begin_step=0, end_step=100, frequency=10)
+        >>> [round(float(schedule(tf.constant(step))[1]), 2) for step in (0, 50, 100)]
+        [0.0, 0.7, 0.8]
     """
 
     def __init__(

@@ -25,6 +25,11 @@ class Sensitivity:
         metric: what was measured ("loss", "accuracy" or the name of the function given).
         baseline: its value for the whole model.
         rows: dicts with unit, block ("encoder.3"), removed (share really removed), value, change (value - baseline).
+
+    Example:
+        >>> row = {"unit": "ffn", "block": "encoder.0", "removed": 0.5, "value": 0.7, "change": 0.1}
+        >>> print(tfvllm.pruning.Sensitivity("loss", 0.6, [row]).table().splitlines()[-1])
+        | ffn | encoder.0 | 0.7 |
     """
 
     metric: str
@@ -101,6 +106,11 @@ def sensitivity(
 
     Raises:
         InputError: an unknown unit or metric, a share outside (0, 1), no labels.
+
+    Example:
+        >>> found = tfvllm.pruning.sensitivity(tiny_bert(), (x, y), units=["ffn"], shares=[0.5])
+        >>> [(row["block"], row["removed"]) for row in found.rows]
+        [('encoder.0', 0.5), ('encoder.1', 0.5)]
     """
     adapter = adapter_for(model)
     if unknown := [unit for unit in units if unit not in UNITS]:

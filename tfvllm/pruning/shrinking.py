@@ -67,6 +67,12 @@ def shrink(
     Raises:
         InputError: a share outside [0, 1), a count that does not fit, a family without an adapter, data missing,
             compensation where there is no bias.
+
+    Example:
+        >>> model = tiny_bert()
+        >>> small = tfvllm.shrink(model, ffn=0.5, heads=0.5, importance="taylor", data=(x, y))
+        >>> small.count_params() < model.count_params(), small(x).shape
+        (True, TensorShape([16, 2]))
     """
     return apply_plan(
         model,
@@ -102,7 +108,13 @@ def plan_shrink(
     round_to: int = 16,
     limit: int = 64,
 ) -> Plan:
-    """What `shrink` would keep, without building it. Arguments as for `shrink`."""
+    """What `shrink` would keep, without building it. Arguments as for `shrink`.
+
+    Example:
+        >>> plan = tfvllm.pruning.plan_shrink(tiny_bert(), layers=1)
+        >>> plan.layers["encoder"]
+        [0]
+    """
     adapter = adapter_for(model)
     if allocation not in ("uniform", "global"):
         raise InputError(f"allocation={allocation!r}: expected 'uniform' or 'global'.")

@@ -42,6 +42,11 @@ class Plan:
         keep: kept units by (unit, place), ascending; what is absent stays whole. Places name the original blocks.
         bias: additions to output biases by weight name (compensation), in the original's width.
         tokenizer: the tokenizer that goes with a smaller vocabulary.
+
+    Example:
+        >>> plan = tfvllm.pruning.plan_shrink(tiny_bert(), ffn=16)
+        >>> sorted((unit, len(kept)) for (unit, place), kept in plan.keep.items() if unit == "ffn")
+        [('ffn', 16), ('ffn', 16)]
     """
 
     layers: dict[str, list[int]]
@@ -93,6 +98,12 @@ def apply_plan(model: Any, plan: Plan) -> Any:
     """A new model without what `plan` removes, with the weights of what stays. `model` is left as it was.
 
     Returns the original keras-nlp class where its config can say the new sizes, else its registered shrunk subclass.
+
+    Example:
+        >>> model = tiny_bert()
+        >>> small = tfvllm.pruning.apply_plan(model, tfvllm.pruning.plan_shrink(model, layers=1))
+        >>> len(small.backbone.transformer_layers)
+        1
     """
     adapter = adapter_for(model)
     old = adapter.backbone(model)
@@ -197,6 +208,14 @@ def mask_model(model: Any, plan: Plan) -> None:
     """Zeroes, in place, every head and neuron that `plan` removes: same sizes, same outputs as the shrunk model.
 
     Compensation is added to the biases as well. Layers, width and vocabulary are not masks and are refused.
+
+    Example:
+        >>> model = tiny_bert()
+        >>> plan = tfvllm.pruning.plan_shrink(model, ffn=16)
+        >>> small = tfvllm.pruning.apply_plan(model, plan)
+        >>> tfvllm.pruning.mask_model(model, plan)
+        >>> bool(np.allclose(model(x), small(x), atol=1e-5))
+        True
     """
     adapter = adapter_for(model)
     whole = full_plan(model)

@@ -24,6 +24,11 @@ class PruneLowMagnitude(keras.layers.Wrapper):
 
     Any Keras layer with prunable weights, sub-layers included (MultiHeadAttention, TransformerEncoder). Arguments as
     for `prune_low_magnitude`.
+
+    Example:
+        >>> layer = tfvllm.pruning.PruneLowMagnitude(keras.layers.Dense(4), tfvllm.ConstantSparsity(0.5, 0))
+        >>> layer(np.ones([2, 8], "float32")).shape, layer.name[:19]
+        (TensorShape([2, 4]), 'prune_low_magnitude')
     """
 
     def __init__(
@@ -149,6 +154,15 @@ def prune_low_magnitude(
 
     Raises:
         InputError: nothing to prune, an M:N that does not divide, blocks that are not two integers.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input([8]), keras.layers.Dense(4)])
+        >>> pruned = tfvllm.prune_low_magnitude(model, tfvllm.ConstantSparsity(0.5, 0, frequency=1))
+        >>> pruned.compile("sgd", "mse")
+        >>> data = np.ones([8, 8], "float32"), np.ones([8, 4], "float32")
+        >>> history = pruned.fit(*data, verbose=0, callbacks=[tfvllm.callbacks.UpdatePruningStep()])
+        >>> float(np.mean(np.asarray(tfvllm.strip_pruning(pruned).layers[0].kernel) == 0))
+        0.5
     """
     options = {
         "block_size": block_size,
@@ -203,6 +217,12 @@ def strip_pruning(model: Any) -> Any:
 
     Raises:
         InputError: not a Keras model.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input([8]), keras.layers.Dense(4)])
+        >>> plain = tfvllm.strip_pruning(tfvllm.prune_low_magnitude(model))
+        >>> type(plain.layers[0]).__name__
+        'Dense'
     """
     if not isinstance(model, keras.Model):
         raise InputError(f"strip_pruning takes a keras.Model, got {type(model).__name__}.")

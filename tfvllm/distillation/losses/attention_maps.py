@@ -22,6 +22,11 @@ class AttentionMaps(DistillationLoss):
     Args:
         layers: "uniform", "last", "skip" or pairs (see `tfvllm.distillation.layer_pairs`).
         distance: "kl" or "mse".
+
+    Example:
+        >>> even, first = tf.fill([1, 1, 1, 2], 0.5), tf.constant([[[[1.0, 0.0]]]])  # [batch, heads, queries, keys]
+        >>> tfvllm.losses.AttentionMaps(distance="mse")([first], [even]).numpy()
+        array([[0.5]], dtype=float32)
     """
 
     reads = "attention_maps"

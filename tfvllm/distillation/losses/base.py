@@ -18,6 +18,13 @@ class DistillationLoss:
 
     Subclasses state in `reads` what they compare: "logits", "hidden_states", "attention_maps" or "relations"
     (queries, keys and values), and implement `__call__`.
+
+    Example:
+        >>> class Hinge(tfvllm.losses.DistillationLoss):
+        ...     def __call__(self, teacher, student, mask=None, step=0):
+        ...         return tf.nn.relu(tf.reduce_max(teacher, -1) - tf.reduce_max(student, -1))
+        >>> Hinge()(tf.constant([[2.0, 0.0]]), tf.constant([[0.5, 0.0]])).numpy()
+        array([1.5], dtype=float32)
     """
 
     reads = "logits"

@@ -25,6 +25,11 @@ class HiddenStates(DistillationLoss):
             of layers, (teacher's, student's), of any Keras model.
         distance: "mse" or "cosine".
         project: "auto" where the widths differ, or True: always.
+
+    Example:
+        >>> teacher, student = tf.ones([1, 2, 4]), tf.zeros([1, 2, 4])  # [batch, length, width]
+        >>> tfvllm.losses.HiddenStates(distance="mse")([teacher], [student]).numpy()
+        array([[1., 1.]], dtype=float32)
     """
 
     reads = "hidden_states"

@@ -20,6 +20,12 @@ class JensenShannon(Divergence):
     Args:
         beta: the teacher's share of the mixture, strictly between 0 and 1.
         temperature: divides both models' logits; a positive number or a schedule of the training step.
+
+    Example:
+        >>> loss = tfvllm.losses.JensenShannon(beta=0.5)
+        >>> far = loss(np.array([[50.0, -50.0]]), np.array([[-50.0, 50.0]])).numpy()  # nothing in common: log 2
+        >>> far.round(4)
+        array([0.6931], dtype=float32)
     """
 
     def __init__(self, beta: float = 0.5, temperature: Scheduled = 1.0):

@@ -11,6 +11,10 @@ class Logits(DistillationLoss):
     """Mean over classes of (student logit − teacher logit)² (Ba and Caruana 2014, eq. 1, times 2 / classes).
 
     Unlike the divergences it fixes the logits' offset too, and works with a single logit (binary or regression heads).
+
+    Example:
+        >>> tfvllm.losses.Logits()(np.array([[1.0, 3.0]]), np.array([[0.0, 1.0]])).numpy()
+        array([2.5], dtype=float32)
     """
 
     def __call__(

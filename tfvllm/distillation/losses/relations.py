@@ -27,6 +27,13 @@ class Relations(DistillationLoss):
         relation_heads: how many; divides the widths of both models' queries, keys and values. The default is the
             largest such number up to 12, the attention heads of the paper's base models.
         kinds: which of "queries", "keys", "values".
+
+    Example:
+        >>> from tfvllm.models.outputs import BlockOutputs
+        >>> vectors = tf.eye(3)[None]  # [batch, length, width]
+        >>> block = BlockOutputs(queries=vectors, keys=vectors, values=vectors)
+        >>> tfvllm.losses.Relations()([block], [block]).numpy()  # a model relates as it does itself
+        array([[0., 0., 0.]], dtype=float32)
     """
 
     reads = "relations"

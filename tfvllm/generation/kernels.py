@@ -1,6 +1,6 @@
 """The few dense computations a step is made of, once with public ops and once with TensorFlow's fused oneDNN ops.
 
-`PORTABLE` runs wherever TensorFlow runs. `OneDnn` emits internal ops (`_FusedMatMul`, `_MklLayerNorm`,
+`Portable` runs wherever TensorFlow runs. `OneDnn` emits internal ops (`_FusedMatMul`, `_MklLayerNorm`,
 `_MklNativeFusedMatMul`) that a SavedModel can hold and TensorFlow builds with oneDNN can run. All take and give
 two-dimensional tensors [rows, features].
 """
@@ -36,13 +36,12 @@ class Portable:
 
     name = "portable"
 
-    def linear(self, x, kernel, bias=None, activation: str = "linear", residual=None, transpose: bool = False):
-        """`act(x @ kernel + bias) + residual`. x [rows, inputs], kernel [inputs, outputs] -> [rows, outputs]."""
-        y = tf.matmul(x, kernel, transpose_b=transpose)
+    def linear(self, x, kernel, bias=None, activation: str = "linear"):
+        """`act(x @ kernel + bias)`. x [rows, inputs], kernel [inputs, outputs] -> [rows, outputs]."""
+        y = tf.matmul(x, kernel)
         if bias is not None:
             y = tf.nn.bias_add(y, bias)
-        y = activate(y, activation)
-        return y if residual is None else y + residual
+        return activate(y, activation)
 
     def layer_norm(self, x, scale, offset, epsilon: float):
         """(x - mean) / sqrt(variance + epsilon) * scale + offset over the last axis, computed in float32."""
@@ -63,7 +62,7 @@ class Portable:
 class OneDnn(Portable):
     """Fused internal ops.
 
-    float32 products stay `_FusedMatMul`: it caches nothing from variables. bfloat16 products are
+    float32 products are `_FusedMatMul`: it caches nothing from variables. bfloat16 products are
     `_MklNativeFusedMatMul` with `is_filter_const`, which keeps the packed weights; in float32 the packing would stick
     to the first batch size and slow the others.
     """
@@ -71,22 +70,21 @@ class OneDnn(Portable):
     name = "onednn"
     _FUSED: ClassVar = {"relu": "Relu", "tanh": "Tanh", "gelu": "GeluExact", "gelu_approximate": "GeluApproximate"}
 
-    def linear(self, x, kernel, bias=None, activation="linear", residual=None, transpose=False):
+    def linear(self, x, kernel, bias=None, activation="linear"):
         low = x.dtype == tf.bfloat16
         if bias is None and not low:
-            return super().linear(x, kernel, None, activation, residual, transpose)
+            return super().linear(x, kernel, None, activation)
         if bias is None:  # the bfloat16 op must be given one
-            bias = tf.zeros([kernel.shape[0 if transpose else 1]], x.dtype)
+            bias = tf.zeros([kernel.shape[1]], x.dtype)
         fused = ["BiasAdd"]
         if activation in self._FUSED:
             fused.append(self._FUSED[activation])
             activation = "linear"
-        attributes = {"transpose_a": False, "transpose_b": transpose, "fused_ops": fused, "num_args": 1}
+        attributes = {"transpose_a": False, "transpose_b": False, "fused_ops": fused, "num_args": 1}
         if low:
             attributes |= {"is_filter_const": True, "_kernel": "MklNameChangeOp"}
         y = internal_op("_MklNativeFusedMatMul" if low else "_FusedMatMul", [x, kernel, bias], attributes)
-        y = activate(y, activation)
-        return y if residual is None else y + residual
+        return activate(y, activation)
 
     def layer_norm(self, x, scale, offset, epsilon):
         return internal_op("_MklLayerNorm", [x, scale, offset], {"epsilon": epsilon})

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfvllm.generation import spec as specs
-from tfvllm.generation.kernels import activate, kernels_for
+from tfvllm.generation.kernels import Portable, activate, kernels_for
 
 _MASKED = -1e9  # finite, so that a fully masked row (an empty source) stays free of NaN
 
@@ -34,7 +34,7 @@ class Network(tf.Module):
         super().__init__(name="network")
         self.dtype = tf.as_dtype(dtype)
         self.kernels = kernels_for(target)
-        self.target = target
+        self._few_rows, self._stepping = Portable(), False
         self.family = spec.family
         self.vocabulary_size = spec.vocabulary_size
         self.width = spec.width
@@ -98,7 +98,9 @@ class Network(tf.Module):
             return x
         if norm.kind == "rms":
             return self.kernels.rms_norm(x, norm.scale, norm.epsilon)
-        return self.kernels.layer_norm(x, norm.scale, norm.offset, norm.epsilon)
+        # A fused norm is prepared anew at each call: for the few rows of a step that takes longer than the norm.
+        kernels = self._few_rows if self._stepping else self.kernels
+        return kernels.layer_norm(x, norm.scale, norm.offset, norm.epsilon)
 
     def _linear(self, linear: specs.Linear, x: tf.Tensor, activation: str = "linear") -> tf.Tensor:
         return self.kernels.linear(x, linear.kernel, linear.bias, activation)
@@ -106,7 +108,8 @@ class Network(tf.Module):
     def _embed(self, stack: specs.Stack, ids: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
         """ids, positions int32[rows] -> [rows, width]."""
         if self._embedding is None:
-            x = tf.transpose(tf.gather(self._head, ids, axis=1))
+            places = tf.range(self.width, dtype=tf.int64) * self.vocabulary_size
+            x = tf.gather(tf.reshape(self._head, [-1]), tf.cast(ids, tf.int64)[:, tf.newaxis] + places)
         else:
             x = tf.gather(self._embedding, ids)
         if stack.embedding_scale != 1.0:
@@ -314,6 +317,13 @@ class Network(tf.Module):
         Returns:
             (hidden [rows, width], caches).
         """
+        self._stepping = True
+        try:
+            return self._step(ids, positions, caches, capacity, context, beams)
+        finally:
+            self._stepping = False
+
+    def _step(self, ids, positions, caches, capacity, context, beams):
         stack = self._decoder
         rows = tf.shape(ids)[0]
         x = self._embed(stack, ids, positions)

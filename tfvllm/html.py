@@ -26,14 +26,17 @@ h1 { font-size: 1.6rem; line-height: 1.2; } h2 { font-size: 1.2rem; margin-top: 
 .scroll { overflow-x: auto; -webkit-overflow-scrolling: touch; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
+td { max-width: 28rem; } td:not(:first-child):not(.number) { min-width: 9rem; }
 td.number, th.number { text-align: right; white-space: nowrap; }
 pre, code { font-family: ui-monospace, Menlo, Consolas, monospace; font-size: .85rem; }
 pre { background: var(--panel); padding: .7rem; overflow-x: auto; border-radius: 4px; }
 details { margin: .6rem 0; } summary { cursor: pointer; }
-figure { margin: 1rem 0; } figure svg { max-width: 100%; height: auto; stroke-linejoin: round; stroke-linecap: butt; }
+figure { margin: 1rem 0; overflow-x: auto; }
+figure > svg { max-width: 100%; min-width: 26rem; height: auto; stroke-linejoin: round; stroke-linecap: butt; }
 figcaption { color: var(--quiet); font-size: .9rem; }
 .diagram { max-height: 80vh; overflow: auto; border: 1px solid var(--line); border-radius: 4px; padding: .5rem; }
-.diagram svg { max-width: none; }
+.diagram svg { max-width: none; display: block; margin: 0 auto; cursor: zoom-in; }
+.diagram.fitted svg { max-width: 100%; height: auto; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .6rem; padding: 0;
   list-style: none; }
 .cards li { background: var(--panel); border-radius: 6px; padding: .6rem .8rem; }
@@ -52,12 +55,22 @@ _DRAW = """
   document.head.append(script);
   const dark = matchMedia("(prefers-color-scheme: dark)");
   let drawn = 0;
+  const show = (figure, fitted, event) => {  // the whole width at once, or full size around where one clicked
+    const box = figure.getBoundingClientRect();
+    const x = event ? (event.clientX - box.left) / box.width : 0.5;
+    const y = event ? (event.clientY - box.top + figure.scrollTop) / figure.scrollHeight : 0;
+    figure.classList.toggle("fitted", fitted);
+    figure.scrollLeft = x * figure.scrollWidth - figure.clientWidth / 2;
+    figure.scrollTop = event ? y * figure.scrollHeight - figure.clientHeight / 2 : 0;
+  };
   const draw = async (source) => {
     const figure = source.closest(".diagram-block").querySelector(".diagram");
     try {
       const result = await mermaid.render("diagram" + drawn++, source.textContent);
       figure.innerHTML = result.svg;
       figure.hidden = false;
+      show(figure, figure.firstElementChild.clientWidth < 1.6 * figure.clientWidth);
+      figure.onclick = (event) => show(figure, !figure.classList.contains("fitted"), event);
     } catch (error) {
       source.closest("details").open = true;
     }
@@ -159,7 +172,7 @@ def plot(draw: Callable[[Any], None], *, caption: str, size: tuple[float, float]
         "svg.fonttype": "none",
         "svg.hashsalt": caption,
         "font.family": "sans-serif",
-        "font.size": 10,
+        "font.size": 11,
         "axes.prop_cycle": cycler(color=list(SERIES)),
         "axes.grid": True,
         "grid.alpha": 0.18,

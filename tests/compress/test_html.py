@@ -4,6 +4,11 @@ import base64
 import gzip
 import re
 
+import pytest
+
+import tfvllm
+from tests import browser
+from tests.tiny_models import bert_classifier
 from tfvllm import html
 
 
@@ -60,3 +65,29 @@ def test_tables_escape_and_align():
     assert "<td>&lt;a&gt;</td>" in table and '<td class="number">1.5</td>' in table
     assert '<th class="number">ms</th>' in table and "<th>name</th>" in table
     assert "<td>" in html.table(["x"], [["2 of 3 words"], ["none"]])
+
+
+def test_pages_in_a_browser(tmp_path):
+    wide = "flowchart TD\n" + "".join(f'  a --> b{i}["<b>layer {i}</b><br/>MatMul, BiasAdd"]\n' for i in range(30))
+    long = "x" * 60 + " and a sentence that has to wrap somewhere on a phone" * 3
+    body = [
+        html.cards([("1.0×", "faster"), ("61.25%", "accuracy")] * 3),
+        html.table(["rule", "times", "guarantee", "what it does"], [["FuseGelu", "3", long, long]]),
+        html.plot(draw, caption="A plot"),
+        html.diagram("flowchart TD\n  a --> b", "A small graph"),
+        html.diagram(wide, "A wide graph", folded=True),
+    ]
+    page = tmp_path / "page.html"
+    page.write_text(html.page("A page", "\n".join(body)), encoding="utf-8")
+    faulty = tmp_path / "faulty.html"
+    faulty.write_text(html.page("t", "<div style='width: 1500px'>wide</div>"), encoding="utf-8")
+    with browser.chromium() as chromium:
+        browser.check_page(chromium, page, diagrams=2)
+        with pytest.raises(AssertionError, match="too wide"):
+            browser.check_page(chromium, faulty, diagrams=0)
+
+
+def test_the_simplifier_report_in_a_browser(tmp_path):
+    tfvllm.simplify(bert_classifier(layers=2).backbone).report.to_html(tmp_path / "simplify.html")
+    with browser.chromium() as chromium:
+        browser.check_page(chromium, tmp_path / "simplify.html", diagrams=2)

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from tests import browser
 from tests.compress.conftest import RECIPE, write_data
 from tfvllm import cli
 
@@ -114,6 +115,11 @@ def test_the_html_report_is_self_contained_and_honest(out):
     assert str(out) not in page  # a report travels: it names no folder of this machine
     for figure in ("Teacher", "Distilled and pruned (masks)", "Structure removed, before recovery", "simplified"):
         assert figure in page
+
+
+def test_the_html_report_in_a_browser(out):
+    with browser.chromium() as chromium:
+        browser.check_page(chromium, out / "report.html", diagrams=2)
 
 
 def test_resume_redoes_what_changed_and_what_follows(out, recipe_file, capsys):

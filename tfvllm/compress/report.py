@@ -244,7 +244,7 @@ def _plots(report: dict[str, Any]) -> str:
         )
         axes.set_ylabel("median latency, ms")
         axes.grid(axis="x", visible=False)
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=10)
 
     def trade(axes):
         first = report["latency"][0]
@@ -256,7 +256,7 @@ def _plots(report: dict[str, Any]) -> str:
         axes.set_xlabel(f"median latency at {_shape(first['shape'])}, ms")
         axes.set_ylabel(f"{split} accuracy, %")
         axes.margins(0.2)
-        for marker in axes.legend(fontsize=8).legend_handles:
+        for marker in axes.legend(fontsize=10).legend_handles:
             marker.set_sizes([40])
 
     def sizes(axes):
@@ -305,7 +305,7 @@ def _training(report: dict[str, Any]) -> str:
             axes.plot(range(1, len(scores) + 1), scores, marker="o", label=stage["stage"], color=html.SERIES[i % 6])
         axes.set_xlabel("epoch")
         axes.set_ylabel("dev accuracy, %")
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=10)
 
     rows = [
         [stage["stage"], i + 1, f"{entry.get('loss', float('nan')):.4f}", f"{entry['dev_accuracy']:.2%}",

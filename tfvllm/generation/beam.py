@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tfvllm.generation.loop import BUCKET, EMPTY, LENGTH, STOP, Result, bucketed
+from tfvllm.generation.loop import BUCKET, EMPTY, LENGTH, STOP, Result, bucketed, loose, to_context, to_parts
 from tfvllm.generation.network import Context, Network, allocate, regrow
 
 _IMPOSSIBLE = -1e9
@@ -28,8 +28,8 @@ def beam_search(
     An answer's score is its log-probability divided by (number of new tokens, end token included) ** `length_penalty`:
     0 prefers short answers, 1 compares means (the penalty of Wu et al. 2016, section 7, in its plain form). Each
     step keeps the `beams` best unfinished answers; an answer that ends leaves its place to the next best and joins
-    the `beams` best finished ones. Search ends when no unfinished answer can still win, or at `max_new_tokens`,
-    where the unfinished join in.
+    the `beams` best finished ones. A row's search ends when none of its unfinished answers can still win, or at
+    `max_new_tokens`, where the unfinished join in; a row whose search has ended costs nothing any more.
 
     Without `stop_ids` and with `length_penalty` 0 this is keras-nlp's `BeamSampler`.
 
@@ -38,8 +38,9 @@ def beam_search(
     penalty = tf.convert_to_tensor(length_penalty, tf.float32)
     limits = [limit for limit in (max_length, network.max_positions) if limit is not None]
     batch = tf.shape(ids)[0]
-    width = tf.maximum(max_new_tokens, 0)
-    steps = width
+    max_new_tokens = tf.maximum(max_new_tokens, 0)
+    width = tf.maximum(max_new_tokens, 1)  # scattering into tensors without elements is an error
+    steps = max_new_tokens
     empty = lengths < 1
     if limits:
         # All rows of a search run for the same number of steps: what the longest prompt leaves.
@@ -53,18 +54,17 @@ def beam_search(
         [tf.repeat(key, beams, 0) for key in keys], [tf.repeat(value, beams, 0) for value in values], capacity
     )
     shapes = network.cache_shapes
-    positions = tf.repeat(lengths, beams)
-    first_rows = tf.range(batch)[:, tf.newaxis] * beams
     vocabulary = network.vocabulary_size
 
     def scored(log_probs, length):
         return log_probs / tf.pow(tf.cast(length, tf.float32), penalty)
 
     def advance(step, logits, live, live_scores, done, done_scores, done_lengths, done_ended):
-        """Chooses the next token of every beam. live int32[batch, beams, steps]; -> (parents, tokens, the rest)."""
-        log_probs = tf.reshape(tf.nn.log_softmax(logits), [batch, beams, vocabulary]) + live_scores[..., tf.newaxis]
+        """Chooses the next token of every beam. live int32[rows, beams, steps]; -> (parents, tokens, the rest)."""
+        rows = tf.shape(live)[0]
+        log_probs = tf.reshape(tf.nn.log_softmax(logits), [rows, beams, vocabulary]) + live_scores[..., tf.newaxis]
         count = min(2 * beams, beams * vocabulary)
-        scores, flat = tf.math.top_k(tf.reshape(log_probs, [batch, beams * vocabulary]), count)
+        scores, flat = tf.math.top_k(tf.reshape(log_probs, [rows, beams * vocabulary]), count)
         parents, tokens = flat // vocabulary, flat % vocabulary
         ended = tf.zeros_like(tokens, tf.bool)
         for stop in stop_ids:
@@ -92,43 +92,58 @@ def beam_search(
         done_ended = tf.gather(ended_pool, kept, batch_dims=1)
         return next_parents, next_tokens, live, on_scores, done, done_scores, done_lengths, done_ended
 
-    def unfinished(step, tokens, live, live_scores, done, done_scores, *_):
+    def drop_settled(step, rows, final, tokens, state, parts):
+        """Writes down each row's best answer and leaves out the rows whose answer nothing can change any more.
+
+        -> (rows, final, tokens, state, parts, kept int32[rows left]). final: [batch, ..], the rest: [rows, ..].
+        """
+        _, live_scores, done, done_scores, done_lengths, done_ended = state
+        found = done[:, 0], done_scores[:, 0], done_lengths[:, 0], done_ended[:, 0]
+        final = [tf.tensor_scatter_nd_update(a, rows[:, tf.newaxis], b) for a, b in zip(final, found)]
         # Scores only fall, and the most an unfinished answer can gain from the penalty is that of the greatest length.
         attainable = scored(tf.reduce_max(live_scores, axis=1), steps)
-        settled = tf.reduce_min(done_scores, axis=1) >= attainable
-        return (step < steps) & tf.logical_not(tf.reduce_all(settled))
+        going_on = (tf.reduce_min(done_scores, axis=1) < attainable) & (step < steps)
+        kept = tf.reshape(tf.cast(tf.where(going_on), tf.int32), [-1])
+        # What is attended to is copied only where a row leaves; the rest is small.
+        parts = tf.cond(tf.reduce_all(going_on), lambda: parts, lambda: [tf.gather(part, kept) for part in parts])
+        rows, tokens, *state = (tf.gather(value, kept) for value in (rows, tokens, *state))
+        return rows, final, tokens, state, parts, kept
 
-    def body(step, tokens, live, live_scores, done, done_scores, done_lengths, done_ended, *caches):
+    def body(step, rows, final, tokens, state, parts, caches):
+        positions = tf.repeat(tf.gather(lengths, rows), beams)
         hidden, caches = network.step(
-            tf.reshape(tokens, [-1]), positions + step - 1, list(caches), capacity, context, beams=beams
+            tf.reshape(tokens, [-1]), positions + step - 1, list(caches), capacity, to_context(parts), beams=beams
         )
-        parents, tokens, *rest = advance(
-            step, network.logits(hidden), live, live_scores, done, done_scores, done_lengths, done_ended
-        )
-        rows = tf.reshape(first_rows + parents, [-1])
-        caches = [regrow(cache, shapes[i // 2], capacity, capacity, rows) for i, cache in enumerate(caches)]
-        return (step + 1, tokens, *rest, *caches)
+        parents, tokens, *state = advance(step, network.logits(hidden), *state)
+        places = tf.range(tf.shape(rows)[0])[:, tf.newaxis] * beams + parents
+        rows, final, tokens, state, parts, kept = drop_settled(step + 1, rows, final, tokens, state, parts)
+        # Beams change their parents at every step, so the rows that leave cost no further copy.
+        places = tf.reshape(tf.gather(places, kept), [-1])
+        caches = [regrow(cache, shapes[i // 2], capacity, capacity, places) for i, cache in enumerate(caches)]
+        return step + 1, rows, final, tokens, state, parts, caches
 
     one_beam = tf.constant([[0.0] + [_IMPOSSIBLE] * (beams - 1)])
     nothing = tf.fill([batch, beams, width], pad_id)
     pool = tf.fill([batch, beams], _IMPOSSIBLE)
-    start: tuple = (nothing, tf.tile(one_beam, [batch, 1]), nothing, pool, tf.zeros([batch, beams], tf.int32))
-    start = (*start, tf.zeros([batch, beams], tf.bool))
+    start: list = [nothing, tf.tile(one_beam, [batch, 1]), nothing, pool, tf.zeros([batch, beams], tf.int32)]
+    start = [*start, tf.zeros([batch, beams], tf.bool)]
     logits = tf.repeat(network.logits(hidden), beams, axis=0)
-
-    def first():
-        return advance(0, logits, *start)[1:]
-
-    def none():
-        return (tf.zeros([batch, beams], tf.int32), *start)
-
-    tokens, *rest = tf.cond(steps > 0, first, none)
-    variables = (tf.constant(1), tokens, *rest, *caches)
-    loose = [tf.TensorShape([None] * value.shape.rank) for value in variables[: -len(caches)]]
-    loose += [tf.TensorShape([None, cache.shape[-1]]) for cache in caches]
-    result = tf.while_loop(unfinished, body, variables, shape_invariants=tuple(loose))
-    done, done_scores, done_lengths, done_ended = result[4:8]
-    counts = tf.where(empty, 0, done_lengths[:, 0])
-    best = tf.where(tf.sequence_mask(counts, width), done[:, 0], pad_id)
-    reasons = tf.where(empty, EMPTY, tf.where(done_ended[:, 0], STOP, LENGTH))
-    return Result(best, counts, reasons, None), done_scores[:, 0]
+    tokens, *state = tf.cond(
+        steps > 0,
+        lambda: advance(0, logits, *start)[1:],
+        lambda: (tf.zeros([batch, beams], tf.int32), *start),
+    )
+    rows = tf.range(batch)
+    final = [value[:, 0] for value in start[2:]]
+    rows, final, tokens, state, parts, kept = drop_settled(1, rows, final, tokens, state, to_parts(context))
+    places = tf.reshape(kept[:, tf.newaxis] * beams + tf.range(beams), [-1])
+    caches = [regrow(cache, shapes[i // 2], capacity, capacity, places) for i, cache in enumerate(caches)]
+    variables = (tf.constant(1), rows, final, tokens, state, parts, caches)
+    _, _, final, *_ = tf.while_loop(
+        lambda step, rows, *_: tf.shape(rows)[0] > 0, body, variables, shape_invariants=loose(variables)
+    )
+    done, done_scores, done_lengths, done_ended = final
+    counts = tf.where(empty, 0, done_lengths)
+    best = tf.where(tf.sequence_mask(counts, width), done, pad_id)[:, :max_new_tokens]
+    reasons = tf.where(empty, EMPTY, tf.where(done_ended, STOP, LENGTH))
+    return Result(best, counts, reasons, None), done_scores

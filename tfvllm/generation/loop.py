@@ -174,7 +174,7 @@ def generate(
 
         variables = (step, state, caches)
         return tf.while_loop(
-            unhindered, advance, variables, shape_invariants=_loose(variables), maximum_iterations=steps
+            unhindered, advance, variables, shape_invariants=loose(variables), maximum_iterations=steps
         )
 
     def unfinished(step, capacity, state, caches, parts):
@@ -199,11 +199,11 @@ def generate(
         crowded = tf.shape(kept)[0] < tf.shape(running)[0]
         fields, caches, parts = tf.cond(crowded | full, renewed, same)
         state.update(fields)
-        step, state, caches = run(step, wider, state, caches, _context(parts))
+        step, state, caches = run(step, wider, state, caches, to_context(parts))
         return step, wider, state, caches, parts
 
-    variables = (tf.constant(1), capacity, state, caches, _parts(context))
-    _, _, state, _, _ = tf.while_loop(unfinished, renew_and_run, variables, shape_invariants=_loose(variables))
+    variables = (tf.constant(1), capacity, state, caches, to_parts(context))
+    _, _, state, _, _ = tf.while_loop(unfinished, renew_and_run, variables, shape_invariants=loose(variables))
     return Result(
         token_ids=tf.transpose(state["tokens"]),
         lengths=state["counts"],
@@ -244,18 +244,19 @@ def _settle(state: dict) -> tf.Tensor:
     return tf.tensor_scatter_nd_update(state["final"], state["rows"][:, tf.newaxis], state["reasons"])
 
 
-def _parts(context: Context | None) -> list[tf.Tensor]:
+def to_parts(context: Context | None) -> list[tf.Tensor]:
+    """A context as loop variables."""
     return [] if context is None else [*context.keys, *context.values, context.mask]
 
 
-def _context(parts: list[tf.Tensor]) -> Context | None:
+def to_context(parts: list[tf.Tensor]) -> Context | None:
     if not parts:
         return None
     count = len(parts) // 2
     return Context(list(parts[:count]), list(parts[count:-1]), parts[-1])
 
 
-def _loose(variables):
+def loose(variables):
     """Shape invariants that let rows and room change: only the last axis of floating-point tensors stays known."""
 
     def loosen(tensor):

@@ -155,6 +155,10 @@ def test_streaming_from_the_callers_caches_gives_the_same_tokens(small):
     ids, mask = prompts([3, 9, 5])
     expected = keras_generate(model, ids, mask, 10)
     state = generator.prefill(*generator.read_ids(tf.constant(ids), tf.constant(mask)), tf.constant(10))
+    held = sum(value.numpy().nbytes for name, value in state.items() if name.startswith(("key_", "value_")))
+    capacity = state["key_0"].shape[2]
+    assert capacity == 16 + 10  # the longest prompt's bucket and what was asked for
+    assert held == 3 * capacity * generator.network.cache_bytes_per_token
     tokens = [state["token_ids"].numpy()]
     for _ in range(9):
         caches = {name: value for name, value in state.items() if name.startswith(("key_", "value_"))}
@@ -194,5 +198,7 @@ def test_memory_is_one_copy_of_the_weights():
     spec = read(model)
     held = sum(int(np.prod(variable.shape)) for variable in Generator(spec).network.variables)
     assert held == spec.parameters() == model.count_params()
+    low = Generator(spec, dtype="bfloat16", target="onednn").network.variables
+    assert sum(variable.dtype.size * int(np.prod(variable.shape)) for variable in low) == 2 * held
     assert spec.cache_bytes_per_token(4) == 3 * 2 * 32 * 4
     assert spec.vocabulary_size == VOCABULARY

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 import tfvllm
+from tests.capi.loader import run
 from tfvllm import protos
 from tfvllm.errors import InputError
 from tfvllm.export import parity
@@ -103,6 +104,38 @@ def test_strings_in_strings_out_in_a_fresh_process(text_model, text_export):
     np.testing.assert_array_equal(long["lengths"], [1])
     assert long["texts"][0].decode().startswith(" quick quick") or long["texts"][0].decode().startswith("quick")
     assert " quick fox" in long["texts"][0].decode()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["generate"], pytest.param(["serving_default", "score", "prefill", "decode"], marks=pytest.mark.slow)],
+    ids="-".join,
+)
+def test_signatures_answer_through_the_c_api(text_export, names):
+    signatures = tf.saved_model.load(str(text_export)).signatures
+    sampled = controls(temperature=np.float32(0.8), top_k=np.int32(20), stop_strings=encoded(["q"]))
+    state = signatures["prefill"](prompts=tf.constant(PROMPTS), max_new_tokens=tf.constant(2))
+    caches = {name: value.numpy() for name, value in state.items() if name.startswith(("key_", "value_"))}
+    inputs = {
+        "serving_default": {"prompts": encoded(PROMPTS)},
+        "generate": {"prompts": encoded(PROMPTS), **sampled},
+        "score": {"texts": encoded(PROMPTS)},
+        "prefill": {"prompts": encoded(PROMPTS), "max_new_tokens": np.int32(2)},
+        "decode": {"token_ids": state["token_ids"].numpy(), "positions": state["positions"].numpy(), **caches},
+    }
+    for name in names:
+        same_through_the_c_api(text_export, signatures[name], name, inputs[name])
+
+
+def same_through_the_c_api(directory, function, name, inputs):
+    expected = {key: value.numpy() for key, value in function(**{k: tf.constant(v) for k, v in inputs.items()}).items()}
+    found = run(directory, name, inputs)
+    assert set(found) == set(expected)
+    for key, value in expected.items():
+        if value.dtype == object:
+            np.testing.assert_array_equal(found[key], value)
+        else:
+            np.testing.assert_allclose(found[key], value, atol=1e-5)
 
 
 def text_ids(model, texts):
@@ -247,6 +280,21 @@ def test_translate_text(tmp_path):
     if all("\ufffd" not in target for target in targets):
         assert signatures["score"](texts=tf.constant(texts), targets=tf.constant(targets))["perplexity"].shape == (4,)
     assert signatures["serving_default"](texts=tf.constant([], tf.string))["translations"].shape == (0,)
+    same_through_the_c_api(path, signatures["serving_default"], "serving_default", {"texts": encoded(texts)})
+    scored = {"texts": encoded(texts), "targets": encoded(["fox"] * 4)}
+    same_through_the_c_api(path, signatures["score"], "score", scored)
+
+
+def test_translate_ids_through_the_c_api(tmp_path):
+    model = M.BartSeq2SeqLM(M.BartBackbone(VOCABULARY, 1, 2, 16, 32, max_sequence_length=16))
+    options = {"max_length": 10, "start_token_ids": [2, 0], "warmup": False}
+    path = tfvllm.export(build(lambda: model), tmp_path / "t", task="translate", **options)
+    ids, mask = prompts([3, 7], low=3)
+    inputs = {"token_ids": ids, "padding_mask": mask, "max_new_tokens": np.int32(6)}
+    function = tf.saved_model.load(str(path)).signatures["serving_default"]
+    same_through_the_c_api(path, function, "serving_default", inputs)
+    found = function(**{name: tf.constant(value) for name, value in inputs.items()})["token_ids"]
+    np.testing.assert_array_equal(found, keras_translate(model, ids, mask, (2, 0), 6))
 
 
 def test_translate_needs_a_start(tmp_path):
@@ -288,6 +336,7 @@ def test_embed_text_and_ids(tmp_path):
     np.testing.assert_allclose(found, expected, atol=1e-5)
     alone = call(text=tf.constant(["films"]))["embeddings"].numpy()
     np.testing.assert_allclose(alone[0], found[1], atol=1e-5)
+    same_through_the_c_api(path, call, "serving_default", {"text": encoded(texts)})
 
     path = tfvllm.export(backbone, tmp_path / "i", task="embed", normalize=False, pooling="first", warmup=False)
     call = tf.saved_model.load(str(path)).signatures["serving_default"]

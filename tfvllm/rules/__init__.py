@@ -27,6 +27,7 @@ from tfvllm.rules.masked_softmax import MaskRowsAfterAttention
 from tfvllm.rules.merge_duplicates import MergeDuplicates
 from tfvllm.rules.merge_parallel_matmuls import MergeParallelMatMuls
 from tfvllm.rules.pack_tokens import PackTokens
+from tfvllm.rules.proven_assertions import DropProvenAssertions
 from tfvllm.rules.rewrite_bodies import RewriteBodies
 from tfvllm.rules.rms_norm import CentreLayerNorm, GammaIntoWeights
 from tfvllm.rules.sink_reshapes import SinkReshapeBias, SinkReshapePair, SinkReshapeResidual, SinkReshapeUnary
@@ -42,6 +43,7 @@ def pipeline() -> list[Step]:
     clean = (DropIdentities(), FoldConstants(), MergeDuplicates(), DeleteDead())
     return [
         Step("clean", clean),
+        Step("assertions", (DropProvenAssertions(), DeleteDead())),
         Step(
             "linear",
             (DropBroadcasts(), EinsumToMatMul(), SinkReshapeUnary(), SinkReshapeBias(), SinkReshapePair(), FoldScale()),

@@ -235,19 +235,22 @@ class TextFeatures:
                 "Make the tokenizer without sequence_length."
             )
         start, end = list(packer.start_value or ()), list(packer.end_value or ())
-        tokens = tokens[:, : self.max_length - len(start) - len(end)]
-        rows = tokens.nrows()
-
-        def columns(values):
-            return tf.tile(tf.constant([values], tokens.dtype), [rows, 1])
-
-        parts = ([columns(start)] if start else []) + [tokens] + ([columns(end)] if end else [])
-        packed = tf.concat(parts, axis=1) if len(parts) > 1 else tokens
-        if isinstance(length, int):
-            longest = tf.maximum(packed.bounding_shape(axis=1, out_type=tf.int64), 1)
-            length = tf.minimum(-(-longest // length) * length, self.max_length)
         pad = packer.pad_value or 0
-        ids = packed.to_tensor(default_value=pad, shape=tf.stack([tf.cast(rows, tf.int64), length]))
+        # Few ops, for a short text costs little more than its ops: rows are padded and cut in one, and the end tokens
+        # written over what stands behind each row.
+        splits = tokens.row_splits
+        counts = tf.minimum(splits[1:] - splits[:-1], self.max_length - len(start) - len(end))
+        rows = tf.size(counts, tf.int64)
+        if isinstance(length, int):
+            longest = tf.maximum(tf.reduce_max(counts) + (len(start) + len(end)), 1)  # of no rows the least int64
+            length = tf.minimum(longest if length == 1 else -(-longest // length) * length, self.max_length)
+        ids = tokens.to_tensor(default_value=pad, shape=tf.stack([rows, length - len(start)]))
+        if start:
+            ids = tf.concat([tf.fill([rows, 1], tf.constant(value, ids.dtype)) for value in start] + [ids], axis=1)
+        places = tf.range(length)
+        for i, value in enumerate(end):
+            here = places == (counts + (len(start) + i))[:, tf.newaxis]
+            ids = tf.where(here, tf.constant(value, ids.dtype), ids)
         ids.set_shape([None, None])
         values = {
             "token_ids": ids,

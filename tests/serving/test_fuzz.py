@@ -1,12 +1,15 @@
 """The REST parsers on bytes of any kind: a request, or INVALID_ARGUMENT; never anything else, never a wrong dtype.
 
 TFVLLM_FUZZ_EXAMPLES sets how many inputs each property tries (default 500). Beside them, 100,000 cheap mutations of
-good requests, always the same ones.
+good requests, always the same ones, and 100,000 inputs that Atheris finds by the code they reach (fuzz_rest.py).
 """
 
+import importlib.util
 import json
 import os
 import random
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
@@ -227,6 +230,22 @@ def test_a_hundred_thousand_mutations():
     assert outcomes["refused", "refused"] > 50_000
     assert outcomes["accepted", "refused"] > 1_000
     assert outcomes["refused", "accepted"] > 10
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris is not installed: pip install atheris")
+def test_a_hundred_thousand_inputs_guided_by_coverage(tmp_path):
+    seeds = tmp_path / "seeds"
+    seeds.mkdir()
+    for i, body in enumerate(CORPUS):
+        (seeds / str(i)).write_bytes(body)
+    command = [sys.executable, "-m", "tests.serving.fuzz_rest", "-runs=100000", "-seed=7", "-max_len=400"]
+    done = subprocess.run(
+        [*command, f"-artifact_prefix={tmp_path}/", str(seeds)], capture_output=True, text=True, timeout=1800
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Done 100000" in done.stderr
+    assert len(list(seeds.iterdir())) > 3 * len(CORPUS)  # inputs that reached code no other had
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int32", "bool"])

@@ -28,6 +28,17 @@ _M_MMAP_THRESHOLD = -3  # <malloc.h>
 @click.option("--max-error", type=float, help="int8: largest error of a result over its largest magnitude.  [0.1]")
 @click.option("--percentile", type=float, help="int8: of the magnitudes, beyond which they saturate.  [100]")
 @click.option("--measure", is_flag=True, help="Keep a rule only if the graph is faster with it on this CPU.")
+@click.option(
+    "--profile",
+    metavar="FILE",
+    help='Requests to be fast on, .jsonl with lines like {"batch": 8, "length": 37, "count": 120}, {"lengths": [9, 4]} '
+    'or {"inputs": {…}}. Ways to compute the graph are measured on them; the result chooses by batch and length.',
+)
+@click.option(
+    "--memory-limit",
+    type=float,
+    help="With --profile: weights of all ways together, as a multiple of the original's.  [2]",
+)
 @click.option("--report", "html", metavar="R.html", help="Write the report as a page.")
 @click.option("--diagram", metavar="G.mmd", help="Write the graph before and after as a Mermaid diagram.")
 @click.option("--rtol", type=float, help="Fixed relative tolerance, in place of the comparison with float64.")

@@ -32,6 +32,7 @@ class SignatureReport:
     removed_dead: int = 0
     verification: dict[str, Any] = field(default_factory=dict)
     lowering: dict[str, Any] = field(default_factory=dict)  # int8: ranges, and each product's precision and error
+    dispatch: dict[str, Any] = field(default_factory=dict)  # --profile: what was measured, and what is chosen when
     diagrams: dict[str, str] = field(default_factory=dict)
 
 
@@ -109,6 +110,7 @@ class Report:
                     "removed_dead": s.removed_dead,
                     "verification": s.verification,
                     "lowering": s.lowering,
+                    "dispatch": s.dispatch,
                 }
                 for name, s in self.signatures.items()
             },
@@ -176,6 +178,17 @@ class Report:
                 numbers = f"{m['with_ms']:.3f}", f"{m['without_ms']:.3f}", f"{m['noise']:.1%}"
                 times.add_row(m["rule"], *numbers, m["finding"], "kept" if m["kept"] else "dropped")
             parts.append(times)
+        for name, signature in self.signatures.items():
+            if signature.dispatch.get("points"):
+                title = "Ways to compute it, ms by request" + (f" ({name})" if len(self.signatures) > 1 else "")
+                headers, rows = dispatch_table(signature)
+                ways = Table(title=title, title_justify="left")
+                for i, column in enumerate(headers):
+                    ways.add_column(column, justify="right" if 0 < i < len(headers) - 1 else "left")
+                for row in rows:
+                    ways.add_row(*row)
+                parts.append(ways)
+            parts.extend(escape(line) for line in dispatch_lines(signature))
         check = self.verification
         if check:
             parts.append(
@@ -205,6 +218,37 @@ def lowering_lines(signature: SignatureReport) -> list[str]:
     if details["smoothed"]:
         lines.append(f"int8: large channels were spread into weights or computed apart at {details['smoothed']} places")
     return lines
+
+
+def dispatch_table(signature: SignatureReport) -> tuple[list[str], list[list[str]]]:
+    """The decision table: a row for each kind of request, the milliseconds of each way, the choice."""
+    points = signature.dispatch["points"]
+    ways = list(points[0]["ms"])
+    chooses = [n for n in points[0].get("again", {}) if n not in ways]
+    headers = ["batch × length", "tokens", "requests", *ways, *chooses, "choice"]
+    rows = []
+    for point in points:
+        size = f"{point['batch']}" if point["length"] is None else f"{point['batch']} × {point['length']}"
+        times = [f"{point['ms'][n]:.2f}" for n in ways] + [f"{point['again'][n]:.2f}" for n in chooses]
+        rows.append([size, f"{point['tokens']}", f"{point['count']:g}", *times, point["choice"]])
+    return headers, rows
+
+
+def dispatch_lines(signature: SignatureReport) -> list[str]:
+    """What is chosen when, and why, as sentences; none where no profile was given."""
+    found = signature.dispatch
+    if not found:
+        return []
+    if not found["pays"]:
+        return [f"dispatch: no branch, {found['default']} always: {found['reason']}"]
+    around = f"{len(found['checked'])} requests on both sides of every threshold, of one row and of none"
+    empty = "" if found["empty_batch"] == "checked" else f" (empty batch: {found['empty_batch']})"
+    return [
+        *(f"dispatch: {line}" for line in found["decision"]),
+        f"dispatch: a request takes {1 - found['saved']:.2f} times as long as with {found['default']} alone; "
+        f"all weights {found['bytes'] / 2**20:.1f} MiB, allowed {found['limit'] / 2**20:.1f}; "
+        f"verified on {around}{empty}",
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------------ diagrams

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tfvllm import html
-from tfvllm.graph.report import Report, SignatureReport, lowering_lines
+from tfvllm.graph.report import Report, SignatureReport, dispatch_lines, dispatch_table, lowering_lines
 
 
 def page(report: Report) -> str:
@@ -61,6 +61,13 @@ def _section(signature: SignatureReport) -> list[str]:
             for m in signature.measured
         ]
         parts.append(html.table(("rule", "ms with", "ms without", "noise", "finding"), times))
+    if signature.dispatch:
+        parts.append("<h3>Chosen at run time</h3>")
+        if signature.dispatch["points"]:
+            headers, requests = dispatch_table(signature)
+            parts.append("<p>Median milliseconds of each way to compute the graph, by kind of request.</p>")
+            parts.append(html.table(headers, requests))
+        parts.extend(f"<p>{html.escape(line)}.</p>" for line in dispatch_lines(signature))
     parts.extend(f"<p>{html.escape(line)}.</p>" for line in lowering_lines(signature))
     if signature.lowering:
         parts.append("<h3>Products and tables</h3>")

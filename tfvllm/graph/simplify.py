@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from tfvllm.errors import InputError, VerificationError
 from tfvllm.files import check_new, new_directory
-from tfvllm.graph import convert, cost, quantize, targets, verify
+from tfvllm.graph import convert, cost, dispatch, quantize, targets, verify
 from tfvllm.graph.guarantee import Approximate
 from tfvllm.graph.ir import Graph
 from tfvllm.graph.report import Report, SignatureReport, diagram
@@ -72,6 +72,8 @@ def simplify(
     max_error: float | None = None,
     percentile: float | None = None,
     measure: bool = False,
+    profile: Any = None,
+    memory_limit: float | None = None,
 ) -> Simplified:
     """Rewrites the graph of a Keras model, a `tf.function` or a `ConcreteFunction`; the result is called like it.
 
@@ -88,6 +90,11 @@ def simplify(
             that cost too much stay in float32.
         percentile: for int8: of the magnitudes on `inputs`, beyond which they saturate; None for all of them within.
         measure: keep a rule only if the graph is faster with it on this CPU, on `inputs`, in float32; see the report.
+        profile: requests to be fast on: a JSON-lines file or dicts, `{"batch": 8, "length": 37, "count": 120}` each;
+            see `tfvllm.graph.requests`. Ways to compute the graph are measured on them on this CPU, and where no
+            single one is best, the result chooses by batch and length.
+        memory_limit: for `profile`: what the weights of all ways together may take, as a multiple of the original's
+            bytes (default 2). A way with weights of its own has to save a tenth of the time.
 
     Raises:
         InputError: the model cannot be traced, or an option is not one of those listed.
@@ -103,8 +110,9 @@ def simplify(
     specs = function.structured_input_signature
     graph = convert.from_concrete(function, _owners(model))
     samples = None if inputs is None else [_flat(inputs)]
+    int8 = quantize.Options.check(precision, target, max_error, percentile)
     engine = _Engine(
-        target, precision, rules, rtol, atol, quantize.Options.check(precision, target, max_error, percentile), measure
+        *(target, precision, rules, rtol, atol, int8, measure), dispatch.Options.check(profile, memory_limit)
     )
     rewritten, section = engine.run(graph, specs, "call", samples)
     engine.check_lowered([section])
@@ -127,6 +135,8 @@ def simplify_saved_model(
     max_error: float | None = None,
     percentile: float | None = None,
     measure: bool = False,
+    profile: Any = None,
+    memory_limit: float | None = None,
     overwrite: bool = False,
     progress: Callable[[str], None] = lambda message: None,
 ) -> Report:
@@ -140,6 +150,8 @@ def simplify_saved_model(
             them: of eight or more, every fourth is for verification alone.
         max_error, percentile: for int8, as for `simplify`.
         measure: keep a rule only if the graph is faster with it on this CPU, as for `simplify`.
+        profile, memory_limit: dispatch by shape, as for `simplify`; in the file also requests of the form
+            `{"inputs": {name: values}}`. Every signature is measured on the requests it can be asked.
         progress: called with a line for each thing that begins.
 
     Raises:
@@ -154,8 +166,9 @@ def simplify_saved_model(
     """
     started = time.perf_counter()
     check_new(destination, overwrite=overwrite)
+    int8 = quantize.Options.check(precision, target, max_error, percentile)
     engine = _Engine(
-        target, precision, rules, rtol, atol, quantize.Options.check(precision, target, max_error, percentile), measure
+        *(target, precision, rules, rtol, atol, int8, measure), dispatch.Options.check(profile, memory_limit)
     )
     progress("reading")
     saved = convert.load(source, signature)
@@ -227,6 +240,7 @@ class _Engine:
         atol: float | None,
         int8: quantize.Options | None = None,
         measure: bool = False,
+        requests: dispatch.Options | None = None,
     ):
         from tfvllm.rules import lowering, pipeline, smoothing
 
@@ -237,7 +251,7 @@ class _Engine:
         self.lowering = lowering(precision)
         self.int8 = int8 or quantize.Options()
         self.made_up = False
-        self.measure = measure
+        self.measure, self.requests = measure, requests
         self.judged: set[str] = set()  # rules that were measured, on whichever signature
         self.rtol, self.atol = rtol, atol
         self.shared_weights: dict[Any, tf.Variable] = {}
@@ -256,16 +270,60 @@ class _Engine:
         if self.measure:
             rewriter, comparison = self._keep_what_pays(graph, verifier, section, skip, rewriter, comparison)
         section.fired = self._fired(rewriter)
+        plain = rewriter
         if self.lowering:
             self.made_up |= samples is None
             rewriter, comparison = self._lower(rewriter, verifier, section, samples is None)
             section.fired.update(self._fired(rewriter))
-        section.after = cost.count(rewriter.graph)
+        result = rewriter.graph
+        section.after = cost.count(result)
+        section.diagrams["after"] = diagram(result)
+        if self.requests is not None:
+            ways = self._ways(graph, verifier, section, skip, plain, rewriter, samples is None)
+            outcome = dispatch.run(ways, specs, verifier, self.requests)
+            result, comparison, section.dispatch = outcome.graph, outcome.comparison, outcome.details
+            section.after = dispatch.count(outcome)
+            if not outcome.details["pays"]:
+                section.diagrams["after"] = diagram(result)
         section.declined = _declined(rewriter)
         section.removed_dead = rewriter.removed_dead
         section.verification = comparison.to_dict()
-        section.diagrams["after"] = diagram(rewriter.graph)
-        return rewriter.graph, section
+        return result, section
+
+    def _ways(self, graph: Graph, verifier, section, skip: set, plain: Rewriter, lowered: Rewriter, made_up: bool):
+        """The same computation as rewritten, without packing, without fused norms, in public ops; as it was, last.
+
+        Where a lower precision was asked for, in float32 too: what is more exact is always allowed.
+        """
+        scratch = SignatureReport(section.name, section.before, {})
+        found: dict[tuple, dispatch.Way] = {}
+        float32 = "float32" if self.lowering else ""
+        slack = self.int8.max_error if self.precision == "int8" else LOWERED_TOLERANCE
+        packing = ("packed", "padded") if "PackTokens" in plain.counts else ("",)
+        kept = self.steps, self.target
+        known = {r.name for s in self.steps for r in s.rules}
+
+        def add(name: str, graph: Graph, slack: float) -> None:
+            found.setdefault(convert.fingerprint(graph), dispatch.Way(name, graph, slack))
+
+        if lowered is not plain:
+            add(dispatch.name_of(self.precision, packing[0]), lowered.graph, slack)
+        for number, (style, target, without) in enumerate(dispatch.styles(self.target)):
+            for pack in packing:
+                leave = [f"-{r}" for r in [*without, *(["PackTokens"] if pack == "padded" else [])] if r in known]
+                self.steps, self.target = select(kept[0], leave or None), target
+                try:
+                    first = number == 0 and pack == packing[0]
+                    rewriter = plain if first else self._verified(graph, verifier, scratch, set(skip))[0]
+                    add(dispatch.name_of(float32, pack, style), rewriter.graph, self._slack(rewriter))
+                    if lowered is not plain and number == 0 and pack == "padded":
+                        other, _ = self._lower(rewriter, verifier, scratch, made_up)
+                        add(dispatch.name_of(self.precision, pack), other.graph, slack)
+                except VerificationError:
+                    continue  # one way fewer
+                finally:
+                    self.steps, self.target = kept
+        return [*found.values(), dispatch.Way("the original", graph)]
 
     def _verified(self, graph: Graph, verifier: verify.Verifier, section: SignatureReport, skip: set):
         """The rewritten graph and its comparison; what is wrong is rolled back, and added to `skip`."""
@@ -514,9 +572,11 @@ def _write_manifest(directory: Path, report: Report, source: str | os.PathLike) 
             "guarantees": {n: e["guarantee"] for n, e in report.main.fired.items()},
             "verification": report.verification,
             **({"lowering": report.main.lowering} if report.main.lowering else {}),
+            **({"dispatch": report.main.dispatch} if report.main.dispatch else {}),
             **({"notes": report.notes} if report.notes else {}),
             "again": f"tfvllm simplify SRC DST --target {report.target} --precision {report.precision}"
-            + "".join(f" --rules -{rule}" for rule in report.dropped),
+            + "".join(f" --rules -{rule}" for rule in report.dropped)
+            + (" --profile REQUESTS.jsonl" if report.main.dispatch else ""),
         },
         target=report.target,
     )

@@ -88,7 +88,7 @@ class Verifier:
         first_error: Exception | None = None
         for sample in samples if given else generate(graph):  # type: ignore[union-attr]
             try:
-                results = self._run(self.original, sample)
+                results = self.run(self.original, sample)
             except (tf.errors.OpError, ValueError) as error:
                 if given:
                     raise InputError(f"the original model fails on the given input: {_line(error)}") from error
@@ -104,7 +104,8 @@ class Verifier:
             )
         self.exact = self._float64()
 
-    def _run(self, function: Any, sample: Sequence[Any]) -> list[np.ndarray]:
+    def run(self, function: Any, sample: Sequence[Any]) -> list[np.ndarray]:
+        """The results of a function with this signature on a sample."""
         tensors = [tf.convert_to_tensor(a, v.dtype) for a, v in zip(sample, self.graph.inputs.values())]
         args, kwargs = self.specs
         packed = tf.nest.pack_sequence_as((args, kwargs), tensors, expand_composites=True)
@@ -135,7 +136,7 @@ class Verifier:
         for i, sample in enumerate(self.samples):
             result.samples += 1
             try:
-                found = self._run(function, sample)
+                found = self.run(function, sample)
             except tf.errors.OpError as error:
                 result.failures.append(f"the rewritten graph fails on sample {i}: {_line(error)}")
                 continue
@@ -311,11 +312,18 @@ def generate(graph: Graph, seed: int = 7) -> Iterable[list[Any]]:
         yield [_array(rng, graph, v, np.shape(a), bounds[n]) for (n, v), a in zip(graph.inputs.items(), sample)]
 
 
-def _array(rng, graph: Graph, value: Value, shape: tuple[int, ...], bound: int | None) -> Any:
+def made_up(rng, graph: Graph, value: Value, shape: tuple[int, ...], texts: Sequence[str] = TEXTS) -> Any:
+    """An array of the given shape for one of a graph's inputs, as `generate` makes them; strings take turns."""
+    return _array(rng, graph, value, shape, _bound(graph, value), texts)
+
+
+def _array(
+    rng, graph: Graph, value: Value, shape: tuple[int, ...], bound: int | None, strings: Sequence[str] = TEXTS
+) -> Any:
     dtype = value.dtype
     if dtype == tf.string:
         count = int(np.prod(shape, dtype=np.int64))
-        texts = [TEXTS[i % len(TEXTS)].encode() for i in range(count)]
+        texts = [strings[i % len(strings)].encode() for i in range(count)]
         parser = next((r for r in graph.readers(value) if r.op == "ParseExampleV2"), None)
         if parser is not None:
             texts = [_example(graph, parser, text) for text in texts]

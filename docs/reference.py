@@ -45,6 +45,7 @@ SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         ),
     ),
     ("Distillation", "tfvllm", ("Distiller",)),
+    ("Distillation callbacks", "tfvllm.callbacks", ("DistillationSummaries",)),
     (
         "Distillation losses",
         "tfvllm.losses",

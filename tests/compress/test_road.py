@@ -1,5 +1,6 @@
 """The whole road on a tiny model: what comes out, what is redone, what is refused, what the report says."""
 
+import io
 import json
 import re
 import subprocess
@@ -7,10 +8,12 @@ import sys
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from tests import browser
 from tests.compress.conftest import RECIPE, write_data
 from tfvllm import cli
+from tfvllm.compress.report import terminal_summary
 
 
 def run(capsys, *arguments) -> tuple[int, str, str]:
@@ -115,6 +118,17 @@ def test_the_html_report_is_self_contained_and_honest(out):
     assert str(out) not in page  # a report travels: it names no folder of this machine
     for figure in ("Teacher", "Distilled and pruned (masks)", "Structure removed, before recovery", "simplified"):
         assert figure in page
+
+
+def test_the_terminal_shows_tables(out):
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(terminal_summary(json.loads((out / "report.json").read_text()), out))
+    text = console.export_text()
+    assert "Distilled and pruned (masks)" in text and "teacher (Keras export)" in text
+    for name, scores in json.loads((out / "report.json").read_text())["accuracy"].items():
+        row = next(line for line in text.split("\n") if line.startswith(f"│ {name} "))
+        assert f"{100 * scores['dev']:.2f}" in row
+    assert "the teacher's Keras export: " in text and max(map(len, text.split("\n"))) <= 100
 
 
 def test_the_html_report_in_a_browser(out):

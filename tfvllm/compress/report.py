@@ -159,7 +159,10 @@ _TITLES = {
 }
 
 
-def _stages(report: dict[str, Any]) -> str:
+_STAGE_HEADERS = ["stage", "weights", "not zero", "dev accuracy", "test accuracy", "took"]
+
+
+def _stage_rows(report: dict[str, Any]) -> list[list[str]]:
     rows = []
     for stage in report["stages"]:
         title = _TITLES.get(stage["stage"], stage["stage"])
@@ -168,9 +171,12 @@ def _stages(report: dict[str, Any]) -> str:
         if before := stage.get("before_recovery"):
             rows.append(["Structure removed, before recovery", *_stage_cells(before), "–"])
         rows.append([title, *_stage_cells(stage), f"{stage['seconds']:.0f} s"])
-    headers = ["stage", "weights", "not zero", "dev accuracy", "test accuracy", "took"]
+    return rows
+
+
+def _stages(report: dict[str, Any]) -> str:
     masks = f"<p class='note'>{html.escape(MASKS)}</p>" if report["recipe"]["prune"] else ""
-    return f"<h2>Stages</h2>{html.table(headers, rows)}{masks}"
+    return f"<h2>Stages</h2>{html.table(_STAGE_HEADERS, _stage_rows(report))}{masks}"
 
 
 def _stage_cells(stage: dict[str, Any]) -> list[str]:
@@ -358,27 +364,55 @@ def _points(gained: float) -> str:
     return f"{round(gained, 2) + 0.0:+.2f}"  # + 0.0: no minus before zero
 
 
+def summary_table(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Headers, and a row for each SavedModel: size, accuracy, median latency at each shape. Needs a measured report."""
+    names = list(report["accuracy"])
+    splits = list(report["accuracy"][names[0]])
+    rows = [
+        [
+            name,
+            f"{report['saved_models'][name]['bytes'] / 1e6:.2f}",
+            *[f"{100 * report['accuracy'][name][split]:.2f}" for split in splits],
+            *[f"{point['models'][name]['median_ms']:.2f}" for point in report["latency"]],
+        ]
+        for name in names
+    ]
+    shapes = [_shape(point["shape"]) for point in report["latency"]]
+    return ["SavedModel", "MB", *[f"{split} %" for split in splits], *[f"{shape} ms" for shape in shapes]], rows
+
+
 def summary_lines(report: dict[str, Any], out: Path) -> list[str]:
-    """The run in a few lines, for the terminal."""
+    """The run in a few lines of plain text."""
+    table = [results.text_table(*summary_table(report))] if "accuracy" in report else []
+    return [*table, *_closing_lines(report, out)]
+
+
+def _closing_lines(report: dict[str, Any], out: Path) -> list[str]:
     lines = []
     if "accuracy" in report:
-        names = list(report["accuracy"])
-        splits = list(report["accuracy"][names[0]])
-        shapes = [_shape(point["shape"]) for point in report["latency"]]
-        rows = [
-            [
-                name,
-                f"{report['saved_models'][name]['bytes'] / 1e6:.2f}",
-                *[f"{100 * report['accuracy'][name][split]:.2f}" for split in splits],
-                *[f"{point['models'][name]['median_ms']:.2f}" for point in report["latency"]],
-            ]
-            for name in names
-        ]
-        headers = ["SavedModel", "MB", *[f"{split} %" for split in splits], *[f"{shape} ms" for shape in shapes]]
-        lines.append(results.text_table(headers, rows))
         ratios = ", ".join(f"{_times(ratio)} at {shape}" for shape, ratio in report["summary"]["speedup"].items())
         lines.append(f"{report['summary']['final']} against the teacher's Keras export: {ratios}")
     if report["saved_models"]:
         lines.append(f"SavedModel: {out / MODEL}   (tfvllm serve {report['name']}={out / MODEL})")
     lines.append(f"report: {out / 'report.html'}")
     return lines
+
+
+def terminal_summary(report: dict[str, Any], out: Path) -> Any:
+    """The run as a `rich` renderable: what each stage cost and kept, then the SavedModels side by side."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    def table(title: str, headers: list[str], rows: list[list[str]]) -> Table:
+        made = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+        for i, header in enumerate(headers):
+            made.add_column(header, justify="right" if i else "left", overflow="fold")
+        for row in rows:
+            made.add_row(*map(Text, row))
+        return made
+
+    parts: list[Any] = [table(f"{report['name']}: stages", _STAGE_HEADERS, _stage_rows(report))]
+    if "accuracy" in report:
+        parts.append(table("SavedModels, strings in", *summary_table(report)))
+    return Group(*parts, *(Text(line, overflow="fold") for line in _closing_lines(report, out)))

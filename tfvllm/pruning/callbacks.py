@@ -11,6 +11,7 @@ from tfvllm.errors import InputError
 from tfvllm.pruning import masks
 from tfvllm.pruning.masks import MaskState, find_states
 from tfvllm.pruning.prunable import PruneKernels, PruningPolicy, prunable_weights
+from tfvllm.summaries import write_scalars
 
 
 class UpdatePruningStep(keras.callbacks.Callback):
@@ -242,18 +243,9 @@ class PruningSummaries(_TensorBoard):  # type: ignore[misc, valid-type]
         if self._mask_writer is None:
             self._mask_writer = tf.summary.create_file_writer(f"{self.log_dir}/metrics")
         step = int(self.model.optimizer.iterations.numpy())
-        with self._mask_writer.as_default():
-            for state in states:
-                for target, mask, threshold in zip(state.targets, state.mask_variables, state.threshold_variables):
-                    sparsity = 1.0 - float(np.mean(np.asarray(mask, np.float32)))
-                    _scalar(f"{target.name}/mask/sparsity", sparsity, step)
-                    _scalar(f"{target.name}/threshold", float(np.asarray(threshold, np.float32)), step)
-        self._mask_writer.flush()
-
-
-def _scalar(name: str, value: float, step: int) -> None:
-    """`tf.summary.scalar` without the tensorboard package: the same record."""
-    metadata = tf.compat.v1.SummaryMetadata(
-        plugin_data=tf.compat.v1.SummaryMetadata.PluginData(plugin_name="scalars"), data_class="DATA_CLASS_SCALAR"
-    )
-    tf.summary.write(name, tf.constant(value, tf.float32), step=step, metadata=metadata)
+        curves = {}
+        for state in states:
+            for target, mask, threshold in zip(state.targets, state.mask_variables, state.threshold_variables):
+                curves[f"{target.name}/mask/sparsity"] = 1.0 - float(np.mean(np.asarray(mask, np.float32)))
+                curves[f"{target.name}/threshold"] = float(np.asarray(threshold, np.float32))
+        write_scalars(self._mask_writer, curves, step)

@@ -12,15 +12,24 @@ import nbformat
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
+def clean(notebook) -> None:
+    """Takes out what differs from run to run, or speaks of the machine."""
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)  # times of day
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            for before, after in zip(cell.outputs[:-1], cell.outputs[1:]):
+                if before.get("name") == after.get("name") == "stdout":  # one print in several pieces
+                    after.text, before.text = before.text + after.text, ""
+            cell.outputs = [output for output in cell.outputs if output.get("text") != ""]
+    notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"]}
+
+
 def main(path: str, *options: str) -> None:
     notebook = nbformat.read(path, as_version=4)
     nbclient.NotebookClient(notebook, timeout=900, kernel_name="python3").execute()
     if "--inplace" in options:
-        for cell in notebook.cells:
-            cell.metadata.pop("execution", None)  # times of day: every run would change the file
-            if cell.cell_type == "code":  # what libraries say as they start is about the machine
-                cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
-        notebook.metadata.pop("language_info", None)
+        clean(notebook)
         nbformat.write(notebook, path)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tfvllm.graph import dims
+from tfvllm.graph import dims, ops
 from tfvllm.graph.ir import Graph, Node, Value
 
 _ELEMENTWISE = frozenset(
@@ -68,7 +68,7 @@ def count(graph: Graph, sizes: dict[str, int] | None = None) -> dict[str, Any]:
         "flops": sum(flops(n, sizes) for n in work),
         "parameters": parameters,
         "bytes": sum(int(np.prod(w.shape.as_list(), dtype=np.int64)) * w.dtype.size for w in weights.values()),
-        "ops": dict(Counter(n.op for n in work).most_common()),
+        "ops": dict(Counter(n.attr(ops.COMPUTES, n.op) for n in work).most_common()),
     }
 
 
@@ -94,7 +94,7 @@ def flops(node: Node, sizes: dict[str, int]) -> int:
         return out * 2 * math.prod(kernel[:2]) if kernel else 0
     if node.op in ("Softmax", "LogSoftmax"):
         return 5 * out
-    if node.op == "_MklLayerNorm":
+    if node.attr(ops.COMPUTES, node.op) == "_MklLayerNorm":
         return 8 * out
     if node.op in _ELEMENTWISE and node.output.dtype.is_floating:
         return max([out, *(_elements(v, sizes) for v in node.inputs)])

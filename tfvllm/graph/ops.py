@@ -36,6 +36,9 @@ _READ_ONLY = frozenset(
     }
 )
 
+COMPUTES = "_computes"
+"""Attribute of a branch: the op that it gives the result of, whichever way it takes. Counts and reports go by it."""
+
 
 @cache
 def definition(op: str) -> op_def_pb2.OpDef | None:

@@ -242,20 +242,26 @@ class _Engine:
         measure: bool = False,
         requests: dispatch.Options | None = None,
     ):
-        from tfvllm.rules import lowering, pipeline, smoothing
+        from tfvllm.rules import LAST, lowering, pipeline, smoothing
 
         if precision not in PRECISIONS:
             raise InputError(f"precision: expected one of {', '.join(PRECISIONS)}, found {precision!r}.")
         self.target, self.precision = targets.check(target), precision
         self.steps: list[Step] = select(pipeline(), rules)
         self.lowering = lowering(precision)
+        self.last: list[Step] = []  # what has to wait for the lowering
+        if precision != "float32":
+            self.last = [s for s in self.steps if s.name == LAST]
+            self.steps = [s for s in self.steps if s.name != LAST]
         self.int8 = int8 or quantize.Options()
         self.made_up = False
         self.measure, self.requests = measure, requests
         self.judged: set[str] = set()  # rules that were measured, on whichever signature
         self.rtol, self.atol = rtol, atol
         self.shared_weights: dict[Any, tf.Variable] = {}
-        self.described = {r.name: r for s in [*self.steps, *self.lowering, *smoothing({}, {})] for r in s.rules}
+        self.described = {
+            r.name: r for s in [*self.steps, *self.last, *self.lowering, *smoothing({}, {})] for r in s.rules
+        }
 
     def rewrite(self, graph: Graph, skip: frozenset = frozenset(), limit: int | None = None) -> Rewriter:
         rewriter = Rewriter(graph.copy(), self.target, skip, limit, shared_weights=self.shared_weights)
@@ -394,6 +400,12 @@ class _Engine:
                 kept = quantize.keep_from_bfloat16(verified.graph, verifier, LOWERED_TOLERANCE)
                 lowered, comparison = self._bfloat16(verified.graph, verifier, kept)
         lowered.declined = {**verified.declined, **lowered.declined}
+        if comparison.ok and self.last:
+            before = len(lowered.fired)
+            lowered.run(self.last)
+            if len(lowered.fired) > before:
+                slack = self.int8.max_error if self.precision == "int8" else LOWERED_TOLERANCE
+                comparison = verifier.compare(lowered.graph, slack)
         if not comparison.ok:
             raise VerificationError(
                 f"signature {section.name!r}: {self.precision} is off by more than {LOWERED_TOLERANCE:.0%} of the "

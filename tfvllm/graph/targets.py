@@ -57,4 +57,5 @@ def check_graph(graph: Graph, target: str) -> None:
 
 def internal_ops(graph: Graph) -> list[str]:
     """The internal ops a graph holds, sorted."""
-    return sorted({n.op for n in graph.live() if n.op.startswith("_") and n.op not in graph.library})
+    used = {n.attr(ops.COMPUTES, n.op) for n in graph.live()}
+    return sorted(op for op in used if op.startswith("_") and op not in graph.library)

@@ -26,6 +26,7 @@ from tfvllm.rules.linear_layers import BatchNormToAffine, JoinLinearLayers, Scal
 from tfvllm.rules.masked_softmax import MaskRowsAfterAttention
 from tfvllm.rules.merge_duplicates import MergeDuplicates
 from tfvllm.rules.merge_parallel_matmuls import MergeParallelMatMuls
+from tfvllm.rules.norm_by_rows import NormByRows
 from tfvllm.rules.pack_tokens import PackTokens
 from tfvllm.rules.proven_assertions import DropProvenAssertions
 from tfvllm.rules.rewrite_bodies import RewriteBodies
@@ -36,6 +37,8 @@ from tfvllm.rules.swish import FuseSwish
 from tfvllm.rules.transpose_matmul import FoldTransposeLeft, FoldTransposeRight, TransposedProduct
 
 _registered: list[Rule] = []
+LAST = "sizes"
+"""The step that comes after lowering, too: its rules choose among kernels, and other rules know the one kernel only."""
 
 
 def pipeline() -> list[Step]:
@@ -84,6 +87,7 @@ def pipeline() -> list[Step]:
         ),
         Step("weights", (FoldWeights(), *clean)),
         Step("bodies", (RewriteBodies(),), repeat=False),
+        Step(LAST, (NormByRows(),), repeat=False),
     ]
 
 

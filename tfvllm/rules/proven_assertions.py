@@ -170,8 +170,8 @@ def _owner(values: Value) -> Node | None:
 
 def _output(node: Node, name: str) -> Value | None:
     """An output by its name in the op's definition (a list of tensors must hold one)."""
-    position = 0
-    for argument in ops.definition(node.op).output_arg:
+    position, definition = 0, ops.definition(node.op)
+    for argument in definition.output_arg if definition is not None else ():
         length = int(node.attr(argument.number_attr)) if argument.number_attr else 1
         if argument.name == name:
             return node.outputs[position] if length == 1 else None

@@ -328,7 +328,7 @@ def loading(pipe, path: str) -> None:
     pipe.send((loaded - began, answered - loaded, added / 1000))
 
 
-def cost(folder: str, rounds: int = 5) -> dict:
+def cost(folder: str, rounds: int = 3) -> dict:
     """What simplifying takes, and how soon its results answer; medians of rounds, in turns."""
     saved = {BASE: "keras", **{f"tfvllm {t} {p}": f"{t}-{p}" for t, p in VARIANTS}}
     samples: dict[str, list[tuple]] = {name: [] for name in saved}

@@ -328,7 +328,7 @@ def test_a_large_channel_is_spread_into_the_weight():
 
 
 def test_smoothing_changes_no_more_than_rounding():
-    fast = tfvllm.simplify(mlp(), target="onednn", inputs=REAL)
+    fast = tfvllm.simplify(mlp(), target="onednn", inputs=REAL, rules="-NormByRows")
     rewriter = Rewriter(fast.graph.copy(), "onednn")
     (norm,) = ops(rewriter.graph, "_MklLayerNorm")
     factors = np.exp(np.random.default_rng(0).normal(0, 1, 64)).astype(np.float32)

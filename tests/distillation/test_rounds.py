@@ -76,6 +76,46 @@ def test_rounds_stop_when_they_stop_paying_and_keep_the_best(duo, tmp_path):
         np.testing.assert_array_equal(one, two)
 
 
+@pytest.mark.slow
+def test_interrupted_rounds_go_on(duo, tmp_path):
+    """Interrupted in round 2 and called again: the very rounds of an uninterrupted run (no shuffling, no dropout)."""
+    teacher, student = duo
+    start = student.get_weights()
+    y = np.arange(8) % 3
+    options = {"rounds": 3, "batch_size": 8, "patience": 3, "worst": 2, "verbose": 0}
+
+    class Interrupt(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            raise KeyboardInterrupt
+
+    def fresh():
+        student.set_weights(start)
+        distiller = tfvllm.Distiller(teacher, student, losses={"logits": losses.ForwardKL()}, task_weight=0.0)
+        distiller.compile(keras.optimizers.Adam(0.01))
+        return distiller
+
+    whole = iterate(fresh(), (TEXTS, y), (TEXTS, y), **options)
+    expected = student.get_weights()
+
+    iterate(fresh(), (TEXTS, y), (TEXTS, y), backup=tmp_path / "b", **{**options, "rounds": 1})
+    state = np.load(tmp_path / "b" / "rounds.npz")
+    with pytest.raises(KeyboardInterrupt):
+        iterate(fresh(), (TEXTS, y), (TEXTS, y), backup=tmp_path / "b", callbacks=[Interrupt()], **options)
+    assert state["told"].tobytes() == np.load(tmp_path / "b" / "rounds.npz")["told"].tobytes()
+    found = iterate(fresh(), (TEXTS, y), (TEXTS, y), backup=tmp_path / "b", **options)
+    assert [r.number for r in found.rounds] == [r.number for r in whole.rounds] == [0, 1, 2, 3]
+    np.testing.assert_allclose(
+        [r.dev.divergence for r in found.rounds], [r.dev.divergence for r in whole.rounds], rtol=1e-3
+    )
+    assert found.best == whole.best and found.stopped == whole.stopped
+    for one, two in zip(expected, student.get_weights()):
+        np.testing.assert_allclose(one, two, atol=1e-4)
+    again = iterate(fresh(), (TEXTS, y), (TEXTS, y), backup=tmp_path / "b", **options)  # done before: nothing is run
+    assert again.to_dict() == found.to_dict()
+    with pytest.raises(InputError, match="same settings"):
+        iterate(fresh(), (TEXTS, y), (TEXTS, y), backup=tmp_path / "b", **{**options, "batch_size": 4})
+
+
 def test_hard_examples_are_drawn_more_often():
     divergences = np.array([0.0, 1.0, 3.0], "float32")
     np.testing.assert_allclose(rounds._chances(divergences, 0.0), [1 / 3] * 3)

@@ -5,16 +5,17 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfvllm.distillation.cache import TeacherCache
-from tfvllm.distillation.comparison import Comparison, compare, side_by_side
+from tfvllm.distillation.comparison import Comparison, Difference, compare, side_by_side
 from tfvllm.distillation.distiller import Distiller
 from tfvllm.errors import InputError
-from tfvllm.files import write_text
+from tfvllm.files import new_file, write_text
 
 
 @dataclass
@@ -64,6 +65,7 @@ def iterate(
     seed: int = 0,
     callbacks: Sequence[Any] = (),
     report: str | os.PathLike | None = None,
+    backup: str | os.PathLike | None = None,
     verbose: int = 1,
 ) -> Rounds:
     """Distils in rounds; each trains more on the examples where student and teacher differ most.
@@ -86,11 +88,13 @@ def iterate(
         seed: of the draws.
         callbacks: for every `fit`.
         report: a JSON file written after every round.
+        backup: a folder for the state after every round: the same call, interrupted and made again, goes on from
+            there (weights, optimizer, draws; the order within a `fit` is drawn anew).
         verbose: of `fit`.
     Returns:
         The rounds, the first being the student before any training.
     Raises:
-        InputError: several teachers, a cache, or data that are not arrays.
+        InputError: several teachers, a cache, data that are not arrays, or the backup of another call.
 
     Example:
         >>> distiller = tfvllm.Distiller(tiny_net(), tiny_net())
@@ -110,6 +114,9 @@ def iterate(
         )
     if not 0.0 <= focus <= 1.0:
         raise InputError(f"focus must be between 0 and 1, found {focus}.")
+    count = len(next(iter(tf.nest.flatten(train[0])))) if not _is_list(train[0]) else len(train[0])
+    settings = {"examples": count, "epochs": epochs, "batch_size": batch_size, "focus": focus, "seed": seed}
+    saved = _Backup(Path(backup), settings) if backup is not None else None
     rng = np.random.default_rng(seed)
     both = side_by_side(teacher, distiller.student, distiller.mask)
     options: dict[str, Any] = {"batch_size": batch_size, "both": both}
@@ -121,11 +128,20 @@ def iterate(
         done.rounds.append(Round(number, found, hard_share, time.perf_counter() - started))
         return done.rounds[-1]
 
-    best = settle(0, 1.0).dev.divergence
-    kept = distiller.get_weights()
-    count = len(next(iter(tf.nest.flatten(train[0])))) if not _is_list(train[0]) else len(train[0])
-    drawn, hard_share, idle = rng.permutation(count), 1.0, 0
-    for number in range(1, rounds + 1):
+    state = saved.read(distiller) if saved is not None else None
+    if state is None:
+        best = settle(0, 1.0).dev.divergence
+        kept = distiller.get_weights()
+        drawn, hard_share, idle = rng.permutation(count), 1.0, 0
+    else:
+        done, kept, drawn, hard_share, idle = state.done, state.kept, state.drawn, state.hard_share, state.idle
+        best = done.rounds[done.best].dev.divergence
+        rng.bit_generator.state = state.rng
+        if idle < patience and len(done.rounds) <= rounds:
+            done.stopped = ""  # it had only come to the end of the rounds it was given
+    for number in range(len(done.rounds), rounds + 1):
+        if done.stopped:
+            break
         started = time.perf_counter()
         picked = [_take(part, drawn) for part in train]
         distiller.fit(
@@ -147,15 +163,101 @@ def iterate(
             done.stopped = f"all {rounds} rounds done"
         if report is not None:
             write_text(report, json.dumps(done.to_dict(), indent=1, ensure_ascii=False) + "\n")
-        if done.stopped:
-            break
-        found = compare(teacher, distiller.student, train[0], worst=0, **options).divergences
-        chances = _chances(found, focus)
-        drawn = rng.choice(count, count, p=chances)
-        hardest = np.argsort(-found, kind="stable")[: max(1, count // 10)]
-        hard_share = float(chances[hardest].mean() * count)
+        if not done.stopped or saved is not None:
+            found = compare(teacher, distiller.student, train[0], worst=0, **options).divergences
+            chances = _chances(found, focus)
+            drawn = rng.choice(count, count, p=chances)
+            hardest = np.argsort(-found, kind="stable")[: max(1, count // 10)]
+            hard_share = float(chances[hardest].mean() * count)
+        if saved is not None:
+            saved.write(distiller, _State(done, kept, drawn, hard_share, idle, rng.bit_generator.state))
     distiller.set_weights(kept)
     return done
+
+
+@dataclass
+class _State:
+    """What the next round needs."""
+
+    done: Rounds
+    kept: list[np.ndarray]  # the distiller's weights after the best round
+    drawn: np.ndarray
+    hard_share: float
+    idle: int
+    rng: Mapping[str, Any]
+
+
+@dataclass
+class _Backup:
+    """A `_State` with the distiller's weights and optimizer, in one file."""
+
+    folder: Path
+    settings: dict[str, Any]
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "rounds.npz"
+
+    def write(self, distiller: Distiller, state: _State) -> None:
+        told = {
+            "settings": self.settings,
+            "rounds": state.done.to_dict(),
+            "hard_share": state.hard_share,
+            "idle": state.idle,
+            "rng": state.rng,
+        }
+        arrays: dict[str, Any] = {"drawn": state.drawn, "told": np.frombuffer(json.dumps(told).encode(), np.uint8)}
+        for name, values in self._lists(distiller, state.kept).items():
+            arrays |= {f"{name}/{i}": value for i, value in enumerate(values)}
+        arrays |= {f"dev/{i}": entry.dev.divergences for i, entry in enumerate(state.done.rounds)}
+        with new_file(self.file) as partial, open(partial, "wb") as file:
+            np.savez(file, **arrays)
+
+    def read(self, distiller: Distiller) -> _State | None:
+        """The state, after the distiller has got its weights and optimizer back; None where there is none yet."""
+        if not self.file.exists():
+            return None
+        with np.load(self.file) as arrays:
+            told = json.loads(arrays["told"].tobytes())
+            if told["settings"] != self.settings:
+                raise InputError(
+                    f"backup: {self.file} is of a call with {told['settings']}, this one has {self.settings}. "
+                    "Call with the same settings, or give another folder."
+                )
+            distiller._build_optimizer()
+            wanted = {name: len(values) for name, values in self._lists(distiller, distiller.get_weights()).items()}
+            found = {
+                name: [arrays[f"{name}/{i}"] for i in range(n) if f"{name}/{i}" in arrays] for name, n in wanted.items()
+            }
+            if {name: len(values) for name, values in found.items()} != wanted:
+                raise InputError(f"backup: {self.file} is of another student or optimizer. Give another folder.")
+            rounds = [
+                Round(
+                    entry["round"],
+                    Comparison(
+                        agreement=entry["agreement"],
+                        divergence=entry["divergence"],
+                        teacher_accuracy=entry["teacher_accuracy"],
+                        student_accuracy=entry["student_accuracy"],
+                        worst=[Difference(**difference) for difference in entry["worst"]],
+                        divergences=arrays[f"dev/{i}"],
+                    ),
+                    entry["hard_share"],
+                    entry["seconds"],
+                )
+                for i, entry in enumerate(told["rounds"]["rounds"])
+            ]
+            drawn = arrays["drawn"]
+        distiller.set_weights(found["now"])
+        for variable, value in zip(distiller.optimizer.variables, found["optimizer"]):
+            variable.assign(value)
+        done = Rounds(rounds, told["rounds"]["best"], told["rounds"]["stopped"])
+        return _State(done, found["best"], drawn, told["hard_share"], told["idle"], told["rng"])
+
+    @staticmethod
+    def _lists(distiller: Distiller, kept: list[np.ndarray]) -> dict[str, list[np.ndarray]]:
+        optimizer = [variable.numpy() for variable in distiller.optimizer.variables]
+        return {"now": distiller.get_weights(), "best": kept, "optimizer": optimizer}
 
 
 def _chances(divergences: np.ndarray, focus: float) -> np.ndarray:

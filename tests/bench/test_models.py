@@ -110,6 +110,34 @@ def test_bench_latency_prints_one_json_object(saved, capsys, tmp_path):
     assert json.loads((tmp_path / "r.json").read_text())["results"] == content["results"]
 
 
+def test_requests_of_real_lengths(saved, capsys, tmp_path):
+    """Lengths become masks and words; each request counts once, by its median."""
+    words, ids = models.ServedModel(saved / "words"), models.ServedModel(saved / "ids")
+    scores = words(words.request(["3", "1", "2"], False))["scores"]
+    assert scores[:, 0].tolist() == [30.0, 10.0, 20.0]
+    request = ids.request(["3", "1"], False)
+    assert request["padding_mask"].numpy().tolist() == [[True] * 3, [True, False, False]]
+    assert request["token_ids"].numpy()[1, 1:].tolist() == [0, 0]
+    assert words(words.request(["a b", "c"], True))["scores"][:, 0].tolist() == [20.0, 10.0]
+    file = tmp_path / "lengths.txt"
+    file.write_text("3\n17\n\n5\n9\n2\n")
+    call = ["bench", "latency", saved / "ids", "--lengths", file, "--repeats", 2, "--json"]
+    code, told, _ = run(capsys, *call, "--vs", saved / "words", "--batch", 2)
+    results = json.loads(told)["results"]
+    assert code == 0 and (results["requests"], results["batch"], results["of"]) == (3, 2, "lengths")
+    assert results["lengths"] == {"mean": 7.2, "p50": 5.0, "p90": 13.8, "p95": 15.4, "p99": 16.68, "max": 17.0}
+    assert [p["p50"] <= p["p95"] <= p["max"] for p in results["models"].values()] == [True, True]
+    file.write_text("a b\nc d e\n")
+    code, told, _ = run(capsys, "bench", "latency", saved / "words", "--lengths", file, "--limit", 1, "--repeats", 1)
+    assert code == 0 and "1 requests of 1 from lengths.txt, words: median 2, p95 2" in told
+    code, _, log = run(capsys, *call[:3], "--lengths", file)
+    assert code == 2 and "expected one string input" in log
+    file.write_text("0\n")
+    code, _, log = run(capsys, *call)
+    assert code == 2 and "expected whole numbers from 1" in log
+    assert run(capsys, *call, "--shape", "1x2")[0] == run(capsys, *call[:3], "--batch", 2)[0] == 2
+
+
 def test_the_same_model_twice_shows_the_noise(saved, capsys):
     code, told, _ = run(capsys, "bench", "latency", saved / "words", "--vs", saved / "words", "--repeats", 2)
     assert code == 0 and "words #1" in told and "words #2" in told

@@ -1,6 +1,7 @@
 """SavedModels to measure: loading, inputs of a wanted shape, latency and throughput side by side."""
 
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -55,6 +56,27 @@ class ServedModel:
             raise InputError(f"{self.directory}: expected one string input, found {', '.join(sorted(self.inputs))}.")
         return {names[0]: tf.constant(list(texts))}
 
+    def request(self, rows: Sequence[str], texts: bool) -> dict[str, tf.Tensor]:
+        """One request of rows that are texts, or lengths in tokens as decimal numbers, padded to the longest.
+
+        Raises:
+            InputError: lengths below 1; texts for a signature of several inputs or of ids.
+        """
+        if texts:
+            return self.texts(rows)
+        lengths = np.array([int(row) for row in rows])
+        if lengths.min() < 1 or lengths.max() > 1 << 20:
+            raise InputError(f"lengths: expected whole numbers from 1 to {1 << 20}, found {lengths.min()}.")
+        made = self.made_up(len(rows), int(lengths.max()))
+        for name, tensor in made.items():
+            if tensor.dtype == tf.string and tensor.shape == [len(rows)]:
+                words = tf.strings.split(tensor).to_list()
+                made[name] = tf.constant([b" ".join(w[:n]) for w, n in zip(words, lengths)])
+            elif tensor.shape.rank == 2 and self.inputs[name].shape[1] is None and not tensor.dtype.is_floating:
+                real = np.arange(lengths.max())[None, :] < lengths[:, None]  # [rows, positions]
+                made[name] = tf.where(real, tensor, tf.zeros_like(tensor))
+        return made
+
     def made_up(self, batch: int, length: int, seed: int = 0) -> dict[str, tf.Tensor]:
         """Inputs of a shape: English words for strings, small ids, full masks, normal floats."""
         rng = np.random.default_rng(seed)
@@ -95,6 +117,37 @@ def latency(
 ) -> dict[str, Timing]:
     """Times each model on its own inputs, taking turns. `inputs[name]` is what `models[name]` is called with."""
     return compare({name: partial(model, inputs[name]) for name, model in models.items()}, repeats, warmup)
+
+
+def distribution(
+    models: Mapping[str, Callable[[Any], Any]], requests: Mapping[str, Sequence[Any]], *, passes: int, warmup: int
+) -> dict[str, list[float]]:
+    """Milliseconds of each request, the median over the passes; the models take turns request by request.
+
+    Args:
+        requests: name -> what `models[name]` is called with, request by request.
+        warmup: the first so many requests are also run untimed.
+    """
+    count = len(next(iter(requests.values())))
+    names = list(models)
+    for i in range(min(warmup, count)):
+        for name in names:
+            models[name](requests[name][i])
+    times = {name: np.zeros((passes, count)) for name in names}
+    for turn in range(passes):
+        for i in range(count):
+            shift = (turn + i) % len(names)
+            for name in names[shift:] + names[:shift]:
+                began = time.perf_counter_ns()
+                models[name](requests[name][i])
+                times[name][turn, i] = (time.perf_counter_ns() - began) / 1e6
+    return {name: np.median(found, axis=0).tolist() for name, found in times.items()}
+
+
+def percentiles(values: Sequence[float]) -> dict[str, float]:
+    """Mean, p50, p90, p95, p99 and the largest."""
+    found = {f"p{q}": round(float(np.percentile(values, q)), 4) for q in (50, 90, 95, 99)}
+    return {"mean": round(float(np.mean(values)), 4), **found, "max": round(float(np.max(values)), 4)}
 
 
 def throughput(

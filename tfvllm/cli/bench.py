@@ -68,23 +68,37 @@ def _with_shared(function):
 
 @command.command("latency")
 @_with_shared
-@click.option("--shape", "shapes", multiple=True, type=_Shape(), default=["1x32", "8x32"], show_default=True)
+@click.option("--shape", "shapes", multiple=True, type=_Shape(), help="May repeat.  [default: 1x32, 8x32]")
+@click.option(
+    "--lengths",
+    type=click.Path(path_type=Path),
+    help="Requests of real lengths instead: numbers of tokens, one a line, or texts (lines, or a TSV with a label).",
+)
+@click.option("--batch", type=click.IntRange(1), help="With --lengths: rows of one request.  [default: 1]")
+@click.option("--limit", type=click.IntRange(1), help="With --lengths: rows used at most.  [default: 256]")
 @click.option("--signature", default="serving_default", show_default=True)
 @click.option("--repeats", type=click.IntRange(1), default=50, show_default=True)
 @click.option("--warmup", type=click.IntRange(0), default=5, show_default=True)
-def latency(model, others, as_json, out, shapes, signature, repeats, warmup):
-    """Milliseconds for one call of DIR, and of the others, at each shape.
+def latency(model, others, as_json, out, shapes, lengths, batch, limit, signature, repeats, warmup):
+    """Milliseconds for one call of DIR, and of the others, at each shape, or over requests of real lengths.
 
-    String inputs get sentences of everyday words, one token each in common vocabularies.
+    String inputs get sentences of everyday words, one token each in common vocabularies, or the texts of --lengths.
     """
+    if lengths and shapes:
+        raise click.UsageError("--shape and --lengths cannot go together; expected one of them.")
+    if not lengths and (batch or limit):
+        raise click.UsageError("--batch and --limit are for --lengths; with --shape write 8x32.")
     from tfvllm.quietly import import_tensorflow
 
     import_tensorflow(without_keras=True)
     from tfvllm.bench import models as bench
 
     loaded = {name: bench.ServedModel(path, signature) for name, path in _names(model, others).items()}
+    if lengths:
+        _real_lengths(loaded, lengths, batch or 1, limit or 256, repeats, warmup, as_json, out)
+        return
     rows = []
-    for batch, length in shapes:
+    for batch, length in shapes or ((1, 32), (8, 32)):
         inputs = {name: served.made_up(batch, length) for name, served in loaded.items()}
         timings = bench.latency(loaded, inputs, repeats=repeats, warmup=warmup)
         rows.append({"shape": [batch, length], "models": {name: t.to_dict() for name, t in timings.items()}})
@@ -97,6 +111,41 @@ def latency(model, others, as_json, out, shapes, signature, repeats, warmup):
     _print(
         "latency", rows, ["(batch, tokens)", "median ms", "p95 ms", f"times as long as {first}"], table, as_json, out
     )
+
+
+def _real_lengths(loaded, file, batch, limit, repeats, warmup, as_json, out):
+    """Every model answers the same requests; of each request its median over the passes counts."""
+    from tfvllm.bench import models as bench
+
+    rows = _texts(file, limit)
+    texts = None if all(row.strip().isdigit() for row in rows) else rows
+    groups = [rows[i : i + batch] for i in range(0, len(rows), batch)]
+    requests = {name: [served.request(group, texts is not None) for group in groups] for name, served in loaded.items()}
+    # As many passes as make `repeats` requests at least.
+    passes = max(3, -(-repeats // len(groups)))
+    found = bench.distribution(loaded, requests, passes=passes, warmup=warmup)
+    first = next(iter(loaded))
+    content = {
+        "requests": len(groups),
+        "batch": batch,
+        "source": file.name,
+        "of": "lengths" if texts is None else "texts",
+        "lengths": bench.percentiles([int(row) if texts is None else len(row.split()) for row in rows]),
+        "passes": passes,
+        "models": {name: bench.percentiles(times) for name, times in found.items()},
+    }
+    table = [
+        [name, *(f"{p[key]:.3f}" for key in ("mean", "p50", "p90", "p95", "p99", "max")),
+         f"{p['mean'] / content['models'][first]['mean']:.2f}"]
+        for name, p in content["models"].items()
+    ]  # fmt: skip
+    spread = content["lengths"]
+    unit = "tokens" if texts is None else "words"
+    headers = [
+        f"{len(groups)} requests of {batch} from {file.name}, {unit}: median {spread['p50']:g}, p95 {spread['p95']:g}",
+        *("mean ms", "p50 ms", "p90 ms", "p95 ms", "p99 ms", "max ms", f"times as long as {first}"),
+    ]
+    _print("latency", content, headers, table, as_json, out)
 
 
 @command.command("throughput")
@@ -137,12 +186,12 @@ def _texts(file: Path | None, limit: int) -> list[str]:
     try:
         content = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--file {file}: expected a readable UTF-8 file: {error}") from error
+        raise InputError(f"{file}: expected a readable UTF-8 file: {error}") from error
     if content.split("\n", 1)[0].rstrip("\r") == HEADER:
         return [text for text, _ in read_tsv(file)][:limit]
     lines = [line.rstrip("\r") for line in content.split("\n") if line.strip()]
     if not lines:
-        raise InputError(f"--file {file}: expected at least one sentence, found none.")
+        raise InputError(f"{file}: expected at least one sentence, found none.")
     return lines[:limit]
 
 

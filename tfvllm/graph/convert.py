@@ -66,6 +66,7 @@ def from_concrete(function: Any, owners: dict[int, Any] | None = None, name: str
         graph.outputs[f"output_{position}"] = importer.value(tensor.name, importer.scope)
     _freeze(graph)
     infer.infer_graph(graph, {t.op.name: t.shape for t in arguments})
+    _transposes_of_floats(graph)
     return graph
 
 
@@ -240,6 +241,20 @@ def _freeze(graph: Graph) -> None:
 
 
 # --------------------------------------------------------------------------------------------------- Graph -> function
+
+
+def _transposes_of_floats(graph: Graph) -> None:
+    """bitcast(transpose(bitcast(x, int32)), float32) -> transpose(x): rules and the float64 yardstick know this form."""
+    for node in graph.order():
+        moved = node.inputs[0].node if node.op == "Bitcast" else None
+        before = moved.inputs[0].node if moved is not None and moved.op == "Transpose" else None
+        if before is None or before.op != "Bitcast" or before.inputs[0].dtype != node.output.dtype:
+            continue
+        attrs = {"T": node.output.dtype, "Tperm": moved.inputs[1].dtype}
+        twin = graph.add(f"{moved.name}/of_floats", "Transpose", [before.inputs[0], moved.inputs[1]], attrs)
+        twin.output.shape = moved.output.shape
+        graph.replace(node.output, twin.output)
+        graph.prune(node)
 
 
 def to_graph_def(graph: Graph, rename: dict[str, str] | None = None, skip: Iterable[str] = ()) -> graph_pb2.GraphDef:

@@ -81,7 +81,7 @@ def flops(node: Node, sizes: dict[str, int]) -> int:
         a = _shape(node.inputs[0], sizes)
         inner = (a[0] if node.attr("transpose_a") else a[-1]) if a else 0
         return out * (2 * inner + len(node.attr("fused_ops", []) or []))
-    if node.op in ("BatchMatMulV2", "BatchMatMul", "_MklFusedBatchMatMulV2"):
+    if node.op in ("BatchMatMulV2", "BatchMatMul", "BatchMatMulV3", "_MklFusedBatchMatMulV2"):
         a = _shape(node.inputs[0], sizes)
         return out * 2 * ((a[-2] if node.attr("adj_x") else a[-1]) if a else 0)
     if node.op == "Einsum":
@@ -96,6 +96,10 @@ def flops(node: Node, sizes: dict[str, int]) -> int:
         return 5 * out
     if node.attr(ops.COMPUTES, node.op) == "_MklLayerNorm":
         return 8 * out
+    if node.attr(ops.COMPUTES) == ops.ATTENTION:
+        q, v = _shape(node.inputs[1], sizes), _shape(node.inputs[3], sizes)
+        scores = math.prod(q[:-1]) * v[-2]
+        return scores * (2 * q[-1] + 5 + 2 * v[-1])
     if node.op in _ELEMENTWISE and node.output.dtype.is_floating:
         return max([out, *(_elements(v, sizes) for v in node.inputs)])
     return 0

@@ -200,6 +200,7 @@ _RULES: dict[str, Callable[[Node, Rows], list[Demand] | None]] = {
     "MatMul": _matmul,
     "_FusedMatMul": _matmul,
     "BatchMatMulV2": _batch_matmul,
+    "BatchMatMulV3": _batch_matmul,
     "Reshape": _reshape,
     "ExpandDims": _reshape,
     "Squeeze": _reshape,

@@ -398,19 +398,26 @@ def _split_v(node: Node) -> list | None:
 
 
 def strided_slice_shape(node: Node) -> tuple | None:
-    """The shape of a StridedSlice without ellipsis, with constant strides."""
+    """The shape of a StridedSlice with constant strides."""
     shape = node.inputs[0].shape
     begins, ends, strides = (v.content for v in node.inputs[1:4])
-    if shape is None or strides is None or node.attr("ellipsis_mask", 0):
+    if shape is None or strides is None:
         return None
     count = len(strides)
+    ellipsis, new = node.attr("ellipsis_mask", 0), node.attr("new_axis_mask", 0)
+    # What the ellipsis stands for: the axes that no other entry speaks of.
+    spanned = len(shape) - sum(not (ellipsis | new) & 1 << i for i in range(count))
     begins = begins if begins is not None else (None,) * count
     ends = ends if ends is not None else (None,) * count
     result: list = []
     axis = 0
     for i in range(count):
         bit = 1 << i
-        if node.attr("new_axis_mask", 0) & bit:
+        if ellipsis & bit:
+            result.extend(shape[axis : axis + spanned])
+            axis += spanned
+            continue
+        if new & bit:
             result.append(1)
             continue
         size = shape[axis]
@@ -573,6 +580,7 @@ _SHAPES: dict[str, Callable[[Node], Any]] = {
     "Bitcast": _bitcast,
     "BatchMatMulV2": _batch_matmul,
     "BatchMatMul": _batch_matmul,
+    "BatchMatMulV3": _batch_matmul,
     "_MklFusedBatchMatMulV2": _batch_matmul,
     "Einsum": lambda n: einsum_shape(n.attr("equation"), [v.shape for v in n.inputs]),
     "Reshape": _reshape,
@@ -619,7 +627,7 @@ for _op in (
     *("AddV2", "Add", "Sub", "Mul", "RealDiv", "Div", "FloorDiv", "FloorMod", "Mod", "Pow", "Maximum", "Minimum"),
     *("SquaredDifference", "Less", "LessEqual", "Greater", "GreaterEqual", "Equal", "NotEqual", "LogicalAnd"),
     *("LogicalOr", "SelectV2", "DivNoNan", "MulNoNan", "Xdivy", "Xlogy", "Atan2", "BitwiseAnd", "BitwiseOr"),
-    *("LeftShift", "RightShift"),
+    *("BitwiseXor", "LeftShift", "RightShift"),
 ):
     _SHAPES[_op] = _broadcast
 for _op in ("Mean", "Sum", "Max", "Min", "Prod", "All", "Any"):

@@ -38,6 +38,8 @@ _READ_ONLY = frozenset(
 
 COMPUTES = "_computes"
 """Attribute of a branch: the op that it gives the result of, whichever way it takes. Counts and reports go by it."""
+ATTENTION = "attention"
+"""What a branch computes that is no single op: softmax(f(q·kᵀ))·v of its arguments q, k, v and those of `f`."""
 
 
 @cache

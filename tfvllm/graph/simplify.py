@@ -247,7 +247,7 @@ class _Engine:
         if precision not in PRECISIONS:
             raise InputError(f"precision: expected one of {', '.join(PRECISIONS)}, found {precision!r}.")
         self.target, self.precision = targets.check(target), precision
-        self.steps: list[Step] = select(pipeline(), rules)
+        self.steps: list[Step] = select(pipeline(precision), rules)
         self.lowering = lowering(precision)
         self.last: list[Step] = []  # what has to wait for the lowering
         if precision != "float32":

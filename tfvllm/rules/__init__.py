@@ -6,6 +6,7 @@ from typing import Any
 from tfvllm.graph.guarantee import Approximate
 from tfvllm.graph.rewriter import Rule, Step
 from tfvllm.rules.algebra import FactorOut, JoinFactors, JoinTerms, Signs, SmallPowers
+from tfvllm.rules.batch_matmul_to_matmul import BatchMatMulToMatMul
 from tfvllm.rules.bfloat16 import CancelCasts, LowerBias, LowerLayerNorm, LowerProducts, SinkCasts
 from tfvllm.rules.collapse_casts import CollapseCasts
 from tfvllm.rules.collapse_reshapes import CollapseReshapes, CollapseTransposes, TransposeToReshape
@@ -21,6 +22,8 @@ from tfvllm.rules.fuse_matmul import FuseActivation, FuseGelu, FuseMatMulBias, F
 from tfvllm.rules.head_transposes import OneTransposeForHeads
 from tfvllm.rules.hoist_slices import HoistSlices
 from tfvllm.rules.int8 import FuseRequantize, QuantizeProducts, QuantizeTables, Range, SmoothInputs, SplitOutliers
+from tfvllm.rules.integer_transposes import TransposesAsIntegers
+from tfvllm.rules.keras_quantised import DequantiseProducts
 from tfvllm.rules.layer_norm import FuseLayerNorm
 from tfvllm.rules.linear_layers import BatchNormToAffine, JoinLinearLayers, ScaleIntoWeights, TermToBias
 from tfvllm.rules.masked_softmax import MaskRowsAfterAttention
@@ -32,6 +35,7 @@ from tfvllm.rules.proven_assertions import DropProvenAssertions
 from tfvllm.rules.rewrite_bodies import RewriteBodies
 from tfvllm.rules.rms_norm import CentreLayerNorm, GammaIntoWeights
 from tfvllm.rules.sink_reshapes import SinkReshapeBias, SinkReshapePair, SinkReshapeResidual, SinkReshapeUnary
+from tfvllm.rules.small_attention import SmallAttentionApart
 from tfvllm.rules.softmax import RecogniseSoftmax
 from tfvllm.rules.swish import FuseSwish
 from tfvllm.rules.transpose_matmul import FoldTransposeLeft, FoldTransposeRight, TransposedProduct
@@ -41,15 +45,24 @@ LAST = "sizes"
 """The step that comes after lowering, too: its rules choose among kernels, and other rules know the one kernel only."""
 
 
-def pipeline() -> list[Step]:
-    """The steps of `simplify`, in order; rules that users registered come before the fusing steps."""
+def pipeline(precision: str = "float32") -> list[Step]:
+    """The steps of `simplify`, in order; rules that users registered come before the fusing steps.
+
+    Args:
+        precision: what the graph is lowered to afterwards: only then do weights that Keras quantised become floats.
+    """
+    unpack = precision != "float32"
     clean = (DropIdentities(), FoldConstants(), MergeDuplicates(), DeleteDead())
     return [
         Step("clean", clean),
         Step("assertions", (DropProvenAssertions(), DeleteDead())),
+        Step("quantised", (DequantiseProducts(unpack),)),
         Step(
             "linear",
-            (DropBroadcasts(), EinsumToMatMul(), SinkReshapeUnary(), SinkReshapeBias(), SinkReshapePair(), FoldScale()),
+            (
+                *(DropBroadcasts(), EinsumToMatMul(), BatchMatMulToMatMul()),
+                *(SinkReshapeUnary(), SinkReshapeBias(), SinkReshapePair(), FoldScale()),
+            ),
         ),
         Step(
             "algebra",
@@ -85,9 +98,9 @@ def pipeline() -> list[Step]:
                 *(FuseConvBias(), FuseDepthwiseBias(), FuseConvActivation(), FuseConvResidual(), FuseSwish()),
             ),
         ),
-        Step("weights", (FoldWeights(), *clean)),
+        Step("weights", (FoldWeights(unpack), *clean)),
         Step("bodies", (RewriteBodies(),), repeat=False),
-        Step(LAST, (NormByRows(),), repeat=False),
+        Step(LAST, (NormByRows(), SmallAttentionApart(), TransposesAsIntegers()), repeat=False),
     ]
 
 

@@ -9,15 +9,20 @@ from tfvllm.graph.rewriter import Pass
 
 TOGETHER = 1 << 22  # bytes of sources that are computed with in one go
 SMALL = 1 << 20  # bytes that may be added for a folded weight whose sources stay in use
+PACKED = 8  # bytes of float32 for a byte of weights, at most: there two int4 weights share one
 
 
 class FoldWeights(Pass):
     """f(w1, w2, …) -> w.   The sources go unless something else still reads them.
 
-    A result is kept only if the model does not grow by it: it replaces its sources, or it is under 1 MiB.
+    A result is kept only if the model does not grow by it: it replaces its sources, or it is under 1 MiB. Weights of a
+    byte or less may grow where a lower precision follows, which makes them small again.
     """
 
     guarantee = Exact()  # TensorFlow's own kernels compute the new weight
+
+    def __init__(self, unpack: bool = False):
+        self.unpack = unpack  # whether weights of a byte or less may become floats
 
     def run(self, rewriter):
         graph = rewriter.graph
@@ -34,11 +39,18 @@ class FoldWeights(Pass):
 
     def _pays(self, rewriter, value: Value) -> bool:
         graph, size = rewriter.graph, _bytes(value)
-        leaving = sum(_bytes(s) or 0 for s in _sources(graph, value) if self._only_feeds(graph, s, value))
-        if size is None or size > leaving + SMALL:
-            rewriter.decline(self, value.node, "the folded weight would be kept beside its sources, which others read")
-            return False
-        return True
+        sources = _sources(graph, value)
+        leaving = [s for s in sources if self._only_feeds(graph, s, value)]
+        held = sum((_bytes(s) or 0) * (PACKED if self.unpack and s.dtype.size == 1 else 1) for s in leaving)
+        if size is not None and size <= held + SMALL:
+            return True
+        reason = "the folded weight would be kept beside its sources, which others read"
+        if size is not None and len(leaving) == len(sources):
+            reason = f"the folded weight would take {size / max(1, held):.0f} times the bytes of its sources"
+            if any(s.dtype.size == 1 for s in sources):
+                reason += "; precision int8 (target onednn) or bfloat16 unpacks it"
+        rewriter.decline(self, value.node, reason)
+        return False
 
     @staticmethod
     def _contents(rewriter, values: list[Value]):

@@ -244,7 +244,7 @@ def _freeze(graph: Graph) -> None:
 
 
 def _transposes_of_floats(graph: Graph) -> None:
-    """bitcast(transpose(bitcast(x, int32)), float32) -> transpose(x): rules and the float64 yardstick know this form."""
+    """bitcast(transpose(bitcast(x, int32)), float32) -> transpose(x), the form that rules and the yardstick know."""
     for node in graph.order():
         moved = node.inputs[0].node if node.op == "Bitcast" else None
         before = moved.inputs[0].node if moved is not None and moved.op == "Transpose" else None

@@ -22,6 +22,7 @@ from tfvllm.rules.fuse_matmul import FuseActivation, FuseGelu, FuseMatMulBias, F
 from tfvllm.rules.head_transposes import OneTransposeForHeads
 from tfvllm.rules.hoist_slices import HoistSlices
 from tfvllm.rules.int8 import FuseRequantize, QuantizeProducts, QuantizeTables, Range, SmoothInputs, SplitOutliers
+from tfvllm.rules.integer_transposes import TransposesAsIntegers
 from tfvllm.rules.keras_quantised import DequantiseProducts
 from tfvllm.rules.layer_norm import FuseLayerNorm
 from tfvllm.rules.linear_layers import BatchNormToAffine, JoinLinearLayers, ScaleIntoWeights, TermToBias
@@ -34,6 +35,7 @@ from tfvllm.rules.proven_assertions import DropProvenAssertions
 from tfvllm.rules.rewrite_bodies import RewriteBodies
 from tfvllm.rules.rms_norm import CentreLayerNorm, GammaIntoWeights
 from tfvllm.rules.sink_reshapes import SinkReshapeBias, SinkReshapePair, SinkReshapeResidual, SinkReshapeUnary
+from tfvllm.rules.small_attention import SmallAttentionApart
 from tfvllm.rules.softmax import RecogniseSoftmax
 from tfvllm.rules.swish import FuseSwish
 from tfvllm.rules.transpose_matmul import FoldTransposeLeft, FoldTransposeRight, TransposedProduct
@@ -98,7 +100,7 @@ def pipeline(precision: str = "float32") -> list[Step]:
         ),
         Step("weights", (FoldWeights(unpack), *clean)),
         Step("bodies", (RewriteBodies(),), repeat=False),
-        Step(LAST, (NormByRows(),), repeat=False),
+        Step(LAST, (NormByRows(), SmallAttentionApart(), TransposesAsIntegers()), repeat=False),
     ]
 
 

@@ -247,8 +247,10 @@ def _transposes_of_floats(graph: Graph) -> None:
     """bitcast(transpose(bitcast(x, int32)), float32) -> transpose(x), the form that rules and the yardstick know."""
     for node in graph.order():
         moved = node.inputs[0].node if node.op == "Bitcast" else None
-        before = moved.inputs[0].node if moved is not None and moved.op == "Transpose" else None
-        if before is None or before.op != "Bitcast" or before.inputs[0].dtype != node.output.dtype:
+        if moved is None or moved.op != "Transpose":
+            continue
+        before = moved.inputs[0].node
+        if before.op != "Bitcast" or before.inputs[0].dtype != node.output.dtype:
             continue
         attrs = {"T": node.output.dtype, "Tperm": moved.inputs[1].dtype}
         twin = graph.add(f"{moved.name}/of_floats", "Transpose", [before.inputs[0], moved.inputs[1]], attrs)

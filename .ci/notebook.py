@@ -3,13 +3,23 @@
 python .ci/notebook.py FILE.ipynb [--inplace]
 """
 
+import base64
+import io
 import os
 import sys
 
 import nbclient
 import nbformat
+from PIL import Image
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+def smaller(png: str) -> str:
+    """The same figure in 64 colours, a third of the size: notebooks are kept in the repository."""
+    with Image.open(io.BytesIO(base64.b64decode(png))) as image, io.BytesIO() as file:
+        image.convert("RGB").quantize(64).save(file, "PNG", optimize=True)
+        return base64.b64encode(file.getvalue()).decode() + "\n"
 
 
 def clean(notebook) -> None:
@@ -22,6 +32,9 @@ def clean(notebook) -> None:
                 if before.get("name") == after.get("name") == "stdout":  # one print in several pieces
                     after.text, before.text = before.text + after.text, ""
             cell.outputs = [output for output in cell.outputs if output.get("text") != ""]
+            for output in cell.outputs:
+                if "image/png" in output.get("data", {}):
+                    output.data["image/png"] = smaller(output.data["image/png"])
     notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"]}
 
 

@@ -17,6 +17,14 @@ def opt():
     return M.OPTCausalLM(M.OPTBackbone(VOCABULARY, 2, 2, 32, 64, max_sequence_length=64))
 
 
+def bloom():
+    return M.BloomCausalLM(M.BloomBackbone(VOCABULARY, 2, 6, 48, 64))  # six heads: slopes of no power of two
+
+
+def phi3():
+    return M.Phi3CausalLM(M.Phi3Backbone(VOCABULARY, 2, 32, 64, 4, 2))
+
+
 def llama():
     return M.LlamaCausalLM(M.LlamaBackbone(VOCABULARY, 2, 4, 32, 64, 2, tie_word_embeddings=True))
 
@@ -100,7 +108,7 @@ def t5_untied():
     return M.T5Seq2SeqLM(backbone)
 
 
-CAUSAL = (gpt2, opt, llama, llama3, mistral, qwen, qwen3, gemma, gemma2, gemma3)
+CAUSAL = (gpt2, opt, bloom, phi3, llama, llama3, mistral, qwen, qwen3, gemma, gemma2, gemma3)
 SEQ2SEQ = (bart, t5, t5_untied)
 
 

@@ -222,6 +222,9 @@ class Network(tf.Module):
 
     def _relative_bias(self, stack: specs.Stack, distance: tf.Tensor) -> tf.Tensor | None:
         """distance int32[.., queries, keys] = query - key -> float32[.., heads, queries, keys], or None."""
+        if stack.alibi is not None:
+            slopes = tf.constant(stack.alibi, tf.float32, [len(stack.alibi), 1, 1])
+            return -slopes * tf.cast(distance, tf.float32)[..., tf.newaxis, :, :]
         bias = stack.relative_bias
         if bias is None:
             return None

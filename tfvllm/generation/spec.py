@@ -112,6 +112,7 @@ class Stack:
     embedding_norm: Norm | None = None
     final_norm: Norm | None = None
     relative_bias: RelativeBias | None = None
+    alibi: tuple[float, ...] | None = None  # a slope for each head: scores -= slope * distance (Press et al. 2022)
 
 
 @dataclasses.dataclass

@@ -14,6 +14,7 @@ from tfvllm.models.base import keep_indices
 from tfvllm.pruning import apply_plan, mask_model, plan_shrink
 from tfvllm.pruning.importance import spread_order
 from tfvllm.pruning.sensitivity import _left_out
+from tfvllm.pruning.shrinking import DAMPING, _fitted
 from tfvllm.pruning.structure import full_plan, resolve
 
 SOME = [pytest.param(n, marks=() if n in ("bert", "llama") else pytest.mark.slow) for n in zoo.BUILDERS]
@@ -272,6 +273,43 @@ def test_compensated_shrunk_equals_compensated_masked():
     close(apply_plan(model, plan)(zoo.inputs("gpt2")), masked(model, plan)(zoo.inputs("gpt2")))
 
 
+@pytest.mark.parametrize("name", ["bert", "llama", pytest.param("bart", marks=pytest.mark.slow)])
+def test_fitted_shrunk_equals_fitted_masked(name):
+    model = zoo.build(name)
+    wanted = {"importance": "activation", "data": zoo.inputs(name, 8), "compensate": "least_squares", "round_to": 4}
+    plan = plan_shrink(model, heads=0.5, ffn=0.5, **wanted)
+    assert plan.kernels and bool(plan.bias) == (name != "llama")
+    close(apply_plan(model, plan)(zoo.inputs(name)), masked(model, plan)(zoo.inputs(name)))
+
+
+def test_the_fit_is_the_minimum_of_its_objective():
+    rng = np.random.default_rng(0)
+    h, kernel, stay = rng.normal(size=(50, 6)) @ rng.normal(size=(6, 6)), rng.normal(size=(6, 3)), np.array([0, 2, 5])
+    moments = h.T @ h / len(h)
+    found = _fitted(kernel, moments, stay)
+    damping = DAMPING * np.diag(moments)[stay].mean()
+    rows = np.concatenate([h[:, stay] / np.sqrt(len(h)), np.sqrt(damping) * np.eye(3)])
+    wanted = np.concatenate([h @ kernel / np.sqrt(len(h)), np.sqrt(damping) * kernel[stay]])
+    np.testing.assert_allclose(found, np.linalg.lstsq(rows, wanted, rcond=None)[0], rtol=1e-9)
+
+
+def test_twin_neurons_go_without_a_trace_when_fitted():
+    model = zoo.build("bert")
+    for block in adapter_for(model).blocks(model):
+        up = block.feed_forward.up.layer
+        for variable in (up.kernel, up.bias):
+            value = np.array(variable)
+            value[..., 1::2] = value[..., ::2]
+            variable.assign(value)
+    x, y = data_for("bert")
+    evens = {("ffn", f"encoder.{i}"): np.arange(24) % 2 == 0 for i in range(3)}
+    errors = {}
+    for compensate in ("mean", "least_squares"):
+        small = tfvllm.shrink(model, ffn=12, importance=evens, data=(x, y), compensate=compensate, round_to=1)
+        errors[compensate] = float(np.abs(np.asarray(small(x)) - np.asarray(model(x))).max())
+    assert errors["least_squares"] < 0.05 * errors["mean"]
+
+
 def test_shrunk_model_fine_tunes():
     x, y = data_for("bert", 16)
     small = tfvllm.shrink(zoo.build("bert"), heads=0.5, ffn=0.5, layers=2)
@@ -343,6 +381,8 @@ def test_spread_order_keeps_ends_and_spaces():
         ({"heads": 0.5, "importance": "luck"}, "magnitude, taylor, activation"),
         ({"heads": 0.5, "allocation": "fair"}, "uniform"),
         ({"ffn": 0.5, "compensate": True}, "needs calibration data"),
+        ({"ffn": 0.5, "compensate": "least_squares"}, "needs calibration data"),
+        ({"ffn": 0.5, "compensate": "some"}, "expected 'mean', 'least_squares'"),
         ({"vocabulary": "seen"}, "data is needed"),
         ({"vocabulary": [99]}, "outside 0 to 39"),
         ({"vocabulary": ["word"]}, "no preprocessor"),

@@ -188,10 +188,15 @@ def taylor(adapter: Adapter, model: Any, data: Any, limit: int = 64, units: Coll
 
 
 class UnitStatistics:
-    """Running mean and second moment of every neuron's and head's activation, over real tokens."""
+    """Running mean and second moment of every neuron's and head's activation, over real tokens.
 
-    def __init__(self, adapter: Adapter, model: Any):
+    With `joint`, also the sums of the products of any two activations at one place: `products`, [inputs, inputs].
+    """
+
+    def __init__(self, adapter: Adapter, model: Any, joint: bool = False):
         self.adapter = adapter
+        self.joint = joint
+        self.products: dict[Any, np.ndarray] = {}
         self.count: dict[Any, float] = {}
         self.sum: dict[Any, np.ndarray] = {}
         self.square: dict[Any, np.ndarray] = {}
@@ -226,7 +231,12 @@ class UnitStatistics:
             self.influence[kind, place] = self.influence.get((kind, place), 0.0) + float(tf.reduce_sum(1.0 - cosine))
             self.channels = self.channels + np.asarray(tf.reduce_sum(tf.abs(after), 0), np.float64)
             return
-        rows = np.asarray(token_rows(inputs, mask), np.float64)
+        tokens = token_rows(inputs, mask)
+        if self.joint:
+            flat = tf.reshape(tokens, [tf.shape(tokens)[0], -1])
+            product = np.asarray(tf.matmul(flat, flat, transpose_a=True), np.float64)
+            self.products[unit, place] = self.products.get((unit, place), 0.0) + product
+        rows = np.asarray(tokens, np.float64)
         self.count[unit, place] = self.count.get((unit, place), 0.0) + rows.shape[0]
         self.sum[unit, place] = self.sum.get((unit, place), 0.0) + rows.sum(axis=0)
         self.square[unit, place] = self.square.get((unit, place), 0.0) + np.square(rows).sum(axis=0)

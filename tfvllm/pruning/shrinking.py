@@ -32,7 +32,7 @@ def shrink(
     vocabulary: Request = None,
     importance: Any = "magnitude",
     data: Any = None,
-    compensate: bool | None = None,
+    compensate: bool | str | None = None,
     allocation: str = "uniform",
     round_to: int = 16,
     limit: int = 64,
@@ -57,8 +57,10 @@ def shrink(
             tokenizer of the preprocessor is cut to match.
         importance: "magnitude", "taylor", "activation", a mapping or a function: see `importance.unit_scores`.
         data: calibration batches, as for `fit`.
-        compensate: add the removed units' mean contribution to the output bias (FLAP, An et al. 2023,
-            arXiv:2312.11983, eq. 5). Default: wherever data is given and the family has output biases.
+        compensate: "mean" (or True): add the removed units' mean contribution to the output bias (FLAP, An et al. 2023,
+            arXiv:2312.11983, eq. 5). "least_squares": also fit the output weights of the units that stay, so that they
+            give on `data` what all units gave (the mask tuning of Kwon et al. 2022, arXiv:2204.09656, with whole
+            weights). False: neither. Default: "mean" wherever data is given and the family has output biases.
         allocation: "uniform": the same share in every block; "global": heads and neurons compete over all blocks after
             scores are divided by their block's mean; at least one unit stays in each.
         round_to: neuron and channel counts that come from shares are rounded to this multiple.
@@ -103,7 +105,7 @@ def plan_shrink(
     vocabulary: Request = None,
     importance: Any = "magnitude",
     data: Any = None,
-    compensate: bool | None = None,
+    compensate: bool | str | None = None,
     allocation: str = "uniform",
     round_to: int = 16,
     limit: int = 64,
@@ -122,12 +124,16 @@ def plan_shrink(
     if all(request is None for request in (heads, ffn, layers, width, vocabulary)):
         raise InputError("nothing to remove: expected at least one of heads, ffn, layers, width, vocabulary.")
     biased = [b for b in adapter.blocks(model) if b.feed_forward.down.has_bias and b.attention.output.has_bias]
-    if compensate and not biased:
+    if compensate not in (None, True, False, "mean", "least_squares"):
+        raise InputError(f"compensate={compensate!r}: expected 'mean', 'least_squares', True, False or None.")
+    fitted = compensate == "least_squares"
+    if compensate and not fitted and not biased:
         raise InputError(
-            f"compensate=True: the {adapter.family} family has no output bias to carry the mean; leave it unset."
+            f"compensate={compensate!r}: the {adapter.family} family has no output bias to carry the mean; leave it "
+            "unset, or take 'least_squares'."
         )
     if compensate and data is None:
-        raise InputError("compensate=True needs calibration data. Pass data=.")
+        raise InputError(f"compensate={compensate!r} needs calibration data. Pass data=.")
     use_bias = data is not None and bool(biased) and compensate is not False and (heads, ffn) != (None, None)
     needs_scores = any(request is not None for request in (heads, ffn, layers, width)) or isinstance(
         vocabulary, int | float
@@ -155,8 +161,8 @@ def plan_shrink(
         from tfvllm.pruning.vocabulary import plan_vocabulary
 
         plan_vocabulary(plan, model, vocabulary, scores.get((VOCABULARY, "")), data, round_to=1)
-    if use_bias:
-        _compensate(plan, adapter, model, blocks, data, limit)
+    if use_bias or fitted:
+        _compensate(plan, adapter, model, blocks, data, limit, fitted)
     return plan
 
 
@@ -260,24 +266,47 @@ def _compete(scores: list[np.ndarray], total: int, round_to: int = 1) -> list[in
     return counts
 
 
-def _compensate(plan: Plan, adapter: Adapter, model: Any, blocks: list[Block], data: Any, limit: int) -> None:
-    seen = UnitStatistics(adapter, model).run(model, data, limit)
+DAMPING = 0.01  # of the fit, times the mean of the diagonal (as SparseGPT's)
+
+
+def _compensate(
+    plan: Plan, adapter: Adapter, model: Any, blocks: list[Block], data: Any, limit: int, fitted: bool
+) -> None:
+    seen = UnitStatistics(adapter, model, joint=fitted).run(model, data, limit)
     names = {id(w.variable): w.name for w in adapter.weights(adapter.backbone(model))}
     for block in blocks:
         sites = [(FFN, block.feed_forward.place, block.feed_forward.down)]
         sites += [(HEADS, a.place, a.output) for a in (block.attention, block.cross_attention) if a is not None]
         for unit, place, projection in sites:
             kept = plan.keep.get((unit, place))
-            if kept is None or not projection.has_bias:
+            if kept is None or not (projection.has_bias or fitted):
                 continue
-            kernel = np.asarray(projection.layer.kernel, np.float64)
+            variable = projection.layer.kernel
+            kernel = np.asarray(variable, np.float64)
             kernel = kernel.reshape(-1, kernel.shape[-1])
             mean = seen.mean(unit, place).reshape(-1)
             units = block.ffn_width if unit == FFN else len(mean) // block.head_dim
-            gone = np.setdiff1d(np.arange(units), kept)
             inner = len(mean) // units
-            rows = (gone[:, None] * inner + np.arange(inner)).reshape(-1)
-            plan.bias[names[id(projection.layer.bias)]] = mean[rows] @ kernel[rows]
+            stay = (np.asarray(kept)[:, None] * inner + np.arange(inner)).reshape(-1)
+            new = np.zeros_like(kernel)
+            new[stay] = kernel[stay]
+            if fitted:
+                second = seen.products[unit, place] / max(seen.count[unit, place], 1.0)
+                new[stay] = _fitted(kernel, second - np.outer(mean, mean) if projection.has_bias else second, stay)
+                plan.kernels[names[id(variable)]] = new.reshape(variable.shape)
+            if projection.has_bias:
+                plan.bias[names[id(projection.layer.bias)]] = mean @ (kernel - new)
+
+
+def _fitted(kernel: np.ndarray, moments: np.ndarray, stay: np.ndarray) -> np.ndarray:
+    """The weights [stay, outputs] nearest to `kernel` in what they give: least squares, damped towards kernel[stay].
+
+    V minimises E|h W - h_stay V|^2 + d |V - W_stay|^2, so (M_ss + d I) V = M_s: W + d W_stay, with M = E[h h^T].
+    """
+    inner = moments[np.ix_(stay, stay)]
+    damping = DAMPING * float(np.mean(np.diag(inner))) + 1e-12
+    right = moments[stay] @ kernel + damping * kernel[stay]
+    return np.linalg.solve(inner + damping * np.eye(len(stay)), right)
 
 
 __all__ = ["KV_HEADS", "plan_shrink", "shrink"]

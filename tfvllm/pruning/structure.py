@@ -41,6 +41,7 @@ class Plan:
         layers: kept block indices by stack, ascending.
         keep: kept units by (unit, place), ascending; what is absent stays whole. Places name the original blocks.
         bias: additions to output biases by weight name (compensation), in the original's width.
+        kernels: output kernels fitted anew by weight name (compensation), in the original's shape.
         tokenizer: the tokenizer that goes with a smaller vocabulary.
 
     Example:
@@ -52,6 +53,7 @@ class Plan:
     layers: dict[str, list[int]]
     keep: dict[Place, np.ndarray] = field(default_factory=dict)
     bias: dict[str, np.ndarray] = field(default_factory=dict)
+    kernels: dict[str, np.ndarray] = field(default_factory=dict)
     tokenizer: Any = None
 
     def sizes(self) -> dict[str, int]:
@@ -172,13 +174,20 @@ def _copy_weights(adapter: Adapter, model: Any, new: Any, plan: Plan) -> None:
     )
     for weight in adapter.weights(new) if _known(new) else adapter.weights(adapter.backbone(new)):
         source = old[original_name(weight.name, plan)]
-        value = np.asarray(source.variable)
-        if source.name in plan.bias:
-            value = value + plan.bias[source.name].astype(value.dtype)
+        value = _compensated(source.name, np.asarray(source.variable), plan)
         value = taken(value, source.axes, plan.keep)
         if value.shape != tuple(weight.variable.shape):
             raise AssertionError(f"{weight.name}: {value.shape} for {tuple(weight.variable.shape)}")
         weight.variable.assign(value)
+
+
+def _compensated(name: str, value: np.ndarray, plan: Plan) -> np.ndarray:
+    """`value` of the original's weight `name` with what the plan changes in it to make up for removed units."""
+    if name in plan.bias:
+        return value + plan.bias[name].astype(value.dtype)
+    if name in plan.kernels:
+        return plan.kernels[name].astype(value.dtype)
+    return value
 
 
 def _known(model: Any) -> bool:
@@ -207,7 +216,7 @@ def taken(value: np.ndarray, axes: Axes, keep: Mapping[Place, np.ndarray]) -> np
 def mask_model(model: Any, plan: Plan) -> None:
     """Zeroes, in place, every head and neuron that `plan` removes: same sizes, same outputs as the shrunk model.
 
-    Compensation is added to the biases as well. Layers, width and vocabulary are not masks and are refused.
+    Compensation goes into the biases and kernels as well. Layers, width and vocabulary are not masks and are refused.
 
     Example:
         >>> model = tiny_bert()
@@ -224,9 +233,7 @@ def mask_model(model: Any, plan: Plan) -> None:
             "only heads and feed-forward neurons can be masked; expected a plan without layers, width, vocabulary."
         )
     for weight in adapter.weights(adapter.backbone(model)):
-        value = np.array(weight.variable)
-        if weight.name in plan.bias:
-            value += plan.bias[weight.name].astype(value.dtype)
+        value = np.array(_compensated(weight.name, np.asarray(weight.variable), plan))
         for position, axis in enumerate(weight.axes):
             kept = None if axis is None else plan.keep.get((axis.unit, axis.place))
             if axis is not None and kept is not None:

@@ -146,21 +146,6 @@ PROFILE = [{"batch": 1, "length": 4, "count": 3}, {"batch": 4, "length": 8}, {"l
 TREE = Split("batch × length", 20, Leaf("padded, public ops"), Leaf("packed, public ops"))
 
 
-@pytest.fixture
-def clock(monkeypatch):
-    """Measured are made-up times: packing costs 5 and 0.1 a token, padding 0.2 a position, the original twice that."""
-
-    def measure(points, ways, specs, seconds):
-        for p in points:
-            for w in ways:
-                rows = p.batch * (p.length or 1)
-                ms = 5 + 0.1 * p.tokens if "packed" in w.name else 0.2 * rows
-                ms = 0.4 * rows if w.name == "the original" else ms
-                p.rounds[w.name] = [min(5 + 0.1 * p.tokens, 0.2 * rows) if w.name == dispatch.CHOOSING else ms] * 9
-
-    monkeypatch.setattr(dispatch, "measure", measure)
-
-
 def test_the_branch_is_chosen_by_shape():
     """Ways that do not compute the same show which of them ran."""
     x = tf.Variable(3.0)

@@ -34,6 +34,7 @@ from tfvllm.rules.pack_tokens import PackTokens
 from tfvllm.rules.proven_assertions import DropProvenAssertions
 from tfvllm.rules.rewrite_bodies import RewriteBodies
 from tfvllm.rules.rms_norm import CentreLayerNorm, GammaIntoWeights
+from tfvllm.rules.rotary import RotateTogether, SignsIntoSine
 from tfvllm.rules.sink_reshapes import SinkReshapeBias, SinkReshapePair, SinkReshapeResidual, SinkReshapeUnary
 from tfvllm.rules.small_attention import SmallAttentionApart
 from tfvllm.rules.softmax import RecogniseSoftmax
@@ -88,7 +89,7 @@ def pipeline(precision: str = "float32") -> list[Step]:
         ),
         Step("demand", (HoistSlices(),), repeat=False),
         Step("merge", (MergeParallelMatMuls(),), repeat=False),
-        Step("heads", (OneTransposeForHeads(),)),
+        Step("heads", (OneTransposeForHeads(), SignsIntoSine(), RotateTogether(), MergeDuplicates())),
         Step("padding", (PackTokens(),), repeat=False),
         Step("user", tuple(_registered)),
         Step(

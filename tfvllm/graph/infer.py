@@ -46,11 +46,15 @@ def infer_node(graph: Graph, node: Node, static: Sequence[tf.TensorShape] | None
             inferred = None
         if inferred is not None:
             shapes = inferred if isinstance(inferred, list) else [inferred]
-    if node.op == "ReadVariableOp":
+    if node.op in ("ReadVariableOp", "ResourceGather"):
         capture = graph.captures.get(node.inputs[0].node.name)
         owner = capture.owner if capture is not None else None
         if isinstance(owner, tf.Variable) and owner.shape.rank is not None:
-            shapes = [tuple(dims.fresh("variable") if d is None else d for d in owner.shape.as_list())]
+            sizes = tuple(dims.fresh("variable") if d is None else d for d in owner.shape.as_list())
+            if node.op == "ReadVariableOp":
+                shapes = [sizes]
+            elif node.inputs[1].shape is not None and not node.attr("batch_dims"):
+                shapes = [(*node.inputs[1].shape, *sizes[1:])]
     if static is None and any(s is None for s in shapes):
         static = _one_node(node)
     for value, shape in zip(node.outputs, shapes):

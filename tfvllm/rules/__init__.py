@@ -14,6 +14,7 @@ from tfvllm.rules.delete_dead import DeleteDead
 from tfvllm.rules.drop_broadcasts import DropBroadcasts
 from tfvllm.rules.drop_identities import DropIdentities
 from tfvllm.rules.einsum_to_matmul import EinsumToMatMul
+from tfvllm.rules.embedding_sums import KnownRow, PlainLookup, RowIntoTable
 from tfvllm.rules.fold_constants import FoldConstants
 from tfvllm.rules.fold_scale import FoldScale
 from tfvllm.rules.fold_weights import FoldWeights
@@ -61,7 +62,7 @@ def pipeline(precision: str = "float32") -> list[Step]:
         Step(
             "linear",
             (
-                *(DropBroadcasts(), EinsumToMatMul(), BatchMatMulToMatMul()),
+                *(PlainLookup(), DropBroadcasts(), EinsumToMatMul(), BatchMatMulToMatMul()),
                 *(SinkReshapeUnary(), SinkReshapeBias(), SinkReshapePair(), FoldScale()),
             ),
         ),
@@ -69,7 +70,7 @@ def pipeline(precision: str = "float32") -> list[Step]:
             "algebra",
             (
                 *(CollapseCasts(), Signs(), SmallPowers(), FactorOut(), JoinFactors(), BatchNormToAffine()),
-                *(ScaleIntoWeights(), TermToBias(), JoinTerms(), JoinLinearLayers()),
+                *(ScaleIntoWeights(), TermToBias(), JoinTerms(), JoinLinearLayers(), KnownRow(), RowIntoTable()),
             ),
         ),
         Step("layout", (CollapseReshapes(), CollapseTransposes(), TransposeToReshape(), *clean)),

@@ -188,11 +188,20 @@ class _Packer:
         key = ("index", sizes)
         if key not in self._made:
             b = self.builder
-            width = self._size(self.full[1])
-            parts = [b.FloorDiv(self.tokens, width), b.FloorMod(self.tokens, width)]
-            one = b.const(1, tf.int32)
-            row, column = (b.Minimum(p, b.Sub(self._size(s), one)) for p, s in zip(parts, sizes))
-            self._made[key] = b.AddV2(b.Mul(row, self._size(sizes[1])), column)
+            width, one = self._size(self.full[1]), b.const(1, tf.int32)
+            parts: list[Value | None] = [None, None]  # row and column; an axis of one element adds nothing
+            for axis, divide in enumerate((b.FloorDiv, b.FloorMod)):
+                if sizes[axis] == self.full[axis]:
+                    parts[axis] = divide(self.tokens, width)
+                elif sizes[axis] != 1:
+                    parts[axis] = b.Minimum(divide(self.tokens, width), b.Sub(self._size(sizes[axis]), one))
+            row, column = parts
+            if row is not None:
+                row = b.Mul(row, self._size(sizes[1])) if sizes[1] != 1 else row
+            if row is not None and column is not None:
+                self._made[key] = b.AddV2(row, column)
+            else:
+                self._made[key] = row or column or b.Mul(self.tokens, b.const(0, tf.int32))
         return self._made[key]
 
     def _inverse_of(self, sizes: tuple, axes: int) -> Value:

@@ -163,6 +163,9 @@ class Shrink(_Training):
     width: Part | None = None
     vocabulary: Literal["seen"] | Part | None = Field(None, description="seen: keep the tokens that train uses")
     importance: Literal["taylor", "activation", "magnitude"] = "taylor"
+    compensate: Literal["mean", "least_squares"] | None = Field(
+        None, description="how what stays takes over from what goes; None: mean, where the family has biases"
+    )
     calibration: Count = Field(1024, description="training sentences used to score importance")
 
     @model_validator(mode="after")
@@ -188,6 +191,10 @@ class Simplify(_Block):
 
     target: Literal["portable", "onednn"] = "portable"
     precision: Literal["float32", "bfloat16", "int8"] = "float32"
+    profile: Literal["data"] | str | None = Field(
+        None,
+        description="requests to be fast on, a JSON-lines file; data: single sentences and batches of 32 like dev's",
+    )
 
     @model_validator(mode="after")
     def _int8_target(self) -> "Simplify":
@@ -308,6 +315,9 @@ def parse_recipe(content: dict, *, where: str = "recipe") -> Recipe:
         raise InputError(f"{where}: data.path: expected a folder or a TSV file, found no {recipe.data.path}.")
     if recipe.teacher.model is not None and not Path(recipe.teacher.model).is_file():
         raise InputError(f"{where}: teacher.model: expected a .keras file, found no {recipe.teacher.model}.")
+    profile = recipe.simplify.profile if recipe.simplify else None
+    if profile not in (None, "data") and not Path(profile).is_file():
+        raise InputError(f"{where}: simplify.profile: expected data or a JSON-lines file, found no {profile}.")
     if recipe.teacher.preset is not None:
         preset_folder(recipe.teacher.preset)
     return recipe

@@ -46,6 +46,10 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
         ({"teacher": {"model": "nowhere.keras"}}, "teacher.model: expected a .keras file, found no nowhere.keras"),
         ({"teacher": {"preset": "./nowhere"}}, "teacher.preset: expected a folder, found no ./nowhere"),
         ({"teacher": {"preset": "no_such_package_here:model"}}, "expected an installed Python package"),
+        (
+            {"export": {}, "simplify": {"profile": "gone.jsonl"}},
+            "simplify.profile: expected data or a JSON-lines file, found no gone.jsonl",
+        ),
         ({"name": "a/b"}, "name: expected letters, digits"),
         ({"task": "generate"}, "task: expected one of classify"),
     ],

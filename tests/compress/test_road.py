@@ -246,12 +246,14 @@ def test_chinese_reviews_and_other_routes(tmp_path, capsys):
     code, told, log = run(
         capsys, "compress", file, "--out", out, "--json",
         *_set("student={start: scratch, layers: 1, hidden: 16, ffn: 32}", "prune=null", "shrink.vocabulary=seen"),
+        *_set("shrink.compensate=least_squares", "simplify.profile=data"),
         *_set("distill.augment=0.1", "distill.hidden=0.1", "distill.epochs=15", "distill.learning_rate=0.01"),
     )  # fmt: skip
     assert code == 0, log
     report = json.loads(told)
     assert report["accuracy"]["teacher (Keras export)"]["test"] > 0.9
     assert report["accuracy"]["simplified"]["test"] > 0.9
+    assert all(s["dispatch"] for s in report["simplify"]["signatures"].values())
     from tfvllm.bench.models import ServedModel
 
     answer = ServedModel(out / "saved_model")({"text": ["酒店很好", "早餐太差"]})
@@ -265,3 +267,13 @@ def test_chinese_reviews_and_other_routes(tmp_path, capsys):
     assert code == 0, log
     stages = {stage["stage"]: stage for stage in json.loads(told)["stages"]}
     assert stages["teacher"]["dev_accuracy"] == report["stages"][0]["dev_accuracy"]
+
+
+def test_a_profile_of_the_data():
+    from tfvllm.compress.product import requests_like
+
+    profile = requests_like([5, 9, 7, 5, 12], batch=2, batches=2)
+    assert [p["lengths"] for p in profile if "lengths" in p] == [[5, 9], [7, 5]]
+    alone = [p["length"] for p in profile if "length" in p]
+    assert alone == sorted(set(alone)) and alone[0] >= 5 and alone[-1] <= 12
+    assert sum(p["count"] for p in profile if "length" in p) == pytest.approx(1)

@@ -61,6 +61,7 @@ def simplify(recipe: Recipe, workspace: Workspace, road: Road, exported: Done) -
             target=block.target,
             precision=block.precision,
             calibration=_samples(road.text.train.texts),
+            profile=requests_like(road.tokens("dev").lengths) if block.profile == "data" else block.profile,
             progress=lambda message: workspace.console.line(f"  {message}"),
         )
         for which in ("before", "after"):
@@ -74,6 +75,22 @@ def simplify(recipe: Recipe, workspace: Workspace, road: Road, exported: Done) -
     done = workspace.do("simplify", block.model_dump(), [exported], build)
     workspace.console.line(f"  simplified for {block.target}, {block.precision}: {done.result['bytes'] / 1e6:.1f} MB")
     return done
+
+
+def requests_like(lengths: Sequence[int] | np.ndarray, batch: int = 32, batches: int = 4) -> list[dict[str, Any]]:
+    """A profile of requests, half of them single sentences, half batches of `batch` in the order given.
+
+    Args:
+        lengths: tokens of each sentence.
+    """
+    alone = sorted({int(np.quantile(lengths, share)) for share in (0.1, 0.35, 0.65, 0.9)})
+    together = [
+        [int(n) for n in lengths[at : at + batch]] for at in range(0, min(len(lengths), batch * batches), batch)
+    ]
+    return [
+        *({"batch": 1, "length": length, "count": 1 / len(alone)} for length in alone),
+        *({"lengths": rows, "count": 1 / len(together)} for rows in together),
+    ]
 
 
 def figures(directory: Path) -> dict[str, Any]:

@@ -274,6 +274,7 @@ class Road:
                         model,
                         **structure,
                         importance=block.importance,
+                        compensate=block.compensate,
                         data=self._calibration(block.calibration),
                         limit=-(-block.calibration // 32),
                     )

@@ -13,7 +13,7 @@ from tfvllm.recipe import Recipe
 
 MASKS = (
     "Masks alone do not speed up serving: TensorFlow multiplies masked weights as it multiplies any others, and its "
-    "sparse kernels are slower than the dense ones even at 75 % zeros. They make the model compress better "
+    "sparse kernels are slower than the dense ones even at 99 % zeros. They make the model compress better "
     "on disk, and mark what may go. The speed here comes from fewer layers, from removed structure and "
     "from the simplified graph."
 )

@@ -342,8 +342,8 @@ def to_concrete(graph: Graph, specs: tuple[tuple, dict], pack: Callable[[list], 
             taken.add(candidate)
         graph_def = to_graph_def(graph, rename, skip=supplied)
         for definition in graph_def.library.function:  # importing makes them known to the graph alone
-            if not context.context().has_function(definition.signature.name):
-                context.context().add_function_def(definition)
+            # Also where it is known: TensorFlow counts, and the original that made it known may be collected.
+            context.context().add_function_def(definition)
         used = {i.split(":")[0] for n in graph_def.node for i in n.input}
         values = list(graph.outputs.values())
         fetched = [v for v in values if v.node.name not in supplied]

@@ -162,6 +162,20 @@ def _opaque(name: str, function: Callable[..., int], *arguments) -> Dim:
     return symbol(key)
 
 
+def atoms(size) -> set[str]:
+    """The symbols that a size is made of, through broadcasts, quotients and the like."""
+    found: set[str] = set()
+    stack = [size]
+    while stack:
+        current = stack.pop()
+        for name in current.symbols() if isinstance(current, Dim) else ():
+            if name in _definitions:
+                stack.extend(_definitions[name][1])
+            else:
+                found.add(name)
+    return found
+
+
 def evaluate(size, given: Mapping[str, int], default: int = 1) -> int:
     """The number a size takes when symbols take the values `given`; a symbol that is not given takes `default`."""
     if isinstance(size, int):

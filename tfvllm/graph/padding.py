@@ -405,7 +405,7 @@ def _not_last(node: Node, tokens: Tokens) -> Tokens | None:
 def _view(node: Node, tokens: Tokens) -> Tokens | None:
     shape, other = node.output.shape, node.inputs[0].shape
     if node.op == "StridedSlice":
-        kept = _strided_axes(node)
+        kept = strided_axes(node)
         if kept is None or any(a not in kept for a in tokens.axes):
             return None
         axes = [kept.index(a) for a in tokens.axes]
@@ -443,7 +443,7 @@ def _same_axis(shape: Any, other: Any, axis: int) -> int | None:
 def _viewed(node: Node, axis: int) -> int | None:
     """Where an axis of a view's operand is in its result."""
     if node.op == "StridedSlice":
-        kept = _strided_axes(node)
+        kept = strided_axes(node)
         return None if kept is None or axis not in kept else kept.index(axis)
     if node.inputs[0].shape is None or node.output.shape is None:
         return None
@@ -452,7 +452,7 @@ def _viewed(node: Node, axis: int) -> int | None:
     return _same_axis(node.inputs[0].shape, node.output.shape, axis)
 
 
-def _strided_axes(node: Node) -> list[int | None] | None:
+def strided_axes(node: Node) -> list[int | None] | None:
     """For every axis of the result the axis of the operand it is the whole of, None for one that is new or cut."""
     x, strides = node.inputs[0], node.inputs[3].content
     if x.shape is None or strides is None or node.attr("ellipsis_mask", 0):

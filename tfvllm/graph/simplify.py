@@ -316,7 +316,8 @@ class _Engine:
             add(dispatch.name_of(self.precision, packing[0]), lowered.graph, slack)
         for number, (style, target, without) in enumerate(dispatch.styles(self.target)):
             for pack in packing:
-                leave = [f"-{r}" for r in [*without, *(["PackTokens"] if pack == "padded" else [])] if r in known]
+                padded = ("TrimPadding", "PackTokens") if pack == "padded" else ()
+                leave = [f"-{r}" for r in (*without, *padded) if r in known]
                 self.steps, self.target = select(kept[0], leave or None), target
                 try:
                     first = number == 0 and pack == packing[0]

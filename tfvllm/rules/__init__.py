@@ -41,6 +41,7 @@ from tfvllm.rules.small_attention import SmallAttentionApart
 from tfvllm.rules.softmax import RecogniseSoftmax
 from tfvllm.rules.swish import FuseSwish
 from tfvllm.rules.transpose_matmul import FoldTransposeLeft, FoldTransposeRight, TransposedProduct
+from tfvllm.rules.trim_padding import TrimPadding
 
 _registered: list[Rule] = []
 LAST = "sizes"
@@ -91,7 +92,7 @@ def pipeline(precision: str = "float32") -> list[Step]:
         Step("demand", (HoistSlices(),), repeat=False),
         Step("merge", (MergeParallelMatMuls(),), repeat=False),
         Step("heads", (OneTransposeForHeads(), SignsIntoSine(), RotateTogether(), MergeDuplicates())),
-        Step("padding", (PackTokens(),), repeat=False),
+        Step("padding", (TrimPadding(), PackTokens()), repeat=False),
         Step("user", tuple(_registered)),
         Step(
             "fuse",

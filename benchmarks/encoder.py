@@ -41,12 +41,15 @@ def random_inputs(batch: int, length: int, seed: int) -> dict[str, np.ndarray]:
     return {"token_ids": ids, "padding_mask": np.ones_like(ids), "segment_ids": np.zeros_like(ids)}
 
 
-def calibration() -> list[dict[str, np.ndarray]]:
+Inputs = dict[str, np.ndarray]
+
+
+def calibration() -> list[Inputs]:
     """What int8 takes its ranges from: inputs of the timed kind, with other ids."""
     return [random_inputs(batch, length, seed=7) for batch, length in ((1, 16), (4, 32), (2, 128))]
 
 
-def make_models(which: str, folder: str, max_error: float) -> None:
+def make_models(which: str, folder: str, max_error: float, ranges: list[Inputs] | None = None) -> None:
     """In a process of its own: the Keras export, the simplified models, and the weights for the twin in PyTorch."""
     import importlib.util
 
@@ -66,7 +69,7 @@ def make_models(which: str, folder: str, max_error: float) -> None:
     model = keras_nlp.models.BertTextClassifier(backbone, num_classes=2, preprocessor=None)
     model.export(f"{folder}/keras", verbose=False)
     for target, precision in VARIANTS:
-        int8 = {"calibration": calibration(), "max_error": max_error} if precision == "int8" else {}
+        int8 = {"calibration": ranges or calibration(), "max_error": max_error} if precision == "int8" else {}
         report = tfvllm.simplify_saved_model(
             f"{folder}/keras",
             f"{folder}/{target}-{precision}",

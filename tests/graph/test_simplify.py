@@ -49,8 +49,8 @@ def test_keras_model(bert, target):
         want = bert(inputs, training=False).numpy()
         np.testing.assert_allclose(fast(inputs).numpy(), want, atol=2e-6)
     report = tfvllm.simplify(
-        bert, target=target, rules=["-PackTokens", "-TrimPadding"]
-    ).report  # whose indices cost nodes
+        bert, target=target, rules=["-PackTokens", "-TrimPadding", "-OneQuery"]
+    ).report  # which save work with more nodes
     assert report.after["nodes"] < (0.6 if target == "onednn" else 0.8) * report.before["nodes"]
     assert report.after["parameters"] == report.before["parameters"] == bert.count_params()
     assert report.verification["ok"] and report.verification["yardstick"] == "float64"
@@ -68,20 +68,20 @@ def test_bfloat16(bert, target):
     assert 1e-5 < error < 0.03, "rounded to 8 bits, no more and no less"
     assert fast.report.verification["max_rel_error"] < 0.05
     assert fast.report.after["bytes"] < 0.65 * fast.report.before["bytes"]  # all but the embeddings halve
-    assert fast.report.after["ops"]["Cast"] < (14 if target == "onednn" else 40)
+    assert fast.report.after["ops"]["Cast"] < (20 if target == "onednn" else 40)
 
 
 def test_counts_for_one_bert_layer_are_what_they_should_be(bert):
     report = tfvllm.simplify(bert, target="onednn", rules="-PackTokens").report
-    # 2 layers: Q/K/V merged in the first; in the last, K and V merged and Q apart (for position 0 only);
+    # 2 layers: Q/K/V merged in the first; in the last, Q alone (for position 0 only), and K and V after it, by heads;
     # output, 2 feed-forward products each; pooler and head.
-    assert report.after["ops"]["_FusedMatMul"] == 4 + 5 + 2
+    assert report.after["ops"]["_FusedMatMul"] == 4 + 4 + 2
     assert report.after["ops"]["_MklLayerNorm"] == 5
     assert report.after["ops"]["BatchMatMulV2"] == 4
     for gone in ("Einsum", "BiasAdd", "MatMul", "Mean", "Rsqrt", "Pow", "StopGradient", "Identity", "BroadcastTo"):
         assert gone not in report.after["ops"], gone
     assert report.after["flops"] < 0.6 * report.before["flops"], "the last layer works on position 0 only"
-    assert report.rules["MergeParallelMatMuls"] == 2 and report.rules["HoistSlices"] == 1
+    assert [report.rules[name] for name in ("MergeParallelMatMuls", "HoistSlices", "OneQuery")] == [1, 1, 1]
 
 
 def test_fully_masked_rows_and_edge_ids(bert):
@@ -202,6 +202,6 @@ def test_reports(bert, tmp_path):
 def test_inspect_names_near_misses(bert_saved):
     found = tfvllm.inspect_saved_model(bert_saved)["signatures"]["serving_default"]
     assert found["inputs"]["token_ids"] == {"dtype": "int32", "shape": [None, None]}
-    assert found["would_merge"]["MergeParallelMatMuls"] == 2
+    assert found["would_merge"]["MergeParallelMatMuls"] == 1
     assert found["parameters"] == found["after"]["parameters"]
     assert all(d["reason"] and d["where"] for d in found["declined"])

@@ -223,8 +223,8 @@ def _apply(node: Node, numbers: Sequence[float | None]) -> float | None:
 
 
 _PRODUCTS = ("BatchMatMulV2", "BatchMatMul", "_MklFusedBatchMatMulV2", "Einsum", "MatMul", "_FusedMatMul")
-_ARITHMETIC = ("AddV2", "Add", "Mul", "Sub", "RealDiv", "Identity", "Cast", "Maximum", "Minimum", "Tanh")
-_MOVES = ("Reshape", "ExpandDims", "Squeeze", "Transpose", "GatherV2", "BroadcastTo", "StridedSlice")
+_ARITHMETIC = ("AddV2", "Add", "BiasAdd", "Mul", "Sub", "RealDiv", "Identity", "Cast", "Maximum", "Minimum", "Tanh")
+_MOVES = ("Reshape", "ExpandDims", "Squeeze", "Transpose", "GatherV2", "BroadcastTo", "StridedSlice", "Sum", "Mean")
 _ABSORBING = {"Mul": 0.0, "LogicalAnd": 0.0, "LogicalOr": 1.0}
 _NUMBERS: dict[str, Callable[..., Any]] = {
     "Identity": lambda a: a,
@@ -416,7 +416,8 @@ def _view(node: Node, tokens: Tokens) -> Tokens | None:
 def _reshaped(shape: Any, other: Any, tokens: Tokens) -> Tokens | None:
     """The same tokens in another shape of the same elements, merged or split as that shape has them."""
     inner = dims.product(shape[tokens.axes[-1] + 1 :])
-    adjacent = tokens.position is None or tokens.position == tokens.batch + 1
+    between = () if tokens.position is None else shape[tokens.batch + 1 : tokens.position]
+    adjacent = all(size == 1 for size in between)
     whole = dims.product(tokens.sizes)
     for axis in range(len(other)):
         if not adjacent or dims.product(other[axis + 1 :]) != inner:

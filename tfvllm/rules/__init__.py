@@ -31,6 +31,7 @@ from tfvllm.rules.masked_softmax import MaskRowsAfterAttention
 from tfvllm.rules.merge_duplicates import MergeDuplicates
 from tfvllm.rules.merge_parallel_matmuls import MergeParallelMatMuls
 from tfvllm.rules.norm_by_rows import NormByRows
+from tfvllm.rules.one_query import OneQuery
 from tfvllm.rules.pack_tokens import PackTokens
 from tfvllm.rules.proven_assertions import DropProvenAssertions
 from tfvllm.rules.rewrite_bodies import RewriteBodies
@@ -89,7 +90,7 @@ def pipeline(precision: str = "float32") -> list[Step]:
                 *(SinkReshapeResidual(), CollapseReshapes(), *clean),
             ),
         ),
-        Step("demand", (HoistSlices(),), repeat=False),
+        Step("demand", (HoistSlices(), OneQuery()), repeat=False),
         Step("merge", (MergeParallelMatMuls(),), repeat=False),
         Step("heads", (OneTransposeForHeads(), SignsIntoSine(), RotateTogether(), MergeDuplicates())),
         Step("padding", (TrimPadding(), PackTokens()), repeat=False),

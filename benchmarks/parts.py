@@ -61,6 +61,11 @@ class Rows:
         self.report()
         return row
 
+    def tell(self, row: dict[str, Any]) -> None:
+        """A row that follows from others."""
+        self.rows.append(row)
+        self.report()
+
     def table(self) -> str:
         names = [n for n in dict.fromkeys(key for row in self.rows for key in row) if n not in ABOUT_ROW]
         return text_table(names, [[_shown(row.get(name, "")) for name in names] for row in self.rows])

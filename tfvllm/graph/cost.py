@@ -169,3 +169,19 @@ def duel(
     deviation = 1.4826 * statistics.median(abs(r - ratio) for r in ratios)
     noise = max(0.01, 3 * 1.2533 * deviation / math.sqrt(len(ratios)))
     return Duel(statistics.median(a for a, _ in times), statistics.median(b for _, b in times), ratio, noise)
+
+
+def packed_weights(graph: Graph) -> list[Value]:
+    """The weights of which kernels keep a packed copy, as large again, from the first request that uses it on."""
+    found = []
+    for node in graph.live():
+        if node.op == _KEEPS:
+            found.append(node.inputs[1])
+        elif node.op == "StatelessIf" and any(
+            inner.op == _KEEPS for inner in graph.library[node.attrs["then_branch"].func.name].node_def
+        ):
+            found.append(node.inputs[2])  # after the condition and x
+    return found
+
+
+_KEEPS = "_MklNativeFusedMatMul"

@@ -47,14 +47,20 @@ class Way:
     name: str
     graph: Graph
     slack: float = 0.0
-    weights: dict[int, int] = field(default_factory=dict)  # id of a variable -> bytes
+    weights: dict[Any, int] = field(default_factory=dict)  # id of a variable, or of its packed copy -> bytes
 
     def __post_init__(self):
+        for value in cost.packed_weights(self.graph):
+            capture = self.graph.captures[value.node.inputs[0].node.name]
+            self.weights["packed", id(capture.tensor)] = _bytes(capture.owner)
         for node in self.graph.live():
             capture = self.graph.captures.get(node.name)
             if capture is not None and isinstance(capture.owner, tf.Variable):
-                size = int(np.prod(capture.owner.shape.as_list(), dtype=np.int64)) * capture.owner.dtype.size
-                self.weights[id(capture.tensor)] = size
+                self.weights[id(capture.tensor)] = _bytes(capture.owner)
+
+
+def _bytes(variable: tf.Variable) -> int:
+    return int(np.prod(variable.shape.as_list(), dtype=np.int64)) * variable.dtype.size
 
 
 def styles(target: str) -> list[tuple[str, str, tuple[str, ...]]]:
@@ -74,8 +80,8 @@ def name_of(*parts: str | bool) -> str:
 
 
 def bytes_of(ways: Sequence[Way]) -> int:
-    """Of the weights of all ways together, each counted once."""
-    together: dict[int, int] = {}
+    """Of the weights of all ways together, and of the packed copies that kernels keep, each counted once."""
+    together: dict[Any, int] = {}
     for way in ways:
         together.update(way.weights)
     return sum(together.values())

@@ -74,6 +74,7 @@ class Capture:
     tensor: Any  # the handle (or a plain eager tensor)
     owner: Any = None  # the tf.Variable or table to be saved with the graph
     frozen: bool = False  # a variable that nothing assigns: its value may be used in rewriting
+    made: bool = False  # a variable that a rewrite made: nobody outside knows it
 
 
 @dataclass
@@ -173,7 +174,7 @@ class Graph:
         if not isinstance(variable, tf.Variable):
             variable = tf.Variable(tf.convert_to_tensor(content, dtype), trainable=False, name=name.rsplit("/", 1)[-1])
         handle = self.add(f"{name}/handle", "Placeholder", [], {"dtype": tf.resource, "shape": []})
-        self.captures[handle.name] = Capture(variable.handle, variable, frozen=True)
+        self.captures[handle.name] = Capture(variable.handle, variable, frozen=True, made=True)
         handle.output.shape = ()
         node = self.add(name, "ReadVariableOp", [handle.output], {"dtype": dtype})
         node.output.shape = tuple(variable.shape.as_list())

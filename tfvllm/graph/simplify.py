@@ -168,7 +168,9 @@ def simplify_saved_model(
     check_new(destination, overwrite=overwrite)
     int8 = quantize.Options.check(precision, target, max_error, percentile)
     engine = _Engine(
-        *(target, precision, rules, rtol, atol, int8, measure), dispatch.Options.check(profile, memory_limit)
+        *(target, precision, rules, rtol, atol, int8, measure),
+        dispatch.Options.check(profile, memory_limit),
+        from_disk=True,
     )
     progress("reading")
     saved = convert.load(source, signature)
@@ -241,6 +243,7 @@ class _Engine:
         int8: quantize.Options | None = None,
         measure: bool = False,
         requests: dispatch.Options | None = None,
+        from_disk: bool = False,  # whether nobody else holds the original's variables
     ):
         from tfvllm.rules import LAST, lowering, pipeline, smoothing
 
@@ -255,7 +258,7 @@ class _Engine:
             self.steps = [s for s in self.steps if s.name != LAST]
         self.int8 = int8 or quantize.Options()
         self.made_up = False
-        self.measure, self.requests = measure, requests
+        self.measure, self.requests, self.from_disk = measure, requests, from_disk
         self.judged: set[str] = set()  # rules that were measured, on whichever signature
         self.rtol, self.atol = rtol, atol
         self.shared_weights: dict[Any, tf.Variable] = {}
@@ -323,6 +326,10 @@ class _Engine:
                     first = number == 0 and pack == packing[0]
                     rewriter = plain if first else self._verified(graph, verifier, scratch, set(skip))[0]
                     add(dispatch.name_of(float32, pack, style), rewriter.graph, self._slack(rewriter))
+                    if number == 0 and self.from_disk:
+                        self._add_packed(
+                            rewriter, verifier, dispatch.name_of(float32, pack, "fused, weights kept packed"), add
+                        )
                     if lowered is not plain and number == 0 and pack == "padded":
                         other, _ = self._lower(rewriter, verifier, scratch, made_up)
                         add(dispatch.name_of(self.precision, pack), other.graph, slack)
@@ -331,6 +338,16 @@ class _Engine:
                 finally:
                     self.steps, self.target = kept
         return [*found.values(), dispatch.Way("the original", graph)]
+
+    def _add_packed(self, verified: Rewriter, verifier: verify.Verifier, name: str, add: Callable) -> None:
+        """A way that keeps packed copies of float32 weights for few rows, where the target has such kernels."""
+        from tfvllm.rules.keep_packed import KeepPackedForFew
+
+        rewriter = Rewriter(verified.graph.copy(), self.target)
+        rewriter.run([Step("few", (KeepPackedForFew(),))])
+        slack = self._slack(verified)
+        if rewriter.fired and verifier.compare(rewriter.graph, slack).ok:
+            add(name, rewriter.graph, slack)
 
     def _verified(self, graph: Graph, verifier: verify.Verifier, section: SignatureReport, skip: set):
         """The rewritten graph and its comparison; what is wrong is rolled back, and added to `skip`."""

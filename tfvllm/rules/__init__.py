@@ -24,6 +24,7 @@ from tfvllm.rules.head_transposes import OneTransposeForHeads
 from tfvllm.rules.hoist_slices import HoistSlices
 from tfvllm.rules.int8 import FuseRequantize, QuantizeProducts, QuantizeTables, Range, SmoothInputs, SplitOutliers
 from tfvllm.rules.integer_transposes import TransposesAsIntegers
+from tfvllm.rules.keep_packed import KeepPacked
 from tfvllm.rules.keras_quantised import DequantiseProducts
 from tfvllm.rules.layer_norm import FuseLayerNorm
 from tfvllm.rules.linear_layers import BatchNormToAffine, JoinLinearLayers, ScaleIntoWeights, TermToBias
@@ -104,7 +105,7 @@ def pipeline(precision: str = "float32") -> list[Step]:
         ),
         Step("weights", (FoldWeights(unpack), *clean)),
         Step("bodies", (RewriteBodies(),), repeat=False),
-        Step(LAST, (NormByRows(), SmallAttentionApart(), TransposesAsIntegers()), repeat=False),
+        Step(LAST, (NormByRows(), SmallAttentionApart(), TransposesAsIntegers(), KeepPacked()), repeat=False),
     ]
 
 

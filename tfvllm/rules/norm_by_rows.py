@@ -1,13 +1,14 @@
 """Layer normalisation by the fused kernel over many rows, and with public ops over few."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.core.framework import function_pb2
 
-from tfvllm.graph import dims, functions, infer, ops
+from tfvllm.graph import dims
+from tfvllm.graph.branches import either
 from tfvllm.graph.guarantee import Reordered
-from tfvllm.graph.ir import Graph, Node, Value
+from tfvllm.graph.ir import Node, Value
 from tfvllm.graph.rewriter import Builder, Pass
 
 WORTH = 1 << 16
@@ -46,7 +47,18 @@ class NormByRows(Pass):
                 if x.shape not in many:
                     count = b.Size(x, out_type=tf.int64)
                     many[x.shape] = b.GreaterEqual(count, b.const(WORTH, tf.int64))
-                new = _either(rewriter, node, many[x.shape])
+                new = either(
+                    rewriter,
+                    f"{node.name}/by_rows",
+                    many[x.shape],
+                    node.inputs,
+                    [
+                        ("layer_norm_fused", lambda b, v, n=node: b.op(n.op, v, epsilon=n.attr("epsilon"))[0]),
+                        ("layer_norm_plain", lambda b, v, n=node: plain(b, n, v)),
+                    ],
+                    node.output,
+                    node.op,
+                )
             rewriter.fire(self, node)
             graph.replace(node.output, new)
             self.removed(rewriter, node)
@@ -54,10 +66,10 @@ class NormByRows(Pass):
         return changed
 
 
-def plain(b: Builder, node: Node) -> Value:
+def plain(b: Builder, node: Node, inputs: Sequence[Value] | None = None) -> Value:
     """What a `_MklLayerNorm` computes, with public ops, in float32; not a form that `FuseLayerNorm` takes back."""
     kind = node.output.dtype
-    x, gamma, beta = (v if kind == tf.float32 else b.Cast(v, DstT=tf.float32) for v in node.inputs)
+    x, gamma, beta = (v if kind == tf.float32 else b.Cast(v, DstT=tf.float32) for v in inputs or node.inputs)
     axis = b.ints(-1)
     mean = b.Mean(x, axis, keep_dims=True)
     centred = b.Sub(x, mean)
@@ -65,44 +77,3 @@ def plain(b: Builder, node: Node) -> Value:
     r = b.Rsqrt(b.AddV2(variance, b.const(node.attr("epsilon"), tf.float32)))
     y = b.AddV2(b.Mul(b.Mul(centred, r), gamma), beta)
     return y if kind == tf.float32 else b.Cast(y, DstT=kind)
-
-
-def _either(rewriter, node: Node, many: Value) -> Value:
-    graph = rewriter.graph
-    names = [_function(graph, node, fused) for fused in (True, False)]
-    then, otherwise, shapes = ops.AttrValue(), ops.AttrValue(), ops.AttrValue()
-    then.func.name, otherwise.func.name = names
-    shapes.list.shape.append(tf.TensorShape(infer.static_shape(node.output)).as_proto())
-    attrs = {
-        "then_branch": then,
-        "else_branch": otherwise,
-        "Tout": [node.output.dtype],
-        "output_shapes": shapes,
-        "_lower_using_switch_merge": True,
-        ops.COMPUTES: node.op,
-    }
-    choice = graph.add(f"{node.name}/by_rows", "StatelessIf", [many, *node.inputs], attrs)
-    choice.output.shape = node.output.shape
-    for name in names:  # there is nothing left to rewrite in them
-        rewriter.settled.add((name, str(functions.argument_shapes(choice))))
-    return choice.output
-
-
-def _function(graph: Graph, node: Node, fused: bool) -> str:
-    """Adds a branch to the library, one for all norms alike."""
-    inner = Graph("norm", library={})
-    for name, value in zip(("x", "gamma", "beta"), node.inputs):
-        argument = inner.add(name, "Placeholder", [], {"dtype": value.dtype})
-        argument.output.shape = value.shape
-        inner.inputs[name] = argument.output
-    twin = inner.add("y", node.op, list(inner.inputs.values()), {"epsilon": node.attr("epsilon")})
-    twin.output.shape = node.output.shape
-    inner.outputs["result"] = twin.output if fused else plain(Builder(inner, "y"), twin)
-    original = function_pb2.FunctionDef()
-    original.signature.name = "layer_norm_fused" if fused else "layer_norm_plain"
-    for name in inner.inputs:
-        original.signature.input_arg.add(name=name)
-    original.signature.output_arg.add(name="result")
-    definition = functions.to_definition(inner, original)
-    graph.library[definition.signature.name] = definition
-    return definition.signature.name

@@ -3,11 +3,11 @@
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.core.framework import function_pb2
 
-from tfvllm.graph import attention, dims, functions, infer, ops
+from tfvllm.graph import attention, dims, ops
+from tfvllm.graph.branches import either
 from tfvllm.graph.guarantee import Approximate
-from tfvllm.graph.ir import Graph, Node, Value
+from tfvllm.graph.ir import Node, Value
 from tfvllm.graph.rewriter import Builder, Pass
 
 WORTH = 1 << 13
@@ -52,7 +52,19 @@ class SmallAttentionApart(Pass):
                 q, k = first.inputs
                 if (q.shape, k.shape) not in few:
                     few[q.shape, k.shape] = _few(b, q, k, bool(first.attr("adj_y")))
-                new = _either(rewriter, core, outside, few[q.shape, k.shape])
+                given = _ordered(core, outside)
+                new = either(
+                    rewriter,
+                    f"{last.name}/by_scores",
+                    few[q.shape, k.shape],
+                    given,
+                    [
+                        ("attention_small", lambda b, v, c=core, g=given: _copied(b, c, dict(zip(g, v)), small=True)),
+                        ("attention", lambda b, v, c=core, g=given: _copied(b, c, dict(zip(g, v)), small=False)),
+                    ],
+                    last.output,
+                    ops.ATTENTION,
+                )
             rewriter.fire(self, node)
             graph.replace(last.output, new)
             self.removed(rewriter, last)
@@ -93,47 +105,7 @@ def _copied(b: Builder, core: list[Node], given: dict[Value, Value], small: bool
     return new
 
 
-def _either(rewriter, core: list[Node], outside: list[Value], few: Value) -> Value:
-    graph, result = rewriter.graph, core[-1].output
-    names = [_function(graph, core, outside, small) for small in (True, False)]
-    then, otherwise, shapes = ops.AttrValue(), ops.AttrValue(), ops.AttrValue()
-    then.func.name, otherwise.func.name = names
-    shapes.list.shape.append(tf.TensorShape(infer.static_shape(result)).as_proto())
-    attrs = {
-        "then_branch": then,
-        "else_branch": otherwise,
-        "Tout": [result.dtype],
-        "output_shapes": shapes,
-        "_lower_using_switch_merge": True,
-        ops.COMPUTES: ops.ATTENTION,
-    }
-    choice = graph.add(f"{core[-1].name}/by_scores", "StatelessIf", [few, *_ordered(core, outside)], attrs)
-    choice.output.shape = result.shape
-    for name in names:  # there is nothing left to rewrite in them
-        rewriter.settled.add((name, str(functions.argument_shapes(choice))))
-    return choice.output
-
-
 def _ordered(core: list[Node], outside: list[Value]) -> list[Value]:
     """Queries, keys and values first: what is counted of an attention is counted by them."""
     main = [*core[0].inputs, core[-1].inputs[1]]
     return [*main, *(v for v in outside if v not in main)]
-
-
-def _function(graph: Graph, core: list[Node], outside: list[Value], small: bool) -> str:
-    """Adds a branch to the library, one for all attentions alike."""
-    inner = Graph("attention", library={})
-    given: dict[Value, Value] = {}
-    original = function_pb2.FunctionDef()
-    original.signature.name = "attention_small" if small else "attention"
-    for number, value in enumerate(_ordered(core, outside)):
-        argument = inner.add(f"x{number}", "Placeholder", [], {"dtype": value.dtype})
-        argument.output.shape = value.shape
-        inner.inputs[argument.name] = given[value] = argument.output
-        original.signature.input_arg.add(name=argument.name)
-    b = Builder(inner, "y")
-    inner.outputs["result"] = _copied(b, core, given, small)
-    original.signature.output_arg.add(name="result")
-    definition = functions.to_definition(inner, original)
-    graph.library[definition.signature.name] = definition
-    return definition.signature.name

@@ -1,0 +1,122 @@
+"""Weights are kept as oneDNN's products want them."""
+
+import re
+from typing import Any
+
+import tensorflow as tf
+
+from tfvllm.graph.branches import either
+from tfvllm.graph.guarantee import Reordered
+from tfvllm.graph.ir import Graph, Node, Value
+from tfvllm.graph.rewriter import Builder, Pass
+
+FEW = (8, 41)
+"""Rows, from and up to which oneDNN 3 packs float32 weights in one layout and gains by their being packed.
+
+Six pairs of products 768 -> 3072 -> 768 on two AVX-512 cores, packed against packing at every call: 1.6 times as fast
+for 8 rows, 1.4 for 16, 1.15 for 32, 1.0 for 40.
+"""
+_PACKED = "_MklNativeFusedMatMul"
+
+
+class KeepPacked(Pass):
+    """_FusedMatMul(x, w, b, …) -> _MklNativeFusedMatMul(x, w, b, …), which packs w once, for weights w in bfloat16.
+
+    Otherwise w is packed anew at every call: without that a product takes 0.6 to 0.9 of the time for up to 128 rows,
+    and a little less for more. The packed copies of the weights come at the first request, as large as the weights in
+    bfloat16. One layout serves all numbers of rows. In float32 oneDNN wants another for few rows than for many, and
+    would pack anew all but those that come as the first did: there nothing is kept.
+
+    What is kept are the weights of the first request: what is assigned to a variable later is not seen. So only those
+    that this run made, from the original's, are kept; nobody else knows them.
+    """
+
+    guarantee = Reordered()  # another kernel may sum in another order
+    targets = ("onednn",)
+    emits = (_PACKED,)
+
+    def run(self, rewriter):
+        graph = rewriter.graph
+        changed = False
+        for node in graph.order():
+            if node.op != "_FusedMatMul" or node.output.dtype != tf.bfloat16 or not rewriter.allowed(self, node):
+                continue
+            if not _keepable(graph, node) or not graph.captures[node.inputs[1].node.inputs[0].node.name].made:
+                continue
+            new = _packed(Builder(graph, node.name), node, node.inputs)
+            new.shape = node.output.shape
+            rewriter.fire(self, node)
+            graph.replace(node.output, new)
+            self.removed(rewriter, node)
+            changed = True
+        return changed
+
+
+class KeepPackedForFew(Pass):
+    """_FusedMatMul(x, w, b, …) -> the same with w packed once if x has 8 to 40 rows, for weights w in float32.
+
+    For few rows as for many oneDNN packs w anew at every call, in another layout for few than for many: so the packed
+    copy is used, and made, by the few alone. It takes as much memory as w once a request comes that uses it. What is
+    assigned to w after that is not seen. It is one of the ways that dispatch by shape measures for a SavedModel; by
+    itself `simplify` does not use it.
+    """
+
+    guarantee = Reordered()  # another kernel may sum in another order
+    targets = ("onednn",)
+    emits = (_PACKED,)
+
+    def run(self, rewriter):
+        graph = rewriter.graph
+        few: dict[Any, Value] = {}  # number of rows -> whether there are few
+        changed = False
+        for node in graph.order():
+            if node.op != "_FusedMatMul" or node.output.dtype != tf.float32 or not rewriter.allowed(self, node):
+                continue
+            x = node.inputs[0]
+            if not _keepable(graph, node) or x.shape is None or node.attr("transpose_a"):
+                continue
+            b, rows = Builder(graph, node.name), x.shape[0]
+            if isinstance(rows, int):
+                if not FEW[0] <= rows < FEW[1]:
+                    continue
+                new = _packed(b, node, node.inputs)
+            else:
+                if rows not in few:
+                    ends = (b.ints(0), b.ints(1), b.ints(1))
+                    count = b.StridedSlice(b.Shape(x, out_type=tf.int32), *ends, shrink_axis_mask=1)
+                    above = b.GreaterEqual(count, b.const(FEW[0], tf.int32))
+                    few[rows] = b.LogicalAnd(above, b.Less(count, b.const(FEW[1], tf.int32)))
+                # A kernel that keeps a weight must never be given another: no two nodes share their branches.
+                own = re.sub(r"\W", "_", node.name)
+                new = either(
+                    rewriter,
+                    f"{node.name}/by_rows",
+                    few[rows],
+                    node.inputs,
+                    [
+                        (f"product_packed_{own}", lambda b, v, n=node: _packed(b, n, v)),
+                        (f"product_{own}", lambda b, v, n=node: b.op(n.op, v, **_attrs(n))[0]),
+                    ],
+                    node.output,
+                    node.op,
+                )
+            new.shape = node.output.shape
+            rewriter.fire(self, node)
+            graph.replace(node.output, new)
+            self.removed(rewriter, node)
+            changed = True
+        return changed
+
+
+def _keepable(graph: Graph, node: Node) -> bool:
+    # In the body of a loop weights are arguments: there another call could bring others.
+    return graph.is_weight(node.inputs[1]) and node.attr("fused_ops", [])[:1] == ["BiasAdd"]
+
+
+def _attrs(node: Node) -> dict[str, Any]:
+    return {key: value for key, value in node.attrs.items() if not key.startswith("_")}
+
+
+def _packed(b: Builder, node: Node, inputs: list[Value]) -> Value:
+    # `_kernel` is the label under which TensorFlow registers the kernels of its own rewritten ops.
+    return b.op(_PACKED, inputs, **_attrs(node), is_filter_const=True, _kernel="MklNameChangeOp")[0]

@@ -35,6 +35,7 @@ from tfvllm.rules.norm_by_rows import NormByRows
 from tfvllm.rules.one_query import OneQuery
 from tfvllm.rules.pack_tokens import PackTokens
 from tfvllm.rules.proven_assertions import DropProvenAssertions
+from tfvllm.rules.quantize_few import QuantizeFewPlainly
 from tfvllm.rules.rewrite_bodies import RewriteBodies
 from tfvllm.rules.rms_norm import CentreLayerNorm, GammaIntoWeights
 from tfvllm.rules.rotary import RotateTogether, SignsIntoSine
@@ -105,7 +106,11 @@ def pipeline(precision: str = "float32") -> list[Step]:
         ),
         Step("weights", (FoldWeights(unpack), *clean)),
         Step("bodies", (RewriteBodies(),), repeat=False),
-        Step(LAST, (NormByRows(), SmallAttentionApart(), TransposesAsIntegers(), KeepPacked()), repeat=False),
+        Step(
+            LAST,
+            (NormByRows(), SmallAttentionApart(), TransposesAsIntegers(), QuantizeFewPlainly(), KeepPacked()),
+            repeat=False,
+        ),
     ]
 
 

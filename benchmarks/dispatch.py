@@ -39,13 +39,13 @@ SHAPES = [
     (8, 128, None),
     (32, 64, LENGTHS),
 ]
-PLAIN = {"tfvllm portable": "portable-float32", "tfvllm onednn": "onednn-float32"}
+PLAIN = {"tfvllm portable": "portable float32", "tfvllm onednn": "onednn float32"}
 CHOOSING = "tfvllm onednn, dispatched"
 
 
 def make_models(folder: str) -> None:
     """In a process of its own: the Keras export and the simplified models without dispatch."""
-    encoder.VARIANTS = (("portable", "float32"), ("onednn", "float32"))
+    encoder.VARIANTS = {name: encoder.VARIANTS[name] for name in PLAIN.values()}
     encoder.make_models("minilm", folder, 0.0)
 
 

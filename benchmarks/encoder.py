@@ -32,7 +32,16 @@ import numpy as np
 RESULTS = Path(__file__).parent / "results"
 PIECES = ("1x16", "1x128", "8x128", "cost")
 VOCABULARY = 30522
-VARIANTS = (("portable", "float32"), ("onednn", "float32"), ("onednn", "bfloat16"), ("onednn", "int8"))
+VARIANTS: dict[str, dict] = {  # name, the folder's too -> options of simplify
+    "portable float32": {"target": "portable"},
+    "onednn float32": {"target": "onednn"},
+    "onednn float32, profile": {
+        "target": "onednn",
+        "profile": [{"batch": b, "length": n} for b, n in ((1, 16), (1, 128), (8, 128))],
+    },
+    "onednn bfloat16": {"target": "onednn", "precision": "bfloat16"},
+    "onednn int8": {"target": "onednn", "precision": "int8"},
+}
 BASE = "Keras export float32"
 
 
@@ -68,16 +77,14 @@ def make_models(which: str, folder: str, max_error: float, ranges: list[Inputs] 
         backbone = keras_nlp.models.BertBackbone(VOCABULARY, 6, 12, 768, 3072, max_sequence_length=512)
     model = keras_nlp.models.BertTextClassifier(backbone, num_classes=2, preprocessor=None)
     model.export(f"{folder}/keras", verbose=False)
-    for target, precision in VARIANTS:
-        int8 = {"calibration": ranges or calibration(), "max_error": max_error} if precision == "int8" else {}
+    for name, options in VARIANTS.items():
+        lowest = options.get("precision") == "int8"
+        int8 = {"calibration": ranges or calibration(), "max_error": max_error} if lowest else {}
         report = tfvllm.simplify_saved_model(
-            f"{folder}/keras",
-            f"{folder}/{target}-{precision}",
-            target=target,
-            precision=precision,
-            signature="serving_default",
-            **int8,
+            f"{folder}/keras", f"{folder}/{name}", signature="serving_default", **options, **int8
         )
+        if "profile" in options:
+            print(f"{name}: {'; '.join(report.main.dispatch['decision'])}", flush=True)
         if int8:
             products = report.main.lowering["products"]
             print(f"int8: {sum(p['precision'] == 'int8' for p in products)} of {len(products)} products", flush=True)
@@ -260,8 +267,8 @@ def measure(folder: str, shape: tuple[int, int], repeats: int, peers: bool) -> l
     from tfvllm.bench.timing import Timing
 
     candidates = {BASE: Candidate(tensorflow_runner, f"{folder}/keras")}
-    for target, precision in VARIANTS:
-        candidates[f"tfvllm {target} {precision}"] = Candidate(tensorflow_runner, f"{folder}/{target}-{precision}")
+    for name in VARIANTS:
+        candidates[f"tfvllm {name}"] = Candidate(tensorflow_runner, f"{folder}/{name}")
     if peers:
         candidates["ONNX Runtime float32"] = Candidate(onnx_runner, f"{folder}/best.onnx")
         candidates["ONNX Runtime int8"] = Candidate(onnx_runner, f"{folder}/int8.onnx")
@@ -335,7 +342,7 @@ def loading(pipe, path: str) -> None:
 
 def cost(folder: str, rounds: int = 3) -> dict:
     """What simplifying takes, and how soon its results answer; medians of rounds, in turns."""
-    saved = {BASE: "keras", **{f"tfvllm {t} {p}": f"{t}-{p}" for t, p in VARIANTS}}
+    saved = {BASE: "keras", **{f"tfvllm {name}": name for name in VARIANTS}}
     samples: dict[str, list[tuple]] = {name: [] for name in saved}
     for turn in range(-1, rounds):
         for name, path in saved.items():

@@ -28,7 +28,7 @@ from encoder import BASE, RESULTS, Candidate, alone, onnx_runner, openvino_runne
 
 DATA = Path(os.environ.get("TFVLLM_DATA", Path(__file__).parents[2] / "shared" / "data"))
 BATCH, LENGTH, BATCHES = 32, 64, 3
-VARIANTS = (("portable", "float32"), ("onednn", "float32"), ("onednn", "bfloat16"), ("onednn", "int8"))
+VARIANTS = {name: options for name, options in encoder.VARIANTS.items() if "profile" not in options}
 PEERS = {"Keras export", "ONNX Runtime", "OpenVINO"}
 
 
@@ -78,8 +78,8 @@ def prepare(which: str, folder: str) -> None:
 def measure(folder: str, repeats: int) -> tuple[dict[str, list[float]], dict[str, float], np.ndarray]:
     """Milliseconds and the largest relative difference from the Keras export, by candidate and layout."""
     candidates = {BASE: Candidate(tensorflow_runner, f"{folder}/keras")}
-    for target, precision in VARIANTS:
-        candidates[f"tfvllm {target} {precision}"] = Candidate(tensorflow_runner, f"{folder}/{target}-{precision}")
+    for name in VARIANTS:
+        candidates[f"tfvllm {name}"] = Candidate(tensorflow_runner, f"{folder}/{name}")
     candidates["ONNX Runtime float32"] = Candidate(onnx_runner, f"{folder}/best.onnx")
     candidates["ONNX Runtime int8"] = Candidate(onnx_runner, f"{folder}/int8.onnx")
     candidates["OpenVINO float32"] = Candidate(openvino_runner, f"{folder}/keras", "f32")

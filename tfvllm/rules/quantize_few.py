@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from tfvllm.graph import dims
@@ -72,10 +71,11 @@ class QuantizeFewPlainly(Pass):
 
 def _known(node: Node) -> bool:
     """Whether the range is constant, and only the bytes are read."""
-    ends = [v.node.attr("value") if v.node.op == "Const" else None for v in node.inputs[1:]]
-    scalar = all(end is not None and np.ndim(end) == 0 for end in ends)
-    plain = node.attr("mode") == "MIN_FIRST" and node.outputs[0].dtype == tf.quint8 and node.inputs[0].shape is not None
-    return scalar and plain and not any(v.readers for v in node.outputs[1:]) and float(ends[0]) < float(ends[1])
+    if any(v.node.op != "Const" or v.shape != () for v in node.inputs[1:]) or any(v.readers for v in node.outputs[1:]):
+        return False
+    low, high = _ends(node)
+    as_bytes = node.attr("mode") == "MIN_FIRST" and node.outputs[0].dtype == tf.quint8
+    return low < high and as_bytes and node.inputs[0].shape is not None
 
 
 def _ends(node: Node) -> list[float]:

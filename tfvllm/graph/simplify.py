@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from tfvllm.errors import InputError, VerificationError
 from tfvllm.files import check_new, new_directory
-from tfvllm.graph import convert, cost, dispatch, quantize, targets, verify
+from tfvllm.graph import convert, cost, dispatch, memory, quantize, targets, verify
 from tfvllm.graph.guarantee import Approximate
 from tfvllm.graph.ir import Graph
 from tfvllm.graph.report import Report, SignatureReport, diagram
@@ -174,6 +174,7 @@ def simplify_saved_model(
     )
     progress("reading")
     saved = convert.load(source, signature)
+    memory.trim()
     sections: dict[str, SignatureReport] = {}
     done: dict[tuple, str] = {}
     for name, entry in saved.signatures.items():
@@ -186,6 +187,7 @@ def simplify_saved_model(
         entry.graph, sections[name] = engine.run(entry.graph, ((), dict(sorted(entry.specs.items()))), name, samples)
     engine.check_lowered(sections.values())
     progress("writing")
+    memory.trim()
     report = Report(target, precision, sections, 0.0, Path(source).name, engine.notes())
     with new_directory(destination, overwrite=overwrite) as partial:
         convert.save(saved.signatures, partial, Path(source) / "assets.extra")
@@ -269,6 +271,7 @@ class _Engine:
     def rewrite(self, graph: Graph, skip: frozenset = frozenset(), limit: int | None = None) -> Rewriter:
         rewriter = Rewriter(graph.copy(), self.target, skip, limit, shared_weights=self.shared_weights)
         rewriter.run(self.steps)
+        memory.trim()
         return rewriter
 
     def run(self, graph: Graph, specs, name: str, samples) -> tuple[Graph, SignatureReport]:

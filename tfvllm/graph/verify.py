@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfvllm.errors import InputError
-from tfvllm.graph import convert, functions, ops
+from tfvllm.graph import convert, functions, memory, ops
 from tfvllm.graph.ir import Graph, Node, Value
 
 TEXTS = (
@@ -103,6 +103,7 @@ class Verifier:
                 "pass real ones: --calibration FILE (calibration=[…])."
             )
         self.exact = self._float64()
+        memory.trim()
 
     def run(self, function: Any, sample: Sequence[Any]) -> list[np.ndarray]:
         """The results of a function with this signature on a sample."""

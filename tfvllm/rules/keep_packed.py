@@ -10,11 +10,11 @@ from tfvllm.graph.guarantee import Reordered
 from tfvllm.graph.ir import Graph, Node, Value
 from tfvllm.graph.rewriter import Builder, Pass
 
-FEW = (8, 41)
+FEW = (8, 33)
 """Rows, from and up to which oneDNN 3 packs float32 weights in one layout and gains by their being packed.
 
-Six pairs of products 768 -> 3072 -> 768 on two AVX-512 cores, packed against packing at every call: 1.6 times as fast
-for 8 rows, 1.4 for 16, 1.15 for 32, 1.0 for 40.
+Times as fast as packing at every call (`benchmarks/packed.py`, width 768 and 384): 1.6 and 1.4 for 8 rows, 1.3 and 1.2
+for 16, 1.1 for 32, 0.9 and 1.0 for 40.
 """
 _PACKED = "_MklNativeFusedMatMul"
 
@@ -53,7 +53,7 @@ class KeepPacked(Pass):
 
 
 class KeepPackedForFew(Pass):
-    """_FusedMatMul(x, w, b, …) -> the same with w packed once if x has 8 to 40 rows, for weights w in float32.
+    """_FusedMatMul(x, w, b, …) -> the same with w packed once if x has 8 to 32 rows, for weights w in float32.
 
     For few rows as for many oneDNN packs w anew at every call, in another layout for few than for many: so the packed
     copy is used, and made, by the few alone. It takes as much memory as w once a request comes that uses it. What is

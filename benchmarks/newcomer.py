@@ -23,7 +23,7 @@ RESULTS = Path(__file__).parent / "results"
 def blocks(page: str) -> list[tuple[str, str]]:
     """(heading, commands) of every bash block, in order."""
     found, heading = [], ""
-    for match in re.finditer(r"^## +(.*)$|^```bash\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+    for match in re.finditer(r"^## +([^\n]*)$|^```bash\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
         if match[1]:
             heading = match[1]
         else:

@@ -44,6 +44,7 @@ import tfvllm
 from tfvllm.compress.classifiers import plain
 from tfvllm.compress.training import adamw, recalled_teacher
 from tfvllm.distillation import student_from, write_targets
+from tfvllm.models.products import flat_products
 
 losses = tfvllm.losses
 
@@ -103,7 +104,8 @@ class Task:
 
 def train(task: Task, model: keras.Model, data: tf.data.Dataset, **compiled: Any) -> None:
     model.compile(optimizer=adamw(task.rate, task.steps, 0.1, 0.01), loss=cross_entropy(), **compiled)
-    keras.Model.fit(model, data, steps_per_epoch=task.steps, epochs=1, verbose=0)
+    with flat_products(model):
+        keras.Model.fit(model, data, steps_per_epoch=task.steps, epochs=1, verbose=0)
 
 
 def alone(task: Task, student: keras.Model, seed: int, _: Any) -> None:

@@ -23,6 +23,7 @@ from tfvllm import data as text_data
 from tfvllm.bench.results import conditions, text_table, write_json
 from tfvllm.compress import classifiers
 from tfvllm.compress.training import Batches, Tokens, accuracy, adamw, logits_function, predict_logits, tokenize
+from tfvllm.models.products import flat_products
 
 RESULTS = Path(__file__).parent / "results"
 ABOUT_ROW = ("measured",)  # what a row says of itself, not shown in tables
@@ -200,7 +201,8 @@ def fit(
     keras.utils.set_random_seed(seed)
     model.compile(adamw(rate, steps, 0.1, 0.01), loss=cross_entropy(), jit_compile=False)
     model.optimizer.build(model.trainable_variables)
-    model.fit(endless(tokens, batch, seed), steps_per_epoch=steps, verbose=0, callbacks=list(callbacks))
+    with flat_products(model):
+        model.fit(endless(tokens, batch, seed), steps_per_epoch=steps, verbose=0, callbacks=list(callbacks))
 
 
 # ---------------------------------------------------------------- WikiText-2
@@ -275,4 +277,5 @@ def fit_rows(model: keras.Model, parts: Any, steps: int, batch: int, seed: int, 
     rows = rows.shuffle(int(rows.cardinality()), seed=seed).repeat().batch(batch, drop_remainder=True).prefetch(2)
     model.compile(adamw(rate, steps, 0.1, 0.01), loss=cross_entropy(), jit_compile=False)
     model.optimizer.build(model.trainable_variables)
-    model.fit(rows, steps_per_epoch=steps, verbose=0)
+    with flat_products(model):
+        model.fit(rows, steps_per_epoch=steps, verbose=0)

@@ -5,6 +5,7 @@ import json
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tfvllm.compress import training
 from tfvllm.compress.console import Console
@@ -114,6 +115,29 @@ def test_the_rate_rises_then_falls_to_zero():
     rate = training.adamw(0.1, 100, 0.2, 0.0)._learning_rate
     rates = [float(rate(step)) for step in (0, 10, 20, 60, 100)]
     assert rates == pytest.approx([0.0, 0.05, 0.1, 0.05, 0.0], abs=1e-6)
+
+
+def test_the_compiled_update_is_that_of_keras():
+    rng = np.random.default_rng(0)
+    values = [rng.normal(size=shape).astype("float32") for shape in ((7, 3), (5,), (4, 3))]
+    grads = [[rng.normal(size=value.shape).astype("float32") for value in values] for _ in range(3)]
+    left, right = ([keras.Variable(v, name=n) for v, n in zip(values, ("kernel", "bias", "table"))] for _ in range(2))
+    assert type(training.adamw(0.1, 10, 0.2, 0.1)) is keras.optimizers.AdamW
+    ours = training.adamw(0.1, training.COMPILED_FROM, 0.01, 0.1)
+    assert type(ours) is training.CompiledAdamW
+    keras_own = keras.optimizers.AdamW.from_config(ours.get_config())
+    keras_own.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    rows = tf.constant([1, 1, 3])  # an embedding's gradient: only some rows, one of them twice
+    for step in grads:
+        few = tf.IndexedSlices(tf.constant(step[2][:3]), rows, (4, 3))
+        ours.apply([*map(tf.constant, step[:2]), few], left)
+        keras_own.apply([*map(tf.constant, step[:2]), tf.convert_to_tensor(few)], right)
+    assert int(ours.iterations) == 3
+    for a, b, before in zip(left, right, values):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+        assert np.abs(a - before).max() > 0.01
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(ours))
+    assert type(again) is type(ours) and again.clipnorm is None and again.global_clipnorm == 1.0
 
 
 class _Stop(keras.callbacks.Callback):

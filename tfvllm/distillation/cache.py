@@ -19,6 +19,7 @@ from tfvllm.distillation.inputs import has_strings, select
 from tfvllm.distillation.teacher_logits import NONE, TopLogits
 from tfvllm.errors import InputError
 from tfvllm.files import digest, new_file, write_text
+from tfvllm.models.products import flat_products
 
 _FORMAT = 1
 _INPUTS = "tfvllm_inputs"  # where inputs that are a single tensor are kept, beside what the cache adds
@@ -317,7 +318,8 @@ def _computed(teacher: keras.Model, top_k: int, temperatures: tuple[float, ...])
 
     @tf.function(reduce_retracing=True)
     def compute(x: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        logits = tf.cast(logits_of(teacher(select(teacher, x), training=False), teacher), tf.float32)
+        with flat_products(teacher):
+            logits = tf.cast(logits_of(teacher(select(teacher, x), training=False), teacher), tf.float32)
         largest, ids = tf.math.top_k(logits, top_k)
         if top_k == logits.shape[-1]:
             tails = tf.fill(tf.concat([tf.shape(logits)[:-1], [len(temperatures)]], 0), NONE)

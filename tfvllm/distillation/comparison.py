@@ -11,6 +11,7 @@ import tensorflow as tf
 from tfvllm.distillation.inputs import Mask, dataset_of, has_strings, padding_mask, select
 from tfvllm.distillation.losses import ForwardKL
 from tfvllm.errors import InputError
+from tfvllm.models.products import flat_products
 
 
 @dataclass
@@ -130,8 +131,9 @@ def side_by_side(
 
     @tf.function(reduce_retracing=True)
     def both(x: Any) -> tuple[tf.Tensor, ...]:
-        answer = student(select(student, x), training=False)
-        of_teacher = logits_of(teacher(select(teacher, x), training=False), teacher)
+        with flat_products(teacher, student):
+            answer = student(select(student, x), training=False)
+            of_teacher = logits_of(teacher(select(teacher, x), training=False), teacher)
         of_student = logits_of(answer, student)
         values, chosen = loss(of_teacher, of_student), [tf.argmax(part, -1) for part in (of_teacher, of_student)]
         same = tf.cast(tf.equal(*chosen), tf.float32)

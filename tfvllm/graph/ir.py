@@ -59,6 +59,10 @@ class Node:
         """An attribute as a plain Python value (int, float, bool, str, bytes, DType, list, ndarray)."""
         return ops.attr_to_python(self.attrs[key]) if key in self.attrs else default
 
+    def own_attrs(self, *without: str) -> dict[str, Any]:
+        """The attributes that a node like this one is made with: no notes to the runtime (`_class` and its like)."""
+        return {key: value for key, value in self.attrs.items() if key not in without and not key.startswith("_")}
+
     @property
     def output(self) -> Value:
         return self.outputs[0]

@@ -7,8 +7,7 @@
 import contextlib
 import functools
 import inspect
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +16,8 @@ import tensorflow as tf
 
 from tfvllm.errors import InputError
 from tfvllm.models import adapter_for
+from tfvllm.models.products import flat_products
+from tfvllm.models.taps import Hook, call_of, tapped
 
 READABLE = ("hidden_states", "attention_maps", "relations")
 
@@ -83,16 +84,17 @@ def run(
         raise InputError(f"cannot read {unknown}; expected any of {list(READABLE)}.")
     outputs = Outputs(None)
     with contextlib.ExitStack() as taps:
+        taps.enter_context(flat_products(model))  # first: what is read is read of the product that takes the place
         if read:
             for block in adapter_for(model).blocks(model):
                 found = BlockOutputs()
                 outputs.blocks.setdefault(block.kind, []).append(found)
                 for layer, method, hook in _block_hooks(block, found, read):
-                    taps.enter_context(_tapped(layer, method, hook))
+                    taps.enter_context(tapped(layer, method, hook))
         for name in layers:
             hook = functools.partial(_keep, outputs.layers, name)
             layer = find_layer(model, name)
-            taps.enter_context(_tapped(layer, _call_of(layer), _after(hook)))
+            taps.enter_context(tapped(layer, call_of(layer), _after(hook)))
         outputs.answer = model(inputs, training=training)
     return outputs
 
@@ -118,18 +120,15 @@ def _paths(layers: Iterable[keras.Layer], limit: int = 40) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
-Hook = Callable[..., Any]
-
-
 def _block_hooks(block: Any, found: BlockOutputs, read: tuple[str, ...]) -> Iterator[tuple[Any, str, Hook]]:
     """(layer, method to tap, hook) for all that `read` asks of a block."""
     attention = block.attention
     if "hidden_states" in read:
-        yield block.layer, _call_of(block.layer), _after(functools.partial(_set, found, "hidden_state"))
+        yield block.layer, call_of(block.layer), _after(functools.partial(_set, found, "hidden_state"))
     if "relations" in read:
         for name, projection in (("queries", "query"), ("keys", "key"), ("values", "value")):
             layer = getattr(attention, projection).layer
-            yield layer, _call_of(layer), _after(functools.partial(_set_flat, found, name))
+            yield layer, call_of(layer), _after(functools.partial(_set_flat, found, name))
     if "attention_maps" in read:
         if isinstance(attention.layer, keras.layers.MultiHeadAttention):
             yield attention.layer, "_compute_attention", functools.partial(_with_scores, found)
@@ -140,11 +139,7 @@ def _block_hooks(block: Any, found: BlockOutputs, read: tuple[str, ...]) -> Iter
                     f"{type(attention.layer).__name__} does not show its attention probabilities, so attention maps "
                     "cannot be read. Use tfvllm.losses.Relations, which needs queries, keys and values only."
                 )
-            yield softmax, _call_of(softmax), _after(functools.partial(_set_map, found))
-
-
-def _call_of(layer: Any) -> str:
-    return "call" if getattr(layer, "quantization_mode", None) is None else "quantized_call"
+            yield softmax, call_of(softmax), _after(functools.partial(_set_map, found))
 
 
 def _after(keep: Callable[[Any], None]) -> Hook:
@@ -192,48 +187,3 @@ def _set_map(found: BlockOutputs, tensor: tf.Tensor) -> None:
 
 def _keep(store: dict[str, Any], name: str, tensor: Any) -> None:
     store[name] = tensor
-
-
-# Taps are set on the layer while it runs. Replicas of one model run in threads of their own, so each thread sees only
-# the hooks it set, and a method is put back when the last thread leaves.
-_lock = threading.Lock()
-_installed: dict[tuple[int, str], list[Any]] = {}  # [uses, the attribute that was there (or None)]
-_hooks = threading.local()
-
-
-@contextlib.contextmanager
-def _tapped(layer: Any, method: str, hook: Hook) -> Iterator[None]:
-    key = (id(layer), method)
-    mine: dict[tuple[int, str], list[Hook]] = _hooks.__dict__.setdefault("by_key", {})
-    with _lock:
-        if key not in _installed:
-            own = vars(layer).get(method)
-            _installed[key] = [0, own]
-            vars(layer)[method] = _dispatch(key, own or getattr(layer, method))
-        _installed[key][0] += 1
-    mine.setdefault(key, []).append(hook)
-    try:
-        yield
-    finally:
-        mine[key].pop()
-        with _lock:
-            entry = _installed[key]
-            entry[0] -= 1
-            if entry[0] == 0:
-                del _installed[key]
-                if entry[1] is None:
-                    vars(layer).pop(method, None)
-                else:
-                    vars(layer)[method] = entry[1]
-
-
-def _dispatch(key: tuple[int, str], method: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(method)
-    def tapped(*args: Any, **kwargs: Any) -> Any:
-        inner = method
-        hooks: Mapping[Any, list[Hook]] = getattr(_hooks, "by_key", {})
-        for hook in hooks.get(key, ()):
-            inner = functools.partial(hook, inner)
-        return inner(*args, **kwargs)
-
-    return tapped

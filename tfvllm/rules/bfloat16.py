@@ -35,7 +35,7 @@ def lowered_product(graph: Graph, node: Node) -> Value:
     """The product computed in bfloat16, as float32. `node` stays in the graph."""
     b = Builder(graph, node.name)
     inputs = [b.Cast(v, DstT=tf.bfloat16) for v in node.inputs]
-    attrs = {k: a for k, a in node.attrs.items() if k != "T" and not k.startswith("_")}
+    attrs = node.own_attrs("T")
     return b.Cast(b.op(node.op, inputs, **attrs)[0], DstT=tf.float32)
 
 
@@ -95,7 +95,7 @@ class SinkCasts(Pass):
             inputs = list(node.inputs)
             inputs[at] = cast.inputs[0]
             types = [k for k, a in node.attrs.items() if a.type == tf.float32.as_datatype_enum]
-            attrs = {k: a for k, a in node.attrs.items() if k not in types and not k.startswith("_")}
+            attrs = node.own_attrs(*types)
             outputs = [b.Cast(v, DstT=tf.float32) for v in b.op(node.op, inputs, **attrs)]
             rewriter.fire(self, node)
             for old, new in zip(list(node.outputs), outputs):

@@ -95,7 +95,7 @@ class RowIntoTable(Rule):
     def replacement(self, b, m):
         table = b.AddV2(m.table, b.reshape(m.row, (m.table.shape[1],)))
         node = m.node("part")
-        attrs = {k: a for k, a in node.attrs.items() if not k.startswith("_")}
+        attrs = node.own_attrs()
         part = b.op(node.op, [table, *node.inputs[1:]], **attrs)[0]
         part.shape = m.part.shape
         return b.AddV2(m.x, part)

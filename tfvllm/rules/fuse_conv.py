@@ -98,6 +98,6 @@ class FuseConvResidual(Rule):
 
     def replacement(self, b, m):
         node = m.y.node
-        attrs = {k: a for k, a in node.attrs.items() if k != "TArgs" and not k.startswith("_")}
+        attrs = node.own_attrs("TArgs")
         attrs.update(num_args=2, fused_ops=["BiasAdd", "Add"], TArgs=[m.r.dtype] * 2)
         return b.op("_FusedConv2D", [*node.inputs, m.r], **attrs)[0]

@@ -70,7 +70,7 @@ class HoistSlices(Pass):
         shape = (*value.shape[: rows.axis], rows.outer(value), *value.shape[rows.axis + 1 :])
         if node.op in ("Reshape", "ExpandDims", "Squeeze"):
             return b.reshape(inputs[0], shape, like=[value])
-        attrs = {k: a for k, a in node.attrs.items() if not k.startswith("_")}
+        attrs = node.own_attrs()
         out = b.op(node.op, inputs, **attrs)[0]
         if out.shape is None or len(out.shape) != len(shape):
             raise Declined("the shape of the sliced work is unknown")

@@ -396,7 +396,7 @@ class SmoothInputs(Pass):
         b = Builder(graph, source.node.name + "/smooth")
         inverse = b.const(1.0 / factors, tf.float32)
         node = source.node
-        attrs = {k: a for k, a in node.attrs.items() if k != "T" and not k.startswith("_")}
+        attrs = node.own_attrs("T")
         if node.op == "_MklLayerNorm":
             inputs = [node.inputs[0], b.Mul(node.inputs[1], inverse), b.Mul(node.inputs[2], inverse)]
         else:

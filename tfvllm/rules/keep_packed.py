@@ -95,7 +95,7 @@ class KeepPackedForFew(Pass):
                     node.inputs,
                     [
                         (f"product_packed_{own}", lambda b, v, n=node: _packed(b, n, v)),
-                        (f"product_{own}", lambda b, v, n=node: b.op(n.op, v, **_attrs(n))[0]),
+                        (f"product_{own}", lambda b, v, n=node: b.op(n.op, v, **n.own_attrs())[0]),
                     ],
                     node.output,
                     node.op,
@@ -113,10 +113,6 @@ def _keepable(graph: Graph, node: Node) -> bool:
     return graph.is_weight(node.inputs[1]) and node.attr("fused_ops", [])[:1] == ["BiasAdd"]
 
 
-def _attrs(node: Node) -> dict[str, Any]:
-    return {key: value for key, value in node.attrs.items() if not key.startswith("_")}
-
-
 def _packed(b: Builder, node: Node, inputs: list[Value]) -> Value:
     # `_kernel` is the label under which TensorFlow registers the kernels of its own rewritten ops.
-    return b.op(_PACKED, inputs, **_attrs(node), is_filter_const=True, _kernel="MklNameChangeOp")[0]
+    return b.op(_PACKED, inputs, **node.own_attrs(), is_filter_const=True, _kernel="MklNameChangeOp")[0]

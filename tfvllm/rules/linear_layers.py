@@ -46,7 +46,7 @@ class ScaleIntoWeights(Rule):
             factor = b.reshape(c, w.shape[2:])
         elif size > 1 and node.op == "MatMul" and node.attr("transpose_b"):
             factor = b.reshape(c, (size, 1))
-        attrs = {k: a for k, a in node.attrs.items() if not k.startswith("_")}
+        attrs = node.own_attrs()
         y = b.op(node.op, [m.x, b.Mul(w, factor)], **attrs)[0]
         return y if m.get("biased") is None else b.BiasAdd(y, b.Mul(m.bias, c))
 

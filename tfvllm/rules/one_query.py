@@ -134,7 +134,7 @@ def _copied(b: Builder, between: list[Node], old: Value, scores: Value) -> Value
     new = {old: scores}
     for node in between:
         inputs = [new[v] if v in new else _turned(b, v) for v in node.inputs]
-        attrs = {key: value for key, value in node.attrs.items() if not key.startswith("_")}
+        attrs = node.own_attrs()
         new[node.output] = b.op(node.op, inputs, **attrs)[0]
     return new[between[-1].output]
 

@@ -279,7 +279,7 @@ class _Packer:
     def _rebuilt(self, node: Node) -> list[Value]:
         b, tokens = self.builder, self.values[node.outputs[0]]
         count = len(tokens.axes)
-        attrs = {k: a for k, a in node.attrs.items() if not k.startswith("_")}
+        attrs = node.own_attrs()
         inputs = list(node.inputs)
         if node.op in demand.ELEMENTWISE:
             return b.op(node.op, [self._beside(v, node) for v in inputs], **attrs)

@@ -91,5 +91,5 @@ def _plain(b: Builder, node: Node, x: Value) -> Value:
 
 
 def _same(b: Builder, node: Node, x: Value) -> Value:
-    attrs = {key: value for key, value in node.attrs.items() if not key.startswith("_")}
+    attrs = node.own_attrs()
     return b.op("QuantizeV2", [x, *(b.const(end, tf.float32) for end in _ends(node))], **attrs)[0]

@@ -96,7 +96,7 @@ def _copied(b: Builder, core: list[Node], given: dict[Value, Value], small: bool
         elif small and node.op == "Softmax":
             new = b.Exp(b.LogSoftmax(*inputs))
         else:
-            attrs = {key: value for key, value in node.attrs.items() if not key.startswith("_")}
+            attrs = node.own_attrs()
             twin = b.graph.add(f"{b.scope}/{node.op}", node.op, inputs, attrs)
             b.made.append(twin)
             new = twin.output

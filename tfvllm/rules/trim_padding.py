@@ -123,7 +123,7 @@ def _copied(b: Builder, value: Value) -> Value:
     node = value.node
     if not node.inputs or b.graph.is_static(value):
         return value
-    attrs = {k: a for k, a in node.attrs.items() if not k.startswith("_")}
+    attrs = node.own_attrs()
     return b.op(node.op, [_copied(b, v) for v in node.inputs], **attrs)[value.index]
 
 

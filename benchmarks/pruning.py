@@ -1,7 +1,8 @@
 """Pruning measured: quality against sparsity for masks, quality against speed for removed structure.
 
     python benchmarks/pruning.py                                       # small: minutes, shows that everything runs
-    python benchmarks/pruning.py --setting short --task structure      # the figures in benchmarks/results
+    python benchmarks/pruning.py --setting brief --teacher RUN         # the figures in benchmarks/results: two hours
+    python benchmarks/pruning.py --setting short --task structure      # a day
     python benchmarks/pruning.py --setting short --task structure --only "taylor, mean: distilled"    # some rows
     python benchmarks/pruning.py --setting full                        # days on two cores
 
@@ -62,6 +63,10 @@ class Setting:
 
 SETTINGS = {
     "small": Setting(512, 4, 4, 16, 1e-4, 1, 32, (0.5,), (0.5,), 500, 2, 64, 10, 32),
+    "brief": Setting(
+        *(None, 3150, 300, 32, 1e-4, 1, 512, (0.5, 0.7, 0.9), (0.5,)),
+        *(4000, 4, 192, 1500, None),
+    ),
     "short": Setting(
         *(None, 3150, 1000, 64, 1e-4, 1, 1024, (0.3, 0.5, 0.7, 0.9), (0.25, 0.5, 0.75)),
         *(4000, 4, 192, 1500, None),

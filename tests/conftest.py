@@ -1,10 +1,14 @@
 """Shared fixtures: quiet TensorFlow, a fixed seed, and the real data sets where they are present."""
 
+import contextlib
 import os
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault(
+    "TF_ENABLE_ONEDNN_OPTS", "1"
+)  # on some CPUs TensorFlow leaves it off: the target onednn is tested nevertheless
 
 import pytest
 from hypothesis import settings
@@ -14,6 +18,38 @@ settings.register_profile("tfvllm", deadline=None)
 settings.load_profile("tfvllm")
 
 DATA = Path(os.environ.get("TFVLLM_DATA", Path(__file__).parents[1].parent / "shared" / "data"))
+
+
+# What a refusal says, and the CPU flags of which none may be there for that to be true.
+TAKES = {"oneDNN has no bfloat16 on this CPU": ("avx512f",), "int8 products in 16 bits on this CPU": ("vnni", "amx")}
+
+
+@contextlib.contextmanager
+def skipping_what_this_cpu_lacks():
+    """Skips what this CPU cannot compute, where its flags bear out what tfvllm says of it."""
+    try:
+        yield
+    except Exception as error:
+        for refusal, wanted in TAKES.items():
+            if refusal in str(error) and not any(flag in _cpu_flags() for flag in wanted):
+                pytest.skip(f"{refusal}: no {' or '.join(wanted)} in its flags")
+        raise
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem):
+    with skipping_what_this_cpu_lacks():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef, request):
+    with skipping_what_this_cpu_lacks():
+        return (yield)
+
+
+def _cpu_flags() -> str:
+    return next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), "")
 
 
 @pytest.fixture

@@ -76,18 +76,20 @@ def test_newer_op(tmp_path):
     assert "came with TensorFlow 2.20" in report.findings[0].what
 
 
-def test_internal_ops_mean_target_onednn(tmp_path):
+@pytest.mark.parametrize("internal", ["_FusedMatMul", "_QuantizedMatMul"])
+def test_internal_ops_mean_target_onednn(tmp_path, internal):
     path = save(tmp_path / "1", lambda x: {"y": tf.matmul(x, [[1.0], [2.0]])}, FLOATS)
 
     def change(graph):
         function = next(f for f in graph.graph_def.library.function if any(n.op == "MatMul" for n in f.node_def))
-        next(node for node in function.node_def if node.op == "MatMul").op = "_FusedMatMul"
+        next(node for node in function.node_def if node.op == "MatMul").op = internal
 
     edit(path, change)
     report = lint(path, run=False)
     assert report.target == "onednn"
     assert "onednn-ops" in report.codes()
-    assert report.ok  # a warning: it depends on the server's build
+    assert ("int8-products" in report.codes()) == (internal == "_QuantizedMatMul")
+    assert report.ok  # warnings: it depends on the server's build and CPU
 
 
 def test_python_op(tmp_path):

@@ -14,7 +14,7 @@ from tests.capi import loader
 from tests.rules.checks import f32, weight
 from tfvllm.cli import main
 from tfvllm.errors import InputError, VerificationError
-from tfvllm.graph import calibrate, convert
+from tfvllm.graph import calibrate, convert, targets
 from tfvllm.graph.guarantee import Approximate
 from tfvllm.graph.rewriter import Rewriter
 from tfvllm.rules import lowering, smoothing
@@ -26,6 +26,7 @@ K, N = 69, 77  # odd, and more than the 4096 elements that a product needs
 
 def lower(function, specs, span=(-4.5, 4.5)):
     """The function simplified for oneDNN, then every product in int8 with one range."""
+    targets.check_runs("onednn", "int8")
     fast = tfvllm.simplify(tf.function(function, autograph=False, input_signature=specs), target="onednn")
     rewriter = Rewriter(fast.graph.copy(), "onednn")
     names = [n.name for n in rewriter.graph.live() if n.op in ("MatMul", "_FusedMatMul")]
@@ -495,6 +496,7 @@ def test_the_command(saved, tmp_path, capsys):
     assert exit_code(call) == 2
     assert "needs target 'onednn'" in capsys.readouterr().err
     call += ["--target", "onednn", "--json", "--calibration", str(folder / "x.npz")]
+    targets.check_runs("onednn", "int8")
     assert exit_code([*call, "--max-error", "0.00001"]) == 3
     assert not (tmp_path / "1").exists()
     capsys.readouterr()

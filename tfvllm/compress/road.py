@@ -19,6 +19,7 @@ from tfvllm.compress.steps import Done, Workspace
 from tfvllm.compress.vocabulary import learn_vocabulary
 from tfvllm.errors import InputError
 from tfvllm.files import digest, new_directory, write_text
+from tfvllm.graph import targets
 from tfvllm.recipe import Distill, Prune, Recipe
 
 _OBJECTIVE = ("temperature", "logits", "task", "hidden", "augment")
@@ -47,15 +48,17 @@ class Road:
 
     def data(self) -> Done:
         """Reads the sentences, or writes synthetic ones."""
+        if (wanted := self.recipe.simplify) is not None:  # before hours of training
+            targets.check_runs(wanted.target, wanted.precision)
         block = self.recipe.data
         if block.path is None:
             assert block.synthetic is not None
-            wanted = block.synthetic.model_dump()
+            asked = block.synthetic.model_dump()
             folder = self.workspace.out / "data"
             made = folder / "synthetic.json"
-            if not made.is_file() or json.loads(made.read_text()) != wanted:
-                text_data.write_synthetic(folder, **wanted, overwrite=True)
-                write_text(made, json.dumps(wanted))
+            if not made.is_file() or json.loads(made.read_text()) != asked:
+                text_data.write_synthetic(folder, **asked, overwrite=True)
+                write_text(made, json.dumps(asked))
             self.text = text_data.load(folder, names=block.labels or {"0": "negative", "1": "positive"})
             self.text.notes.insert(0, text_data.SYNTHETIC_NOTE)
         else:

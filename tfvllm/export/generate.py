@@ -25,6 +25,7 @@ from tfvllm.generation.generator import Generator, finish_reasons
 from tfvllm.generation.kernels import TARGETS
 from tfvllm.generation.sampling import Controls
 from tfvllm.generation.text import codec_for
+from tfvllm.graph.targets import check_runs
 
 PRECISIONS = {"float32": tf.float32, "bfloat16": tf.bfloat16}
 # How far log-probabilities may lie from the Keras model's. bfloat16 keeps 8 bits of each number.
@@ -64,6 +65,7 @@ def export_task(
     target = target or ("onednn" if precision == "bfloat16" else "portable")
     if target not in TARGETS:
         raise InputError(f"target must be one of {', '.join(TARGETS)}; got {target!r}.")
+    check_runs(target, precision)
     if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise InputError(f"max_new_tokens must be a whole number, at least 1; got {max_new_tokens!r}.")
     preprocessor = getattr(model, "preprocessor", None)

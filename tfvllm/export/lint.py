@@ -223,6 +223,13 @@ def _check_ops(graph, version: str) -> tuple[list[Finding], str]:
         )
         mend = "try it on the server image you deploy, or use the portable target: tfvllm simplify --target portable"
         findings.append(Finding("onednn-ops", WARNING, _layer(next(iter(internal.values()))[0]), what, mend))
+    if "_QuantizedMatMul" in internal:
+        what = (
+            "int8 products take a CPU with VNNI or AMX: on others oneDNN adds them in 16 bits, which overflow, and "
+            "answers are wrong without an error"
+        )
+        mend = "serve it on such CPUs only, or simplify with --precision float32 or bfloat16"
+        findings.append(Finding("int8-products", WARNING, _layer(internal["_QuantizedMatMul"][0]), what, mend))
     return findings, "onednn" if internal else "portable"
 
 

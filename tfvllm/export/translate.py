@@ -21,6 +21,7 @@ from tfvllm.generation.kernels import TARGETS
 from tfvllm.generation.sampling import Controls
 from tfvllm.generation.text import codec_for
 from tfvllm.generation.translator import Translator
+from tfvllm.graph.targets import check_runs
 
 
 def export_task(
@@ -60,6 +61,7 @@ def export_task(
     target = target or ("onednn" if precision == "bfloat16" else "portable")
     if target not in TARGETS:
         raise InputError(f"target must be one of {', '.join(TARGETS)}; got {target!r}.")
+    check_runs(target, precision)
     if isinstance(beams, bool) or not isinstance(beams, int) or beams < 1:
         raise InputError(f"beams must be a whole number, at least 1; got {beams!r}.")
     if length_penalty < 0:

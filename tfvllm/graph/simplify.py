@@ -111,6 +111,7 @@ def simplify(
     graph = convert.from_concrete(function, _owners(model))
     samples = None if inputs is None else [_flat(inputs)]
     int8 = quantize.Options.check(precision, target, max_error, percentile)
+    targets.check_runs(target, precision)
     engine = _Engine(
         *(target, precision, rules, rtol, atol, int8, measure), dispatch.Options.check(profile, memory_limit)
     )
@@ -167,6 +168,7 @@ def simplify_saved_model(
     started = time.perf_counter()
     check_new(destination, overwrite=overwrite)
     int8 = quantize.Options.check(precision, target, max_error, percentile)
+    targets.check_runs(target, precision)
     engine = _Engine(
         *(target, precision, rules, rtol, atol, int8, measure),
         dispatch.Options.check(profile, memory_limit),

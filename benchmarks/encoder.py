@@ -66,6 +66,8 @@ def make_models(which: str, folder: str, max_error: float, ranges: list[Inputs] 
     import keras_nlp
 
     import tfvllm
+    from tfvllm.errors import InputError
+    from tfvllm.graph.targets import check_runs
 
     keras.utils.set_random_seed(1)
     if which == "minilm":
@@ -78,6 +80,11 @@ def make_models(which: str, folder: str, max_error: float, ranges: list[Inputs] 
     model = keras_nlp.models.BertTextClassifier(backbone, num_classes=2, preprocessor=None)
     model.export(f"{folder}/keras", verbose=False)
     for name, options in VARIANTS.items():
+        try:
+            check_runs(options["target"], options.get("precision", "float32"))
+        except InputError as error:
+            print(f"{name} is left out: {error}", flush=True)
+            continue
         lowest = options.get("precision") == "int8"
         int8 = {"calibration": ranges or calibration(), "max_error": max_error} if lowest else {}
         report = tfvllm.simplify_saved_model(
@@ -262,12 +269,17 @@ def prepare(which: str, folder: str, max_error: float, peers: bool) -> None:
         alone(make_onnx, folder)
 
 
+def made(folder: str) -> list[str]:
+    """The variants that this machine can compute."""
+    return [name for name in VARIANTS if Path(folder, name).exists()]
+
+
 def measure(folder: str, shape: tuple[int, int], repeats: int, peers: bool) -> list[dict]:
     """Every candidate at one shape: milliseconds, and the relative difference from the Keras export."""
     from tfvllm.bench.timing import Timing
 
     candidates = {BASE: Candidate(tensorflow_runner, f"{folder}/keras")}
-    for name in VARIANTS:
+    for name in made(folder):
         candidates[f"tfvllm {name}"] = Candidate(tensorflow_runner, f"{folder}/{name}")
     if peers:
         candidates["ONNX Runtime float32"] = Candidate(onnx_runner, f"{folder}/best.onnx")
@@ -342,7 +354,7 @@ def loading(pipe, path: str) -> None:
 
 def cost(folder: str, rounds: int = 3) -> dict:
     """What simplifying takes, and how soon its results answer; medians of rounds, in turns."""
-    saved = {BASE: "keras", **{f"tfvllm {name}": name for name in VARIANTS}}
+    saved = {BASE: "keras", **{f"tfvllm {name}": name for name in made(folder)}}
     samples: dict[str, list[tuple]] = {name: [] for name in saved}
     for turn in range(-1, rounds):
         for name, path in saved.items():

@@ -78,7 +78,7 @@ def prepare(which: str, folder: str) -> None:
 def measure(folder: str, repeats: int) -> tuple[dict[str, list[float]], dict[str, float], np.ndarray]:
     """Milliseconds and the largest relative difference from the Keras export, by candidate and layout."""
     candidates = {BASE: Candidate(tensorflow_runner, f"{folder}/keras")}
-    for name in VARIANTS:
+    for name in encoder.made(folder):
         candidates[f"tfvllm {name}"] = Candidate(tensorflow_runner, f"{folder}/{name}")
     candidates["ONNX Runtime float32"] = Candidate(onnx_runner, f"{folder}/best.onnx")
     candidates["ONNX Runtime int8"] = Candidate(onnx_runner, f"{folder}/int8.onnx")

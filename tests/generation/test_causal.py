@@ -8,6 +8,7 @@ from tfvllm.errors import InputError
 from tfvllm.generation import loop
 from tfvllm.generation.families import read
 from tfvllm.generation.generator import Generator
+from tfvllm.graph.targets import check_runs
 
 from .models import CAUSAL, VOCABULARY, build, families, gemma3, gpt2, llama, mistral, prompts
 from .reference import keras_generate, log_probs
@@ -135,6 +136,7 @@ def test_empty_rows_and_empty_batches(small):
 @pytest.mark.parametrize("make", families((gpt2, llama, mistral), quick=(gpt2,)))
 @pytest.mark.parametrize("options", [{"target": "onednn"}, {"dtype": "bfloat16", "target": "onednn"}])
 def test_fused_kernels_give_the_same_scores(make, options):
+    check_runs("onednn", options.get("dtype", "float32"))
     model = build(make)
     ids, mask = prompts([9, 4])
     tolerance = 0.35 if "dtype" in options else 2e-4

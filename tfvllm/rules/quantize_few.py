@@ -46,7 +46,7 @@ class QuantizeFewPlainly(Pass):
             if isinstance(size, int):
                 if size >= WORTH:
                     continue
-                new = _plain(b, node, x)
+                new = plain(b, node, x)
             else:
                 if x.shape not in few:
                     few[x.shape] = b.Less(b.Size(x, out_type=tf.int64), b.const(WORTH, tf.int64))
@@ -56,7 +56,7 @@ class QuantizeFewPlainly(Pass):
                     few[x.shape],
                     [x],
                     [
-                        ("quantize_few", lambda b, v, n=node: _plain(b, n, v[0])),
+                        ("quantize_few", lambda b, v, n=node: plain(b, n, v[0])),
                         ("quantize", lambda b, v, n=node: _same(b, n, v[0])),
                     ],
                     node.outputs[0],
@@ -82,7 +82,8 @@ def _ends(node: Node) -> list[float]:
     return [float(v.node.attr("value")) for v in node.inputs[1:]]
 
 
-def _plain(b: Builder, node: Node, x: Value) -> Value:
+def plain(b: Builder, node: Node, x: Value) -> Value:
+    """The bytes of a `QuantizeV2` whose range is constant, with ops that oneDNN does not prepare."""
     low, high = _ends(node)
     steps = 255.0 / (high - low)
     y = b.AddV2(b.Mul(x, b.const(steps, tf.float32)), b.const(-low * steps, tf.float32))

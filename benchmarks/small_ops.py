@@ -68,8 +68,8 @@ def runner(make: Any, rows: int, public: bool) -> Any:
 
 
 def main() -> None:
-    targets.check_runs("onednn")
     tf.config.threading.set_inter_op_parallelism_threads(1)
+    targets.check_runs("onednn")
     rows, cells = [], []
     for name, make in OPS.items():
         for count in ROWS:

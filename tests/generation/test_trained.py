@@ -96,7 +96,7 @@ def test_language_model_on_tiny_shakespeare(shakespeare, tmp_path):
         count = (scores["lengths"].numpy() - 1).sum()
         perplexity[name] = float(np.exp(-scores["total"].numpy().sum() / count))
     print("perplexity", perplexity)
-    assert perplexity["float32"] < 90.0  # of 1026 tokens
+    assert perplexity["float32"] < 150.0  # of 1026 tokens, after two epochs
     for name in variants:
         assert abs(perplexity[name] / perplexity["float32"] - 1.0) < 0.005, name
 

@@ -20,6 +20,13 @@ def test_the_onednn_target_runs_here(precision):
     targets.check_runs("onednn", precision)  # or is skipped, where the CPU's flags say why
 
 
+def test_bfloat16_goes_by_onednn_where_it_can(monkeypatch):
+    assert targets.default_for("float32") == "portable"
+    for able, expected in ((True, "onednn"), (False, "portable")):
+        monkeypatch.setattr(targets, "computes_fused", lambda dtype, able=able: able)
+        assert targets.default_for("bfloat16") == expected
+
+
 def test_without_onednn_nothing_is_made_that_would_not_run(text_export, tmp_path):
     call = [sys.executable, "-m", "tfvllm", "simplify", str(text_export), str(tmp_path / "1"), "--target", "onednn"]
     environment = os.environ | {"TF_ENABLE_ONEDNN_OPTS": "0"}

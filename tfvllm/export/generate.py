@@ -25,7 +25,7 @@ from tfvllm.generation.generator import Generator, finish_reasons
 from tfvllm.generation.kernels import TARGETS
 from tfvllm.generation.sampling import Controls
 from tfvllm.generation.text import codec_for
-from tfvllm.graph.targets import check_runs
+from tfvllm.graph.targets import check_runs, default_for
 
 PRECISIONS = {"float32": tf.float32, "bfloat16": tf.bfloat16}
 # How far log-probabilities may lie from the Keras model's. bfloat16 keeps 8 bits of each number.
@@ -52,7 +52,8 @@ def export_task(
         max_new_tokens: how many tokens `serving_default` generates from text, and the default of `generate`.
         precision: "float32" or "bfloat16", of weights, activations and caches.
         target: "portable" (public ops) or "onednn" (TensorFlow's fused oneDNN ops, which need a TensorFlow built with
-            oneDNN on a CPU it knows). Default: portable for float32; onednn for bfloat16, which without oneDNN is slow.
+            oneDNN on a CPU it knows). Default: portable for float32; for bfloat16 onednn where this
+            process can compute it (without, bfloat16 is slow).
         stop_token_ids: tokens that end an answer; default the tokenizer's end tokens, without a tokenizer none.
 
     Signatures with a preprocessor: `serving_default` (prompts string[batch] -> texts, completions, finish_reasons),
@@ -62,7 +63,7 @@ def export_task(
     dtype = PRECISIONS.get(precision)
     if dtype is None:
         raise InputError(f"task 'generate' exports float32 and bfloat16; got precision={precision!r}.")
-    target = target or ("onednn" if precision == "bfloat16" else "portable")
+    target = target or default_for(precision)
     if target not in TARGETS:
         raise InputError(f"target must be one of {', '.join(TARGETS)}; got {target!r}.")
     check_runs(target, precision)

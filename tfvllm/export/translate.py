@@ -21,7 +21,7 @@ from tfvllm.generation.kernels import TARGETS
 from tfvllm.generation.sampling import Controls
 from tfvllm.generation.text import codec_for
 from tfvllm.generation.translator import Translator
-from tfvllm.graph.targets import check_runs
+from tfvllm.graph.targets import check_runs, default_for
 
 
 def export_task(
@@ -58,7 +58,7 @@ def export_task(
     dtype = PRECISIONS.get(precision)
     if dtype is None:
         raise InputError(f"task 'translate' exports float32 and bfloat16; got precision={precision!r}.")
-    target = target or ("onednn" if precision == "bfloat16" else "portable")
+    target = target or default_for(precision)
     if target not in TARGETS:
         raise InputError(f"target must be one of {', '.join(TARGETS)}; got {target!r}.")
     check_runs(target, precision)

@@ -71,6 +71,13 @@ def check_runs(target: str, precision: str = "float32") -> None:
         )
 
 
+def default_for(precision: str) -> str:
+    """The target of a generation export: bfloat16 is fast by oneDNN only, and goes without it where it must."""
+    if precision == "bfloat16" and computes_fused(tf.float32) and computes_fused(tf.bfloat16):
+        return ONEDNN
+    return PORTABLE
+
+
 @functools.cache
 def computes_fused(dtype: tf.DType) -> bool:
     """Whether a product with a residual added is computed here: kernels are registered with oneDNN off too."""

@@ -28,7 +28,10 @@ INSTALL = re.compile(r"^pip install -e \S+( && )?", re.MULTILINE)
 # The shipped recipe takes minutes as it stands: here it walks the same road with fewer sentences and less training.
 RECIPE = re.compile(r"tfvllm compress examples/sentiment\.yaml(?:.*\\\n)*.*$", re.MULTILINE)
 FEWER = ("data.synthetic.train=1500", "data.synthetic.dev=200", "data.synthetic.test=200", "teacher.vocabulary=500")
-SHORTER = ("teacher.epochs=1", "distill.epochs=1", "shrink.epochs=1", "benchmark.repeats=5")
+SHORTER = (
+    *("teacher.epochs=1", "distill.epochs=1", "shrink.epochs=1", "benchmark.repeats=5"),
+    *("teacher.batch_size=64", "distill.batch_size=64", "shrink.calibration=64"),
+)
 
 
 def shorter(command: re.Match) -> str:

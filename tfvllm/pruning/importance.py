@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from tfvllm.errors import InputError
 from tfvllm.models import FFN, HEADS, KV_HEADS, VOCABULARY, WIDTH, Adapter, adapter_for
+from tfvllm.models.products import flat_products
 from tfvllm.pruning.capture import batches, padding_mask, recorded, token_rows
 
 Scores = dict[tuple[str, str], np.ndarray]
@@ -155,14 +156,18 @@ def taylor(adapter: Adapter, model: Any, data: Any, limit: int = 64, units: Coll
             if reads:
                 tracked.append((weight.variable, position, axis))
     variables = list({id(v): v for v, _, _ in tracked}.values())
-    totals: Scores = {}
-    for x, y, sample_weight in batches(model, data, limit=limit):
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
+
+    @tf.function(reduce_retracing=True)
+    def gradients(x: Any, y: Any, sample_weight: Any) -> Any:
+        with flat_products(model), tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([v.value for v in variables])
             loss = loss_of(model, x, y, sample_weight)
-        gradients = tape.gradient(loss, [v.value for v in variables])
+        return tape.gradient(loss, [v.value for v in variables])
+
+    totals: Scores = {}
+    for x, y, sample_weight in batches(model, data, limit=limit):
         product = {}
-        for variable, gradient in zip(variables, gradients):
+        for variable, gradient in zip(variables, gradients(x, y, sample_weight)):
             if gradient is not None:
                 dense = tf.convert_to_tensor(gradient)
                 product[id(variable)] = np.asarray(tf.cast(dense, tf.float32)) * np.asarray(variable, np.float32)

@@ -1,7 +1,7 @@
 """Pruning measured: quality against sparsity for masks, quality against speed for removed structure.
 
     python benchmarks/pruning.py                                       # small: minutes, shows that everything runs
-    python benchmarks/pruning.py --setting brief --teacher RUN         # the figures in benchmarks/results: two hours
+    python benchmarks/pruning.py --setting brief --teacher RUN         # the figures in benchmarks/results: hours
     python benchmarks/pruning.py --setting short --task structure      # a day
     python benchmarks/pruning.py --setting short --task structure --only "taylor, mean: distilled"    # some rows
     python benchmarks/pruning.py --setting full                        # days on two cores
@@ -48,6 +48,7 @@ class Setting:
     examples: int | None  # training sentences of SST-2; None: all
     teacher_steps: int  # of 64 sentences, where no teacher is given
     steps: int  # of `batch` sentences, after cutting or while masks grow
+    longer: int  # the same for the way of cutting whose distilled model was best on dev; 0: not
     batch: int
     rate: float
     seeds: int
@@ -62,17 +63,17 @@ class Setting:
 
 
 SETTINGS = {
-    "small": Setting(512, 4, 4, 16, 1e-4, 1, 32, (0.5,), (0.5,), 500, 2, 64, 10, 32),
+    "small": Setting(512, 4, 4, 8, 16, 1e-4, 1, 32, (0.5,), (0.5,), 500, 2, 64, 10, 32),
     "brief": Setting(
-        *(None, 3150, 300, 32, 1e-4, 1, 512, (0.5, 0.7, 0.9), (0.5,)),
+        *(None, 3150, 200, 2100, 32, 1e-4, 1, 512, (0.5, 0.7, 0.9), (0.5,)),
         *(4000, 4, 192, 1500, None),
     ),
     "short": Setting(
-        *(None, 3150, 1000, 64, 1e-4, 1, 1024, (0.3, 0.5, 0.7, 0.9), (0.25, 0.5, 0.75)),
+        *(None, 3150, 1000, 4200, 64, 1e-4, 1, 1024, (0.3, 0.5, 0.7, 0.9), (0.25, 0.5, 0.75)),
         *(4000, 4, 192, 1500, None),
     ),
     "full": Setting(
-        *(None, 3150, 4200, 64, 1e-4, 3, 1024, (0.3, 0.5, 0.7, 0.8, 0.9), (0.25, 0.5, 0.75)),
+        *(None, 3150, 4200, 0, 64, 1e-4, 3, 1024, (0.3, 0.5, 0.7, 0.8, 0.9), (0.25, 0.5, 0.75)),
         *(33278, 6, 256, 9000, None),
     ),
 }  # fmt: skip
@@ -159,18 +160,21 @@ def structure(rows: Rows, setting: Setting, task: Sst2) -> None:
             wanted = {"importance": importance, "compensate": COMPENSATIONS[compensate], "data": data, "limit": needed}
             return apply_plan(task.teacher, plan_shrink(task.teacher, heads=share, ffn=share, **wanted))
 
-        def after(way: str, importance: str, compensate: str, seed: int, share: float = share) -> dict[str, Any]:
-            model = cut(importance, compensate, share)
+        def after(
+            way: str, cut_by: tuple[str, str], seed: int, steps: int = setting.steps, share: float = share
+        ) -> Any:
+            model = cut(*cut_by, share)
             if way == "distilled":
-                distill(task, model, setting.steps, setting.batch, seed, setting.rate)
+                distill(task, model, steps, setting.batch, seed, setting.rate)
             else:
-                fit(plain(model), task.train, setting.steps, setting.batch, seed, setting.rate)
-            return {"share": share, "seed": seed, **task.scores(model)}
+                fit(plain(model), task.train, steps, setting.batch, seed, setting.rate)
+            return {"share": share, "seed": seed, "steps": steps, **task.scores(model)}
 
         rows.add(
             f"speed at (8, 128), {share}",
             lambda s=share, c=cut: {"share": s, **speed(task.teacher, c("magnitude", "none"))},
         )
+        distilled: dict[tuple[str, str], float] = {}
         for importance in ("magnitude", "taylor", "activation"):
             for compensate in COMPENSATIONS:
                 name = f"{importance}, {compensate}"
@@ -180,10 +184,18 @@ def structure(rows: Rows, setting: Setting, task: Sst2) -> None:
                 )
                 for way in ("fine-tuned", "distilled"):
                     for seed in range(setting.seeds):
-                        rows.add(
+                        row = rows.add(
                             f"{name}: {way}, {share}, seed {seed}",
-                            lambda w=way, i=importance, c=compensate, n=seed, f=after: f(w, i, c, n),
+                            lambda w=way, by=(importance, compensate), n=seed, f=after: f(w, by, n),
                         )
+                        if row is not None and way == "distilled" and seed == 0:
+                            distilled[importance, compensate] = row["dev"]
+        if setting.longer and distilled:
+            best = max(distilled, key=lambda by: distilled[by])
+            rows.add(
+                f"{', '.join(best)}: distilled for longer, {share}",
+                lambda by=best, f=after: f("distilled", by, 0, setting.longer),
+            )
 
 
 def wikitext2(rows: Rows, setting: Setting, task: WikiText2) -> None:

@@ -1,7 +1,8 @@
 """Distillation against training alone and against `keras.distillation.Distiller`: the same students, data and steps.
 
     python benchmarks/distillation.py                                     # small: minutes, shows that everything runs
-    python benchmarks/distillation.py --setting short --task sst2         # hours
+    python benchmarks/distillation.py --setting brief --teacher RUN       # the figures in benchmarks/results: hours
+    python benchmarks/distillation.py --setting short --task sst2         # hours for this one
     python benchmarks/distillation.py --setting short --task sst2 --only "2 layers"    # some rows
     python benchmarks/distillation.py --setting full                      # days on two cores
 
@@ -9,6 +10,7 @@ Tasks
     sst2       MiniLM-L6 fine-tuned on SST-2, students of 3 and of 2 of its layers: accuracy in per cent
     multi30k   a BART-shaped teacher, German to English, trained here, a student with 2 layers: BLEU by sacrebleu
     wikitext2  a GPT-2-shaped teacher trained here, a student of half its layers: perplexity
+    speed      of Multi30k's teacher and student: seconds for 256 test sentences, in turns; after multi30k
     cost       step time against teacher forward + student step; peak memory at a vocabulary of 50,257
 
 Every method starts from the same student, sees the same batches and takes the same number of steps with the same
@@ -28,7 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,10 @@ import tfvllm
 from tfvllm.compress.classifiers import plain
 from tfvllm.compress.training import adamw, recalled_teacher
 from tfvllm.distillation import student_from, write_targets
+from tfvllm.generation.families import read
+from tfvllm.generation.text import codec_for
+from tfvllm.generation.translator import Translator
+from tfvllm.graph.targets import default_for
 from tfvllm.models.products import flat_products
 
 losses = tfvllm.losses
@@ -59,10 +65,10 @@ class Setting:
     teacher_steps: dict[str, int]
     student_steps: dict[str, int]
     batch: int
-    width: int  # of the teachers trained here
-    layers: int
-    vocabulary: int  # of the language model
-    grid: bool  # whether settings are chosen on the dev data, or the first is taken
+    language_model: tuple[int, int, int]  # layers, width, vocabulary
+    translator: tuple[int, int, int]
+    tried: int  # how many settings of a method are compared on the dev data
+    longer: int  # steps of one more student of 3 layers on SST-2, in our best setting; 0: none
 
 
 def of_each(sst2: int, multi30k: int, wikitext2: int) -> dict[str, int]:
@@ -70,10 +76,23 @@ def of_each(sst2: int, multi30k: int, wikitext2: int) -> dict[str, int]:
 
 
 SETTINGS = {
-    "small": Setting(1, 400, 64, of_each(8, 12, 12), of_each(8, 8, 8), 16, 64, 2, 500, False),
-    "short": Setting(3, None, None, of_each(3150, 4000, 1500), of_each(400, 1500, 600), 64, 192, 4, 4000, True),
-    "full": Setting(3, None, None, of_each(4200, 9000, 6000), of_each(4200, 4500, 4000), 32, 256, 6, 33278, True),
-}
+    "small": Setting(
+        *(1, 400, 64, of_each(8, 12, 12), of_each(8, 8, 8), 16),
+        *((2, 64, 500), (3, 64, 1000), 1, 10),
+    ),
+    "brief": Setting(
+        *(3, None, None, of_each(3150, 2000, 1500), of_each(100, 250, 200), 32),
+        *((4, 192, 4000), (4, 128, 4000), 3, 2100),
+    ),
+    "short": Setting(
+        *(3, None, None, of_each(3150, 4000, 1500), of_each(400, 1500, 600), 64),
+        *((4, 192, 4000), (4, 192, 8000), 7, 3150),
+    ),
+    "full": Setting(
+        *(3, None, None, of_each(4200, 9000, 6000), of_each(4200, 4500, 4000), 32),
+        *((6, 256, 33278), (6, 256, 8000), 7, 0),
+    ),
+}  # fmt: skip
 
 
 # ---------------------------------------------------------------- methods
@@ -86,7 +105,7 @@ class Task:
     Args:
         teacher: answers in a batch of `taught`; with `online` one that can also be looked into.
         data, taught: endless batches by seed, without and with what `teacher` reads.
-        dev, test: scores of a student; `better` is max or min.
+        scores: of a student on `dev` and `test` data; `better` is max or min.
     """
 
     name: str
@@ -94,8 +113,7 @@ class Task:
     student: Callable[[], keras.Model]
     data: Callable[[int], tf.data.Dataset]
     taught: Callable[[int], tf.data.Dataset]
-    dev: Callable[[keras.Model], float]
-    test: Callable[[keras.Model], float]
+    scores: Callable[[keras.Model], dict[str, float]]
     better: Callable[..., float]
     steps: int
     rate: float
@@ -138,57 +156,79 @@ def by_tfvllm(task: Task, student: keras.Model, seed: int, setting: dict[str, An
     train(task, tfvllm.Distiller(teacher, student, **setting), data(seed))
 
 
-KERAS_GRID = [
-    {"logits": {"temperature": t, "loss": loss}, "student_loss_weight": w}
-    for loss in (keras.losses.KLDivergence(), "mse")
-    for t, w in ((1.0, 0.5), (2.0, 0.2), (4.0, 0.1))
+KERAS_GRID: list[dict[str, Any]] = [
+    {},  # its defaults
+    *(
+        {"logits": {"temperature": t, "loss": loss}, "student_loss_weight": w}
+        for t, w in ((2.0, 0.2), (4.0, 0.1), (1.0, 0.5))
+        for loss in (keras.losses.KLDivergence(), "mse")
+    ),
 ]
 
 
 def our_grid() -> list[dict[str, Any]]:
     return [
         {"losses": {"logits": losses.ForwardKL(2.0)}, "loss_weights": {"logits": 0.8}, "task_weight": 0.2},
-        {"losses": {"logits": losses.ForwardKL(4.0)}, "task_weight": 0.1},
-        {"losses": {"logits": losses.JensenShannon(0.5, 1.0)}, "loss_weights": {"logits": 4.0}, "task_weight": 0.2},
         {
             "losses": {"logits": losses.ForwardKL(2.0), "hidden": losses.HiddenStates()},
             "loss_weights": {"hidden": 1.0},
             "task_weight": 0.2,
         },
+        {"losses": {"logits": losses.ForwardKL(4.0)}, "task_weight": 0.1},
+        {"losses": {"logits": losses.JensenShannon(0.5, 1.0)}, "loss_weights": {"logits": 4.0}, "task_weight": 0.2},
     ]
 
 
 def methods() -> dict[str, tuple[Any, list[Any]]]:
     return {
         "student alone": (alone, [None]),
-        "keras.distillation, defaults": (by_keras, [{}]),
-        "keras.distillation, best": (by_keras, KERAS_GRID),
+        "keras.distillation": (by_keras, KERAS_GRID),
         "tfvllm": (by_tfvllm, our_grid()),
     }
 
 
-def compare(rows: Rows, task: Task, setting: Setting, of: dict[str, tuple[Any, list[Any]]]) -> None:
-    """A row for every run, and one for every method: mean and spread over the seeds on dev and test data."""
+def compare(
+    rows: Rows,
+    task: Task,
+    setting: Setting,
+    of: dict[str, tuple[Any, list[Any]]],
+    keep: Callable[[str, keras.Model], None] = lambda name, student: None,
+) -> dict[str, int]:
+    """A row for every run, and one for every method: mean and spread over the seeds on dev and test data.
+
+    Returns:
+        The setting of each method that was best on the dev data.
+    """
+    best: dict[str, int] = {}
     for name, (way, grid) in of.items():
 
-        def run(index: int, seed: int, way: Any = way, grid: list[Any] = grid) -> dict[str, Any]:
+        def run(index: int, seed: int, way: Any = way, grid: list[Any] = grid, name: str = name) -> dict[str, Any]:
             keras.utils.set_random_seed(seed)
             student = task.student()
             way(task, student, seed, grid[index])
-            return {"setting": _shown(grid[index]), "seed": seed, "dev": task.dev(student), "test": task.test(student)}
+            keep(f"{name}, {index}, seed {seed}", student)
+            return {"setting": _shown(grid[index]), "seed": seed, **task.scores(student)}
 
         def row(index: int, seed: int, name: str = name, run: Any = run) -> dict[str, Any] | None:
             return rows.add(f"{task.name}, {name}, {index}, seed {seed}", lambda: run(index, seed))
 
-        tried = [row(index, 0) for index in range(len(grid) if setting.grid else 1)]
+        def tell(which: str, index: int, tried: list[Any], row: Any = row) -> None:
+            seeds = [tried[index], *(row(index, seed) for seed in range(1, setting.seeds))]
+            if None not in seeds:
+                summary = {split: spread([found[split] for found in seeds if found]) for split in ("dev", "test")}
+                rows.tell({"method": f"{task.name}, {which}", "setting": seeds[0]["setting"], **flat(summary)})
+
+        tried = [row(index, 0) for index in range(min(len(grid), setting.tried))]
         if None in tried:
             continue
         scores = [found["dev"] for found in tried if found is not None]
-        chosen = scores.index(task.better(scores))
-        seeds = [tried[chosen], *(row(chosen, seed) for seed in range(1, setting.seeds))]
-        if None not in seeds:
-            summary = {split: spread([found[split] for found in seeds if found]) for split in ("dev", "test")}
-            rows.tell({"method": f"{task.name}, {name}", "setting": seeds[0]["setting"], **flat(summary)})
+        best[name] = scores.index(task.better(scores))
+        if way is by_keras:
+            tell(f"{name}, defaults", 0, tried)
+            tell(f"{name}, best", best[name], tried)
+        else:
+            tell(name, best[name], tried)
+    return best
 
 
 def flat(summary: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -224,14 +264,24 @@ def sst2(rows: Rows, setting: Setting, options: Any, work: Path) -> None:
             lambda n=layers: plain(student_from(task.teacher, n)),
             lambda seed: endless(task.train, setting.batch, seed),
             lambda seed: endless(task.taught, setting.batch, seed),
-            lambda student: task.scores(student)["dev"],
-            lambda student: task.scores(student)["test"],
+            task.scores,
             max,
             setting.student_steps["sst2"],
             2e-4,
             online=task.plain,
         )
-        compare(rows, small, setting, methods())
+        best = compare(rows, small, setting, methods())
+        if layers == 3 and setting.longer and "tfvllm" in best:
+            chosen = our_grid()[best["tfvllm"]]
+            longer = replace(small, steps=setting.longer)
+
+            def long(task: Task = longer, chosen: dict[str, Any] = chosen) -> dict[str, Any]:
+                keras.utils.set_random_seed(0)
+                student = task.student()
+                by_tfvllm(task, student, 0, chosen)
+                return {"setting": _shown(chosen), "seed": 0, **task.scores(student)}
+
+            rows.add(f"{small.name}, tfvllm, {setting.longer} steps", long)
 
 
 # ---------------------------------------------------------------- of one length
@@ -257,105 +307,229 @@ def kept(path: Path, model: keras.Model, task: Task) -> None:
 # ---------------------------------------------------------------- Multi30k
 
 
-def multi30k(rows: Rows, setting: Setting, options: Any, work: Path) -> None:
-    import sacrebleu
-    from tokenizers import ByteLevelBPETokenizer
+class Multi30k:
+    """Multi30k, German to English, and a BART-shaped teacher trained on it.
 
-    def read(name: str, language: str, limit: int | None = None) -> list[str]:
-        return lines(options.data / "multi30k" / f"{name}.{language}.gz")[:limit]
+    Args:
+        setting: how much of everything.
+        data: folder with `multi30k/train.de.gz` and so on.
+        work: where tokenizer and teacher are kept.
+    """
 
-    source, target = (read("train", language, setting.examples) for language in ("de", "en"))
-    work.mkdir(parents=True, exist_ok=True)
-    vocabulary, merges = work / "multi30k-vocab.json", work / "multi30k-merges.txt"
-    if not merges.exists():
-        bpe = ByteLevelBPETokenizer()
-        special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-        bpe.train_from_iterator([*source, *target], vocab_size=8000, min_frequency=2, special_tokens=special)
-        bpe.save_model(str(work), "multi30k")
-    tokenizer = keras_nlp.models.BartTokenizer(str(vocabulary), str(merges))
     length = 40
-    preprocessor = keras_nlp.models.BartSeq2SeqLMPreprocessor(
-        tokenizer, encoder_sequence_length=length, decoder_sequence_length=length
-    )
-    layers, width = setting.layers // 2 or 1, setting.width
-    teacher = keras_nlp.models.BartSeq2SeqLM(
-        keras_nlp.models.BartBackbone(
-            tokenizer.vocabulary_size(), layers, 4, width, 4 * width, dropout=0.1, max_sequence_length=length
-        ),
-        preprocessor,
-    )
 
-    def arrays(source: list[str], target: list[str]) -> Any:
-        return tf.nest.map_structure(np.asarray, preprocessor({"encoder_text": source, "decoder_text": target}))
+    def __init__(self, setting: Setting, data: Path, work: Path):
+        from tokenizers import ByteLevelBPETokenizer
 
-    def bleu(name: str) -> Callable[[keras.Model], float]:
-        of, references = (read(name, language, setting.evaluated) for language in ("de", "en"))
-
-        def score(model: keras.Model) -> float:
-            model.compile(sampler="greedy")
-            answers = [a for i in range(0, len(of), 64) for a in model.generate(of[i : i + 64], max_length=length)]
-            return round(sacrebleu.corpus_bleu([a.strip() for a in answers], [references]).score, 2)
-
-        return score
-
-    dev, test = bleu("val"), bleu("test_2016_flickr")
-
-    def task(name: str, parts: Any, steps: int, rate: float) -> Task:
-        def data(seed: int) -> tf.data.Dataset:
-            return shuffled(parts, setting.batch, seed)
-
-        return Task(
-            name, teacher, lambda: student_from(teacher, min(2, layers)), data, data, dev, test, max, steps, rate
+        self.setting, self.data, self.work = setting, data, work
+        self.layers, width, words = setting.translator
+        self.source, self.target = (self.read("train", language, setting.examples) for language in ("de", "en"))
+        work.mkdir(parents=True, exist_ok=True)
+        vocabulary, merges = work / "multi30k-vocab.json", work / "multi30k-merges.txt"
+        if not merges.exists():
+            bpe = ByteLevelBPETokenizer()
+            special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+            both = [*self.source, *self.target]
+            bpe.train_from_iterator(both, vocab_size=words, min_frequency=2, special_tokens=special)
+            bpe.save_model(str(work), "multi30k")
+        self.preprocessor = keras_nlp.models.BartSeq2SeqLMPreprocessor(
+            keras_nlp.models.BartTokenizer(str(vocabulary), str(merges)),
+            encoder_sequence_length=self.length,
+            decoder_sequence_length=self.length,
+        )
+        keras.utils.set_random_seed(0)
+        self.teacher = keras_nlp.models.BartSeq2SeqLM(
+            keras_nlp.models.BartBackbone(
+                *(self.preprocessor.tokenizer.vocabulary_size(), self.layers, 4, width, 4 * width),
+                dropout=0.1,
+                max_sequence_length=self.length,
+            ),
+            self.preprocessor,
+        )
+        steps = setting.teacher_steps["multi30k"]
+        kept(
+            work / f"multi30k-{self.layers}x{width}-{steps}.weights.h5",
+            self.teacher,
+            self.task("teacher", self.arrays(self.source, self.target), steps, 2e-3),
         )
 
-    golden = arrays(source, target)
-    kept(
-        work / f"multi30k-{layers}x{width}-{setting.teacher_steps['multi30k']}.weights.h5",
-        teacher,
-        task("teacher", golden, setting.teacher_steps["multi30k"], 1e-3),
-    )
-    rows.add("teacher", lambda: {"dev": dev(teacher), "test": test(teacher)})
-    steps = setting.student_steps["multi30k"]
-    compare(rows, task("multi30k", golden, steps, 5e-4), setting, methods())
+    def read(self, name: str, language: str, limit: int | None = None) -> list[str]:
+        return lines(self.data / "multi30k" / f"{name}.{language}.gz")[:limit]
+
+    def student(self) -> keras.Model:
+        return student_from(self.teacher, 2)
+
+    def arrays(self, source: list[str], target: list[str]) -> Any:
+        return tf.nest.map_structure(np.asarray, self.preprocessor({"encoder_text": source, "decoder_text": target}))
+
+    def task(self, name: str, parts: Any, steps: int, rate: float) -> Task:
+        def data(seed: int) -> tf.data.Dataset:
+            return of_like_length(parts, self.setting.batch, seed)
+
+        return Task(name, self.teacher, self.student, data, data, self.scores, max, steps, rate)
+
+    def translations(self, model: keras.Model, texts: list[str], beams: int = 1) -> list[str]:
+        """What `model` makes of the texts, in their order: by the engine of its export, which writes keras-nlp's
+        tokens and is much sooner done.
+        """
+        tokenizer = self.preprocessor.tokenizer
+        translator = Translator(
+            read(model),
+            dtype=tf.float32,
+            target=default_for("float32"),
+            codec=codec_for(tokenizer),
+            max_length=self.length,
+            max_source_length=self.length,
+            source_start_ids=(tokenizer.start_token_id,),
+            source_end_ids=(tokenizer.end_token_id,),
+            start_ids=(tokenizer.end_token_id, tokenizer.start_token_id),
+            stop_ids=(tokenizer.end_token_id,),
+            pad_id=tokenizer.pad_token_id,
+        )
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
+        def translate(texts: tf.Tensor) -> tf.Tensor:
+            source = translator.read_sources(texts)
+            if beams > 1:
+                return translator.to_texts(translator.beam(*source, translator.room, beams, 1.0)[0])
+            return translator.to_texts(translator.generate(*source, translator.room))
+
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        answers = [""] * len(texts)
+        for start in range(0, len(order), 64):
+            chosen = order[start : start + 64]
+            for i, answer in zip(chosen, translate(tf.constant([texts[i] for i in chosen])).numpy()):
+                answers[i] = answer.decode().strip()
+        return answers
+
+    def scores(self, model: keras.Model, beams: int = 1) -> dict[str, float]:
+        """BLEU by sacrebleu on dev and test_2016_flickr."""
+        import sacrebleu
+
+        parts = {
+            split: [self.read(name, language, self.setting.evaluated) for language in ("de", "en")]
+            for split, name in (("dev", "val"), ("test", "test_2016_flickr"))
+        }
+        answers = iter(self.translations(model, [text for source, _ in parts.values() for text in source], beams))
+        return {
+            split: round(sacrebleu.corpus_bleu([next(answers) for _ in source], [references]).score, 2)
+            for split, (source, references) in parts.items()
+        }
+
+    def kept_student(self) -> Path:
+        """Weights of the student that learned from what the teacher wrote, with the first seed."""
+        return self.work / "multi30k-sequence-level.weights.h5"
+
+
+def of_like_length(parts: Any, batch: int, seed: int) -> tf.data.Dataset:
+    """Endless batches of pairs of like length, cut to the longest, rounded up to 4, in an order that `seed` fixes."""
+    inputs, targets, weights = parts
+    sizes = {side: inputs[f"{side}_padding_mask"].sum(axis=1) for side in ("encoder", "decoder")}
+    rng = np.random.default_rng(seed)
+
+    def batches() -> Any:
+        while True:
+            order = rng.permutation(len(targets))
+            pools = [order[i : i + 64 * batch] for i in range(0, len(order), 64 * batch)]
+            by_length = np.concatenate([p[np.argsort(sizes["encoder"][p] + sizes["decoder"][p])] for p in pools])
+            starts = range(0, len(order) - batch + 1, batch)
+            for start in rng.permutation(starts):
+                rows = by_length[start : start + batch]
+                cut = {side: min(-(-int(n[rows].max()) // 4) * 4, Multi30k.length) for side, n in sizes.items()}
+                x = {name: value[rows, : cut[name.split("_")[0]]] for name, value in inputs.items()}
+                yield x, targets[rows, : cut["decoder"]], weights[rows, : cut["decoder"]]
+
+    spec = tf.nest.map_structure(lambda value: tf.TensorSpec([None, None], value.dtype), parts)
+    return tf.data.Dataset.from_generator(batches, output_signature=spec).prefetch(2)
+
+
+def multi30k(rows: Rows, setting: Setting, options: Any, work: Path) -> None:
+    text = Multi30k(setting, options.data, work)
+    teacher, steps = text.teacher, setting.student_steps["multi30k"]
+    for beams in (1, 4):
+        rows.add(f"teacher, beams {beams}", lambda n=beams: text.scores(teacher, n))
+    golden = text.arrays(text.source, text.target)
+    compare(rows, text.task("multi30k", golden, steps, 1e-3), setting, methods())
     path = write_targets(
-        teacher,
-        source,
-        work / "multi30k_targets.jsonl",
-        beams=4 if setting.grid else 1,
-        max_length=length,
-        batch_size=64,
+        *(teacher, text.source, work / "multi30k_targets.jsonl"),
+        beams=4,
+        max_length=text.length,
+        batch_size=len(text.source),
+        generate=lambda texts: text.translations(teacher, texts, 4),
     )
     entries = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[1:-1]]
-    written = arrays([e["input"] for e in entries], [e["target"].strip() for e in entries])
+    written = text.arrays([e["input"] for e in entries], [e["target"].strip() for e in entries])
     sequences: dict[str, tuple[Any, list[Any]]] = {
         "sequence-level": (alone, [None]),
         "sequence- and token-level": (by_tfvllm, our_grid()[:1]),
     }
-    compare(rows, task("multi30k", written, steps, 5e-4), setting, sequences)
+
+    def keep(name: str, student: keras.Model) -> None:
+        if name == "sequence-level, 0, seed 0":
+            student.save_weights(text.kept_student())
+
+    compare(rows, text.task("multi30k", written, steps, 1e-3), setting, sequences, keep)
+
+
+def speed(rows: Rows, setting: Setting, options: Any, work: Path) -> None:
+    """Seconds for 256 test sentences in batches of 32: keras-nlp's teacher, and exports of teacher and student."""
+    text = Multi30k(setting, options.data, work)
+    student = text.student()
+    student.load_weights(text.kept_student())
+    sources = text.read("test_2016_flickr", "de", 256)
+    batches = [sources[i : i + 32] for i in range(0, len(sources), 32)]
+
+    def measured() -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as folder:
+
+            def exported(name: str, model: keras.Model, beams: int) -> Callable[[], None]:
+                path = tfvllm.export(model, Path(folder) / name / "1", task="translate", beams=beams, warmup=False)
+                translate = tf.saved_model.load(str(path)).signatures["serving_default"]
+                constants = [tf.constant(batch) for batch in batches]
+                return lambda: [translate(texts=batch)["translations"].numpy() for batch in constants] and None
+
+            runs = {
+                "teacher, beams 4, exported": exported("beams", text.teacher, 4),
+                "teacher, exported": exported("greedy", text.teacher, 1),
+                "student, exported": exported("student", student, 1),
+            }
+            text.teacher.compile(sampler="greedy")
+            runs["teacher, keras-nlp"] = lambda: [text.teacher.generate(b, max_length=text.length) for b in batches]
+            times: dict[str, list[float]] = {name: [] for name in runs}
+            for turn in range(6):
+                for name, run in runs.items():
+                    start = time.perf_counter()
+                    run()
+                    if turn:
+                        times[name].append(time.perf_counter() - start)
+        medians = {name: float(np.median(values)) for name, values in times.items()}
+        student_s = medians["student, exported"]
+        return {
+            **{f"{name} s": round(median, 2) for name, median in medians.items()},
+            **{f"{name} / student": round(value / student_s, 2) for name, value in medians.items() if "tea" in name},
+        }
+
+    rows.add("256 sentences in batches of 32", measured)
 
 
 # ---------------------------------------------------------------- WikiText-2
 
 
 def wikitext2(rows: Rows, setting: Setting, options: Any, work: Path) -> None:
-    text = WikiText2(
-        options.data,
-        work,
-        setting.vocabulary,
-        setting.layers,
-        setting.width,
-        setting.teacher_steps["wikitext2"],
-        setting.evaluated,
-    )
+    layers, width, vocabulary = setting.language_model
+    steps = setting.teacher_steps["wikitext2"]
+    text = WikiText2(options.data, work, vocabulary, layers, width, steps, setting.evaluated)
 
     def data(seed: int) -> tf.data.Dataset:
         return shuffled(text.train, 16, seed)
 
-    dev, test = (lambda model, s=split: text.perplexity(model, s) for split in ("valid", "test"))
-    rows.add("teacher", lambda: {"dev": dev(text.model), "test": test(text.model)})
+    def scores(model: keras.Model) -> dict[str, float]:
+        return {name: text.perplexity(model, split) for name, split in (("dev", "valid"), ("test", "test"))}
+
+    rows.add("teacher", lambda: scores(text.model))
     task = Task(
-        *("wikitext2", text.model, lambda: student_from(text.model, setting.layers // 2)),
-        *(data, data, dev, test, min, setting.student_steps["wikitext2"], 1e-3),
+        *("wikitext2", text.model, lambda: student_from(text.model, layers // 2)),
+        *(data, data, scores, min, setting.student_steps["wikitext2"], 1e-3),
     )
     compare(rows, task, setting, methods())
 
@@ -365,10 +539,10 @@ def wikitext2(rows: Rows, setting: Setting, options: Any, work: Path) -> None:
 
 def cost(rows: Rows, setting: Setting, options: Any, work: Path) -> None:
     """Step time (median, in turns) against its parts, and peak memory of one step in a process of its own."""
-    width, layers, vocabulary = (768, 6, 50257) if setting.grid else (64, 2, 5000)
+    width, layers, vocabulary = (768, 6, 50257) if setting.tried > 1 else (64, 2, 5000)
     rows.add(
         f"{layers} to {layers // 2} layers, width {width}",
-        lambda: step_times(width, layers, 30522 if setting.grid else 1000, 20 if setting.grid else 3),
+        lambda: step_times(width, layers, 30522 if setting.tried > 1 else 1000, 20 if setting.tried > 1 else 3),
     )
 
     def measured(which: str) -> dict[str, Any]:
@@ -453,7 +627,7 @@ def peak(which: str, width: int, layers: int, vocabulary: int) -> float:
 # ---------------------------------------------------------------- command line
 
 
-TASKS = {"sst2": sst2, "multi30k": multi30k, "wikitext2": wikitext2, "cost": cost}
+TASKS = {"sst2": sst2, "multi30k": multi30k, "wikitext2": wikitext2, "speed": speed, "cost": cost}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,6 +1,7 @@
-"""Seeing what flows into a layer, without changing the model: `call` is wrapped for the length of a `with` block."""
+"""Calibration: batches as a model reads them, and what flows into its layers on them."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -9,27 +10,48 @@ import numpy as np
 import tensorflow as tf
 
 from tfvllm.errors import InputError
+from tfvllm.models.products import flat_products
+from tfvllm.models.taps import call_of, tapped
 
 
-@contextlib.contextmanager
-def recorded(layers: Mapping[Any, Any], see: Callable[[Any, Any, Any], None]) -> Iterator[None]:
-    """While open, `see(key, first_input, output)` is called after each call of `layers[key]`."""
-    originals = {}
-    for key, layer in layers.items():
-        originals[key] = layer.call
+def listener(
+    model: Any, layers: Mapping[Any, Any], measure: Callable[[Any, Any, Any, Any], Any]
+) -> Callable[[Any], dict[Any, Any]]:
+    """What flows into some layers of `model`, as a function of a batch.
 
-        def call(*args: Any, _key: Any = key, _call: Any = layer.call, **kwargs: Any) -> Any:
-            outputs = _call(*args, **kwargs)
+    The function is traced, and TensorFlow then computes only what leads to what is measured: what lies above the
+    uppermost of the layers costs nothing. Models with `run_eagerly` are run as they are.
+
+    Args:
+        layers: the layers by a key of the caller's.
+        measure: (key, first input, output, batch) -> tensors, for each call of a layer. Those of several calls are
+            added up.
+
+    Returns:
+        A function from `x` to the measured tensors by key. Layers that are not called are left out.
+    """
+    order: list[Any] = []
+
+    def listen(x: Any) -> list[Any]:
+        found: dict[Any, Any] = {}
+
+        def hook(key: Any, method: Any, *args: Any, **kwargs: Any) -> Any:
+            outputs = method(*args, **kwargs)
             first = args[0] if args else next(iter(kwargs.values()))
-            see(_key, first, outputs)
+            measured = measure(key, first, outputs, x)
+            found[key] = tf.nest.map_structure(tf.add, found[key], measured) if key in found else measured
             return outputs
 
-        object.__setattr__(layer, "call", call)
-    try:
-        yield
-    finally:
-        for layer in layers.values():
-            object.__delattr__(layer, "call")
+        with flat_products(model), contextlib.ExitStack() as taps:
+            for key, layer in layers.items():
+                taps.enter_context(tapped(layer, call_of(layer), functools.partial(hook, key)))
+            model(x, training=False)
+        order[:] = found
+        return list(found.values())
+
+    if not getattr(model, "run_eagerly", False):
+        listen = tf.function(listen, reduce_retracing=True)
+    return lambda x: dict(zip(order, listen(x)))
 
 
 def batches(model: Any, data: Any, batch_size: int = 8, limit: int | None = None) -> Iterator[tuple[Any, Any, Any]]:
@@ -98,8 +120,16 @@ def padding_mask(x: Any, kind: str) -> Any | None:
 
 
 def token_rows(values: Any, mask: Any | None) -> Any:
-    """[batch, length, …] -> [tokens, …] float32, padded positions left out."""
+    """[batch, length, …] -> [tokens, …] float32, padded positions left out where `mask` fits.
+
+    What is not of the mask's sizes (a cross-attention's other side) is taken whole.
+    """
     values = tf.cast(values, tf.float32)
-    if mask is not None and values.shape.rank >= 2 and mask.shape[:2] == values.shape[:2]:
-        return tf.boolean_mask(values, tf.cast(mask, tf.bool))
-    return tf.reshape(values, tf.concat([[-1], tf.shape(values)[2:]], 0))
+    flat = tf.reshape(values, tf.concat([[-1], tf.shape(values)[2:]], 0))
+    flat.set_shape([None, *values.shape[2:]])
+    if mask is None or values.shape.rank < 3:
+        return flat
+    mask = tf.cast(mask, tf.bool)
+    fits = tf.reduce_all(tf.equal(tf.shape(values)[:2], tf.shape(mask)))
+    kept = tf.cond(fits, lambda: tf.reshape(mask, [-1]), lambda: tf.ones(tf.shape(flat)[:1], tf.bool))
+    return tf.boolean_mask(flat, kept)

@@ -4,6 +4,7 @@ Every function returns {(unit, place): float64 scores, one per unit}; larger is 
 ("layers", "encoder" or "decoder").
 """
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ import tensorflow as tf
 from tfvllm.errors import InputError
 from tfvllm.models import FFN, HEADS, KV_HEADS, VOCABULARY, WIDTH, Adapter, adapter_for
 from tfvllm.models.products import flat_products
-from tfvllm.pruning.capture import batches, padding_mask, recorded, token_rows
+from tfvllm.pruning.capture import batches, listener, padding_mask, token_rows
 
 Scores = dict[tuple[str, str], np.ndarray]
 METHODS = ("magnitude", "taylor", "activation")
@@ -207,7 +208,6 @@ class UnitStatistics:
         self.square: dict[Any, np.ndarray] = {}
         self.influence: dict[tuple[str, int], float] = {}
         self.channels: np.ndarray | float = 0.0
-        self._mask: dict[str, Any] = {}
         blocks = adapter.blocks(model)
         self.kinds = {block.kind for block in blocks}
         self.layers: dict[Any, Any] = {}
@@ -220,31 +220,41 @@ class UnitStatistics:
 
     def run(self, model: Any, data: Any, limit: int) -> "UnitStatistics":
         """Feeds batches through `model` in inference mode."""
-        with recorded(self.layers, self._see):
-            for x, _, _ in batches(model, data, limit=limit):
-                self._mask = {kind: padding_mask(x, kind) for kind in self.kinds}
-                model(x, training=False)
+        listen = listener(model, self.layers, self._measure)
+        for x, _, _ in batches(model, data, limit=limit):
+            for (unit, place, kind), found in listen(x).items():
+                told = {name: np.asarray(value, np.float64) for name, value in found.items()}
+                if unit == "block":
+                    self.influence[kind, place] = self.influence.get((kind, place), 0.0) + float(told["influence"])
+                    self.channels = self.channels + told["channels"]
+                    continue
+                sums: list[tuple[str, dict[Any, Any]]] = [
+                    *(("count", self.count), ("sum", self.sum), ("square", self.square), ("products", self.products))
+                ]
+                for name, total in sums:
+                    if name in told:
+                        total[unit, place] = total.get((unit, place), 0.0) + told[name]
         return self
 
-    def _see(self, key: Any, inputs: Any, outputs: Any) -> None:
-        unit, place, kind = key
-        mask = self._mask[kind]
+    def _measure(self, key: Any, inputs: Any, outputs: Any, x: Any) -> dict[str, Any]:
+        unit, _, kind = key
+        mask = padding_mask(x, kind)
         if unit == "block":
             outputs = outputs[0] if isinstance(outputs, tuple | list) else outputs
             before, after = token_rows(inputs, mask), token_rows(outputs, mask)
             cosine = tf.reduce_sum(before * after, -1) / (tf.norm(before, axis=-1) * tf.norm(after, axis=-1) + 1e-12)
-            self.influence[kind, place] = self.influence.get((kind, place), 0.0) + float(tf.reduce_sum(1.0 - cosine))
-            self.channels = self.channels + np.asarray(tf.reduce_sum(tf.abs(after), 0), np.float64)
-            return
+            return {"influence": tf.reduce_sum(1.0 - cosine), "channels": tf.reduce_sum(tf.abs(after), 0)}
         tokens = token_rows(inputs, mask)
+        rows = tf.cast(tokens, tf.float64)  # the variance is a difference of these sums
+        found = {
+            "count": tf.shape(tokens)[0],
+            "sum": tf.reduce_sum(rows, 0),
+            "square": tf.reduce_sum(tf.square(rows), 0),
+        }
         if self.joint:
-            flat = tf.reshape(tokens, [tf.shape(tokens)[0], -1])
-            product = np.asarray(tf.matmul(flat, flat, transpose_a=True), np.float64)
-            self.products[unit, place] = self.products.get((unit, place), 0.0) + product
-        rows = np.asarray(tokens, np.float64)
-        self.count[unit, place] = self.count.get((unit, place), 0.0) + rows.shape[0]
-        self.sum[unit, place] = self.sum.get((unit, place), 0.0) + rows.sum(axis=0)
-        self.square[unit, place] = self.square.get((unit, place), 0.0) + np.square(rows).sum(axis=0)
+            flat = tf.reshape(tokens, [tf.shape(tokens)[0], math.prod(tokens.shape[1:])])
+            found["products"] = tf.matmul(flat, flat, transpose_a=True)
+        return found
 
     def mean(self, unit: str, place: str) -> np.ndarray:
         """Mean activation, shape of the output projection's input without batch and length."""

@@ -12,7 +12,7 @@ from tfvllm.errors import InputError
 from tfvllm.models import adapter_for
 from tfvllm.models.base import Block
 from tfvllm.pruning import scores
-from tfvllm.pruning.capture import batches, padding_mask, recorded
+from tfvllm.pruning.capture import batches, listener, padding_mask, token_rows
 from tfvllm.pruning.prunable import Prunable, PruneKernels, PruningPolicy, prunable_weights
 
 METHODS = ("magnitude", "wanda", "sparsegpt")
@@ -69,7 +69,7 @@ def sparsify(
         chosen = [(target, share) for target, share in wanted_shares if share is not None]
         if not chosen:
             continue
-        inputs = _second_moments(model, [t for t, _ in chosen], calibration, kind) if calibration else {}
+        inputs = _second_moments(model, [t for t, _ in chosen], calibration, kind, method) if calibration else {}
         for target, share in chosen:
             done[target.name] = _prune(target, share, method, sparsity_m_by_n, inputs.get(id(target.variable)))
     if not done:
@@ -106,26 +106,27 @@ def _stages(model: Any, policy: PruningPolicy) -> list[tuple[str, list[Prunable]
     return stages
 
 
-def _second_moments(model: Any, targets: list[Prunable], calibration: list[Any], kind: str) -> dict[int, np.ndarray]:
-    """Sum of x x^T, [inputs, inputs], of what each target's layer reads, over real tokens."""
-    moments: dict[int, np.ndarray] = {}
+def _second_moments(
+    model: Any, targets: list[Prunable], calibration: list[Any], kind: str, method: str
+) -> dict[int, np.ndarray]:
+    """Sum of x x^T of what each target's layer reads, over real tokens: [inputs, inputs], for Wanda its diagonal."""
     by_layer = {id(t.layer): t for t in targets}
-    mask: list[Any] = [None]
 
-    def see(key: Any, inputs: Any, outputs: Any) -> None:
-        target = by_layer[key]
-        size = target.view.matrix_shape[0]
-        value = tf.cast(inputs, tf.float32)
-        flat = tf.reshape(value, [-1, size])
-        if mask[0] is not None and flat.shape[0] == tf.size(mask[0]):
-            flat = tf.boolean_mask(flat, tf.reshape(tf.cast(mask[0], tf.bool), [-1]))
-        moment = np.asarray(tf.matmul(flat, flat, transpose_a=True), np.float64)
-        moments[id(target.variable)] = moments.get(id(target.variable), 0.0) + moment
+    def measure(key: Any, inputs: Any, outputs: Any, x: Any) -> Any:
+        # A kernel of several axes reads the last axes as one; padding is by [batch, length], the first two.
+        size = by_layer[key].view.matrix_shape[0]
+        rows = token_rows(inputs, padding_mask(x, kind) if kind else None)
+        rows = tf.reshape(rows, [-1, size])
+        if method == "wanda":
+            return tf.reduce_sum(tf.square(rows), 0)
+        return tf.matmul(rows, rows, transpose_a=True)
 
-    with recorded({id(t.layer): t.layer for t in targets}, see):
-        for x in calibration:
-            mask[0] = padding_mask(x, kind) if kind else None
-            model(x, training=False)
+    listen = listener(model, {id(t.layer): t.layer for t in targets}, measure)
+    moments: dict[int, np.ndarray] = {}
+    for x in calibration:
+        for key, found in listen(x).items():
+            variable = id(by_layer[key].variable)
+            moments[variable] = moments.get(variable, 0.0) + np.asarray(found, np.float64)
     return moments
 
 
@@ -138,7 +139,7 @@ def _prune(
         new, mask = scores.sparsegpt(matrix, moment, None if m_by_n else share, m_by_n=m_by_n)
     else:
         if method == "wanda" and moment is not None:
-            score = scores.wanda(matrix, np.sqrt(np.diag(moment)))
+            score = scores.wanda(matrix, np.sqrt(moment))
         else:
             score = scores.magnitude(matrix)
         by = "output" if method == "wanda" else "tensor"

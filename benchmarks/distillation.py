@@ -81,7 +81,7 @@ SETTINGS = {
         *((2, 64, 500), (3, 64, 1000), 1, 10),
     ),
     "brief": Setting(
-        *(3, None, None, of_each(3150, 2000, 3000), of_each(100, 200, 200), 32),
+        *(3, None, None, of_each(3150, 1500, 2000), of_each(100, 200, 200), 32),
         *((4, 192, 4000), (4, 128, 4000), 2, 2100),
     ),
     "short": Setting(
@@ -193,8 +193,13 @@ def compare(
     setting: Setting,
     of: dict[str, tuple[Any, list[Any]]],
     keep: Callable[[str, keras.Model], None] = lambda name, student: None,
+    chosen: dict[str, int] | None = None,
 ) -> dict[str, int]:
     """A row for every run, and one for every method: mean and spread over the seeds on dev and test data.
+
+    Args:
+        keep: is given every trained student.
+        chosen: the setting of each method, if it is known; else it is chosen here.
 
     Returns:
         The setting of each method that was best on the dev data.
@@ -212,22 +217,25 @@ def compare(
         def row(index: int, seed: int, name: str = name, run: Any = run) -> dict[str, Any] | None:
             return rows.add(f"{task.name}, {name}, {index}, seed {seed}", lambda: run(index, seed))
 
-        def tell(which: str, index: int, tried: list[Any], row: Any = row) -> None:
-            seeds = [tried[index], *(row(index, seed) for seed in range(1, setting.seeds))]
+        def tell(which: str, index: int, row: Any = row) -> None:
+            seeds = [row(index, seed) for seed in range(setting.seeds)]
             if None not in seeds:
                 summary = {split: spread([found[split] for found in seeds if found]) for split in ("dev", "test")}
                 rows.tell({"method": f"{task.name}, {which}", "setting": seeds[0]["setting"], **flat(summary)})
 
-        tried = [row(index, 0) for index in range(min(len(grid), setting.tried))]
-        if None in tried:
-            continue
-        scores = [found["dev"] for found in tried if found is not None]
-        best[name] = scores.index(task.better(scores))
-        if way is by_keras:
-            tell(f"{name}, defaults", 0, tried)
-            tell(f"{name}, best", best[name], tried)
+        if chosen is not None and name in chosen:
+            best[name] = chosen[name]
         else:
-            tell(name, best[name], tried)
+            tried = [row(index, 0) for index in range(min(len(grid), setting.tried))]
+            if None in tried:
+                continue
+            scores = [found["dev"] for found in tried if found is not None]
+            best[name] = scores.index(task.better(scores))
+        if way is by_keras:
+            tell(f"{name}, defaults", 0)
+            tell(f"{name}, best", best[name])
+        else:
+            tell(name, best[name])
     return best
 
 
@@ -257,7 +265,8 @@ def _shown(setting: Any) -> str:
 def sst2(rows: Rows, setting: Setting, options: Any, work: Path) -> None:
     task = Sst2(options.data, work, options.teacher, setting.teacher_steps["sst2"], setting.examples)
     rows.add("teacher", lambda: task.scores(task.teacher))
-    for layers in (3, 2):
+    best: dict[str, int] | None = None
+    for layers in (3, 2):  # settings are chosen with 3
         small = Task(
             f"sst2, {layers} layers",
             recalled_teacher(2),
@@ -270,7 +279,7 @@ def sst2(rows: Rows, setting: Setting, options: Any, work: Path) -> None:
             2e-4,
             online=task.plain,
         )
-        best = compare(rows, small, setting, methods())
+        best = compare(rows, small, setting, methods(), chosen=best)
         if layers == 3 and setting.longer and "tfvllm" in best:
             chosen = our_grid()[best["tfvllm"]]
             longer = replace(small, steps=setting.longer)

@@ -58,7 +58,8 @@ class Rows:
             self.folder.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
             print(name + ": " + ", ".join(f"{k} {v}" for k, v in row.items() if k != "method"), flush=True)
-        self.rows.append(row)
+        if row not in self.rows:
+            self.rows.append(row)
         self.report()
         return row
 
@@ -254,7 +255,7 @@ class WikiText2:
         if path.exists():
             self.model.load_weights(path)
         else:
-            fit_rows(self.model, self.train, steps, 16, 0, 1e-3)
+            fit_rows(self.model, self.train, steps, 16, 0, 3e-3)
             path.parent.mkdir(parents=True, exist_ok=True)
             self.model.save_weights(path)
 

@@ -55,6 +55,7 @@ class Setting:
     calibration: int  # sentences, or rows of 64 words
     sparsities: tuple[float, ...]
     shares: tuple[float, ...]
+    labelled: tuple[str, ...]  # scores whose cut models are fine-tuned on labels too, not only distilled
     vocabulary: int  # of the language model
     layers: int
     width: int
@@ -62,18 +63,19 @@ class Setting:
     evaluated: int | None  # rows of 64 words; None: all
 
 
+SCORES = ("magnitude", "taylor", "activation")
 SETTINGS = {
-    "small": Setting(512, 4, 4, 8, 16, 1e-4, 1, 32, (0.5,), (0.5,), 500, 2, 64, 10, 32),
+    "small": Setting(512, 4, 4, 8, 16, 1e-4, 1, 32, (0.5,), (0.5,), SCORES, 500, 2, 64, 10, 32),
     "brief": Setting(
-        *(None, 3150, 200, 2100, 32, 1e-4, 1, 512, (0.5, 0.8), (0.5,)),
-        *(4000, 4, 192, 3000, None),
+        *(None, 3150, 200, 2100, 32, 1e-4, 1, 512, (0.5, 0.8), (0.5,), ("magnitude",)),
+        *(4000, 4, 192, 2000, None),
     ),
     "short": Setting(
-        *(None, 3150, 1000, 4200, 64, 1e-4, 1, 1024, (0.3, 0.5, 0.7, 0.9), (0.25, 0.5, 0.75)),
+        *(None, 3150, 1000, 4200, 64, 1e-4, 1, 1024, (0.3, 0.5, 0.7, 0.9), (0.25, 0.5, 0.75), SCORES),
         *(4000, 4, 192, 1500, None),
     ),
     "full": Setting(
-        *(None, 3150, 4200, 0, 64, 1e-4, 3, 1024, (0.3, 0.5, 0.7, 0.8, 0.9), (0.25, 0.5, 0.75)),
+        *(None, 3150, 4200, 0, 64, 1e-4, 3, 1024, (0.3, 0.5, 0.7, 0.8, 0.9), (0.25, 0.5, 0.75), SCORES),
         *(33278, 6, 256, 9000, None),
     ),
 }  # fmt: skip
@@ -175,14 +177,14 @@ def structure(rows: Rows, setting: Setting, task: Sst2) -> None:
             lambda s=share, c=cut: {"share": s, **speed(task.teacher, c("magnitude", "none"))},
         )
         distilled: dict[tuple[str, str], float] = {}
-        for importance in ("magnitude", "taylor", "activation"):
+        for importance in SCORES:
             for compensate in COMPENSATIONS:
                 name = f"{importance}, {compensate}"
                 rows.add(
                     f"{name}: as cut, {share}",
                     lambda i=importance, c=compensate, s=share, f=cut: {"share": s, **task.scores(f(i, c))},
                 )
-                for way in ("fine-tuned", "distilled"):
+                for way in ("fine-tuned", "distilled") if importance in setting.labelled else ("distilled",):
                     for seed in range(setting.seeds):
                         row = rows.add(
                             f"{name}: {way}, {share}, seed {seed}",

@@ -245,7 +245,7 @@ def test_ids_interface_is_the_one_in_the_contract(tmp_path, precision):
     [
         ({"max_length": 100}, "positions for 64 tokens. Pass max_length=64"),
         ({"precision": "int8"}, "exports float32 and bfloat16; got precision='int8'"),
-        ({"target": "gpu"}, "target must be one of portable, onednn"),
+        ({"target": "gpu"}, "target: expected one of portable, onednn, found 'gpu'"),
         ({"max_new_tokens": 0}, "max_new_tokens must be a whole number, at least 1"),
     ],
 )

@@ -157,6 +157,8 @@ class CompiledAdamW(keras.optimizers.AdamW):
 
     def apply(self, grads, trainable_variables=None):
         """Updates the variables, as `keras.optimizers.Optimizer.apply`."""
+        if tf.executing_eagerly():  # `run_eagerly`: it would be compiled anew at every step
+            return super().apply(grads, trainable_variables)
         variables = self._trainable_variables if trainable_variables is None else trainable_variables
         grads = [None if grad is None else tf.convert_to_tensor(grad) for grad in grads]
         if not self.built:  # makes variables, which a compiled function may not

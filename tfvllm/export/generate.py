@@ -22,10 +22,9 @@ from tfvllm.errors import InputError
 from tfvllm.export import savedmodel
 from tfvllm.generation.families import read
 from tfvllm.generation.generator import Generator, finish_reasons
-from tfvllm.generation.kernels import TARGETS
 from tfvllm.generation.sampling import Controls
 from tfvllm.generation.text import codec_for
-from tfvllm.graph.targets import check_runs, default_for
+from tfvllm.graph.targets import check, check_runs, default_for
 
 PRECISIONS = {"float32": tf.float32, "bfloat16": tf.bfloat16}
 # How far log-probabilities may lie from the Keras model's. bfloat16 keeps 8 bits of each number.
@@ -63,9 +62,7 @@ def export_task(
     dtype = PRECISIONS.get(precision)
     if dtype is None:
         raise InputError(f"task 'generate' exports float32 and bfloat16; got precision={precision!r}.")
-    target = target or default_for(precision)
-    if target not in TARGETS:
-        raise InputError(f"target must be one of {', '.join(TARGETS)}; got {target!r}.")
+    target = check(target or default_for(precision))
     check_runs(target, precision)
     if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise InputError(f"max_new_tokens must be a whole number, at least 1; got {max_new_tokens!r}.")

@@ -17,11 +17,10 @@ from tfvllm.export import savedmodel
 from tfvllm.export.generate import CONTROLS, NEUTRAL, PRECISIONS, TOLERANCE, end_token_ids, inputs_of, plain_function
 from tfvllm.generation.families import read
 from tfvllm.generation.generator import finish_reasons
-from tfvllm.generation.kernels import TARGETS
 from tfvllm.generation.sampling import Controls
 from tfvllm.generation.text import codec_for
 from tfvllm.generation.translator import Translator
-from tfvllm.graph.targets import check_runs, default_for
+from tfvllm.graph.targets import check, check_runs, default_for
 
 
 def export_task(
@@ -58,9 +57,7 @@ def export_task(
     dtype = PRECISIONS.get(precision)
     if dtype is None:
         raise InputError(f"task 'translate' exports float32 and bfloat16; got precision={precision!r}.")
-    target = target or default_for(precision)
-    if target not in TARGETS:
-        raise InputError(f"target must be one of {', '.join(TARGETS)}; got {target!r}.")
+    target = check(target or default_for(precision))
     check_runs(target, precision)
     if isinstance(beams, bool) or not isinstance(beams, int) or beams < 1:
         raise InputError(f"beams must be a whole number, at least 1; got {beams!r}.")

@@ -12,9 +12,7 @@ from typing import ClassVar
 import tensorflow as tf
 from tensorflow.core.framework import graph_pb2
 
-from tfvllm.errors import InputError
-
-TARGETS = ("portable", "onednn")
+from tfvllm.graph import targets
 
 
 def activate(x: tf.Tensor, activation: str) -> tf.Tensor:
@@ -96,9 +94,7 @@ def kernels_for(target: str) -> Portable:
     Raises:
         InputError: the target is unknown.
     """
-    if target not in TARGETS:
-        raise InputError(f"target {target!r} is not known; expected one of {', '.join(TARGETS)}")
-    return OneDnn() if target == "onednn" else Portable()
+    return OneDnn() if targets.check(target) == targets.ONEDNN else Portable()
 
 
 def internal_op(op: str, inputs: list[tf.Tensor], attributes: dict) -> tf.Tensor:

@@ -226,6 +226,15 @@ def test_only_stock_ops_and_one_copy_of_the_weights(text_model, text_export):
     assert manifest["measured_error"]["max_abs_error"] < 1e-3
 
 
+def test_signatures_share_the_large_pieces(text_export):
+    graph = protos.read_proto(text_export).meta_graphs[0].graph_def
+    nodes = [node for function in graph.library.function for node in function.node_def]
+    layers = 2
+    # One step for both loops and for `decode`; one prefill for three signatures; and `score`.
+    assert sum(node.op == "InplaceUpdate" for node in nodes) == 2 * layers
+    assert sum(node.op in ("BatchMatMulV2", "BatchMatMulV3") for node in nodes) == 3 * 2 * layers
+
+
 @pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_ids_interface_is_the_one_in_the_contract(tmp_path, precision):
     model = build(gpt2)

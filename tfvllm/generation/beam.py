@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tfvllm.generation.loop import BUCKET, EMPTY, LENGTH, STOP, Result, bucketed, loose, to_context, to_parts
-from tfvllm.generation.network import Context, Network, allocate, regrow
+from tfvllm.generation.loop import BUCKET, EMPTY, LENGTH, STOP, Result, bucketed
+from tfvllm.generation.network import Context, Network, allocate, loose, regrow, to_context, to_parts
 
 _IMPOSSIBLE = -1e9
 

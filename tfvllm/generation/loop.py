@@ -12,7 +12,7 @@ import dataclasses
 import tensorflow as tf
 
 from tfvllm.generation import sampling
-from tfvllm.generation.network import Context, Network, allocate, regrow
+from tfvllm.generation.network import Context, Network, allocate, loose, regrow, to_context, to_parts
 from tfvllm.generation.sampling import Controls
 
 # Lengths are rounded up to a multiple of this: fewer distinct shapes, fewer kernels to prepare.
@@ -242,30 +242,3 @@ def _round_up(length: tf.Tensor) -> tf.Tensor:
 def _settle(state: dict) -> tf.Tensor:
     """The batch's reasons with those of the rows still in the loop written in."""
     return tf.tensor_scatter_nd_update(state["final"], state["rows"][:, tf.newaxis], state["reasons"])
-
-
-def to_parts(context: Context | None) -> list[tf.Tensor]:
-    """A context as loop variables."""
-    return [] if context is None else [*context.keys, *context.values, context.mask]
-
-
-def to_context(parts: list[tf.Tensor]) -> Context | None:
-    if not parts:
-        return None
-    count = len(parts) // 2
-    return Context(list(parts[:count]), list(parts[count:-1]), parts[-1])
-
-
-def loose(variables):
-    """Shape invariants that let rows and room change: only the last axis of floating-point tensors stays known."""
-
-    def loosen(tensor):
-        tensor = tf.convert_to_tensor(tensor)
-        shape = [None] * tensor.shape.rank
-        if tensor.dtype.is_floating and tensor.shape.rank and tensor.shape[-1] and tensor.shape.rank in (2, 4):
-            shape[-1] = tensor.shape[-1]
-            if tensor.shape.rank == 4 and tensor.shape[1]:
-                shape[1] = tensor.shape[1]
-        return tf.TensorShape(shape)
-
-    return tf.nest.map_structure(loosen, variables)

@@ -35,6 +35,8 @@ class Network(tf.Module):
         self.dtype = tf.as_dtype(dtype)
         self.kernels = kernels_for(target)
         self._few_rows, self._stepping = Portable(), False
+        # Past tf.Module's own setter: it would track the functions, and save each once more.
+        object.__setattr__(self, "_shared", {})
         self.family = spec.family
         self.vocabulary_size = spec.vocabulary_size
         self.width = spec.width
@@ -172,7 +174,9 @@ class Network(tf.Module):
             scores = tf.reshape(scores, [batch, heads, queries, keys])
         if soft_cap is not None:
             scores = soft_cap * tf.tanh(scores / soft_cap)
-        weights = tf.cast(_softmax(scores + mask) if single else tf.nn.softmax(scores + mask), value.dtype)
+        scores += mask
+        weights = self._function(_softmax, scores) if single else tf.nn.softmax(scores)
+        weights = tf.cast(weights, value.dtype)
         if heads != kv_heads:
             weights = tf.reshape(weights, [batch, kv_heads, (heads // kv_heads) * queries, keys])
         attended = product(weights, value)
@@ -234,10 +238,31 @@ class Network(tf.Module):
         order = [0, 3, 1, 2] if values.shape.rank == 4 else [2, 0, 1]
         return tf.transpose(values, order)
 
+    def _function(self, function, *tensors, **chosen):
+        """`function(*tensors, **chosen)` as a call of a function that every signature shares.
+
+        A SavedModel then holds each of these large pieces once, however many signatures and loops read it: it is
+        smaller and loaded sooner. TensorFlow puts the pieces back in line when it prepares to run a signature.
+        """
+        specs = tf.nest.map_structure(lambda t, shape: tf.TensorSpec(shape, t.dtype), tensors, loose(tensors))
+        key = (function.__name__, *tf.nest.flatten(specs), *chosen.items())
+        if key not in self._shared:
+
+            def shared(*tensors):
+                return function(*tensors, **chosen)
+
+            shared.__name__ = function.__name__.strip("_")
+            traced = tf.function(shared, input_signature=specs, autograph=False)
+            self._shared[key] = traced.get_concrete_function()  # one, inside and outside of saving
+        return self._shared[key](*tensors)
+
     # Whole sequences -------------------------------------------------------------------------------------------------
 
     def encode(self, ids: tf.Tensor, padding_mask: tf.Tensor) -> Context:
         """The encoder, and what each decoder block attends to. ids int32, padding_mask bool[sources, length]."""
+        return Context(*self._function(self._encode, ids, padding_mask))
+
+    def _encode(self, ids, padding_mask):
         stack: Any = self._encoder
         batch, length = tf.shape(ids)[0], tf.shape(ids)[1]
         positions = tf.range(length)
@@ -258,7 +283,7 @@ class Network(tf.Module):
             key, value = tf.split(tf.transpose(merged, [0, 2, 1, 3]), 2, axis=1)
             keys.append(key)
             values.append(value)
-        return Context(keys, values, padding)
+        return keys, values, padding
 
     def prefill(self, ids: tf.Tensor, lengths: tf.Tensor, context: Context | None = None):
         """Reads whole prompts.
@@ -272,8 +297,10 @@ class Network(tf.Module):
             (hidden [batch, width] of each row's last token; keys and values, two lists of
             [batch, kv_heads, length, head_dim]).
         """
-        hidden, keys, values = self._sequence(ids, lengths - 1, context)
-        return hidden, keys, values
+        return self._function(self._prefill, ids, lengths, to_parts(context))
+
+    def _prefill(self, ids, lengths, parts):
+        return self._sequence(ids, lengths - 1, to_context(parts))
 
     def hidden_states(self, ids: tf.Tensor, context: Context | None = None) -> tf.Tensor:
         """ids int32[batch, length] -> [batch * length, width], every position's input to the head."""
@@ -321,13 +348,17 @@ class Network(tf.Module):
         Returns:
             (hidden [rows, width], caches).
         """
+        capacity = tf.convert_to_tensor(capacity)
+        return self._function(self._step, ids, positions, list(caches), capacity, to_parts(context), beams=beams)
+
+    def _step(self, ids, positions, caches, capacity, parts, beams):
         self._stepping = True
         try:
-            return self._step(ids, positions, caches, capacity, context, beams)
+            return self._one_step(ids, positions, caches, capacity, to_context(parts), beams)
         finally:
             self._stepping = False
 
-    def _step(self, ids, positions, caches, capacity, context, beams):
+    def _one_step(self, ids, positions, caches, capacity, context, beams):
         stack = self._decoder
         rows = tf.shape(ids)[0]
         x = self._embed(stack, ids, positions)
@@ -382,6 +413,33 @@ class Context:
         )
 
 
+def to_parts(context: Context | None) -> list[tf.Tensor]:
+    """A context as loop variables."""
+    return [] if context is None else [*context.keys, *context.values, context.mask]
+
+
+def to_context(parts: list[tf.Tensor]) -> Context | None:
+    if not parts:
+        return None
+    count = len(parts) // 2
+    return Context(list(parts[:count]), list(parts[count:-1]), parts[-1])
+
+
+def loose(variables):
+    """Shape invariants that let rows and room change: only the last axis of floating-point tensors stays known."""
+
+    def loosen(tensor):
+        tensor = tf.convert_to_tensor(tensor)
+        shape = [None] * tensor.shape.rank
+        if tensor.dtype.is_floating and tensor.shape.rank and tensor.shape[-1] and tensor.shape.rank in (2, 4):
+            shape[-1] = tensor.shape[-1]
+            if tensor.shape.rank == 4 and tensor.shape[1]:
+                shape[1] = tensor.shape[1]
+        return tf.TensorShape(shape)
+
+    return tf.nest.map_structure(loosen, variables)
+
+
 def _one_row_each(x: tf.Tensor, y: tf.Tensor, transpose_b: bool = False) -> tf.Tensor:
     """x [.., 1, k] @ y [.., k, n], not by oneDNN, which rearranges every y first.
 
@@ -399,18 +457,18 @@ def _softmax(scores: tf.Tensor) -> tf.Tensor:
 
 def allocate(keys: list[tf.Tensor], values: list[tf.Tensor], capacity) -> list[tf.Tensor]:
     """Caches of `capacity` positions that begin with `keys` and `values` ([rows, kv_heads, length, head_dim] each)."""
-    return [flat for pair in zip(keys, values) for flat in (_grow(pair[0], capacity), _grow(pair[1], capacity))]
+    room = capacity - tf.shape(keys[0])[2]  # all have one length
+    return [_grow(part, room) for pair in zip(keys, values) for part in pair]
 
 
 def regrow(cache: tf.Tensor, shape: tuple[int, int], capacity, wider, rows: tf.Tensor | None = None) -> tf.Tensor:
     """A fresh cache with `wider` positions, of the given rows (int32[kept]) or of all. shape: (kv_heads, head_dim)."""
     cache = tf.reshape(cache, [-1, shape[0], capacity, shape[1]])
-    return _grow(cache if rows is None else tf.gather(cache, rows), wider)
+    return _grow(cache if rows is None else tf.gather(cache, rows), wider - capacity)
 
 
-def _grow(cache: tf.Tensor, capacity) -> tf.Tensor:
+def _grow(cache: tf.Tensor, room) -> tf.Tensor:
     head_dim = cache.shape[3]
-    room = capacity - tf.shape(cache)[2]
     return tf.reshape(tf.pad(cache, [[0, 0], [0, 0], [0, room], [0, 0]]), [-1, head_dim])
 
 

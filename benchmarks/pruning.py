@@ -54,6 +54,7 @@ class Setting:
     seeds: int
     calibration: int  # sentences, or rows of 64 words
     sparsities: tuple[float, ...]
+    grown: tuple[float, ...]  # those that are also reached while fine-tuning
     shares: tuple[float, ...]
     labelled: tuple[str, ...]  # scores whose cut models are fine-tuned on labels too, not only distilled
     vocabulary: int  # of the language model
@@ -65,17 +66,17 @@ class Setting:
 
 SCORES = ("magnitude", "taylor", "activation")
 SETTINGS = {
-    "small": Setting(512, 4, 4, 8, 16, 1e-4, 1, 32, (0.5,), (0.5,), SCORES, 500, 2, 64, 10, 32),
+    "small": Setting(512, 4, 4, 8, 16, 1e-4, 1, 32, (0.5,), (0.5,), (0.5,), SCORES, 500, 2, 64, 10, 32),
     "brief": Setting(
-        *(None, 3150, 200, 2100, 32, 1e-4, 1, 512, (0.5, 0.8), (0.5,), ("magnitude",)),
+        *(None, 3150, 200, 0, 32, 1e-4, 1, 512, (0.5, 0.8), (0.8,), (0.5,), ("magnitude",)),
         *(4000, 4, 192, 2000, None),
     ),
     "short": Setting(
-        *(None, 3150, 1000, 4200, 64, 1e-4, 1, 1024, (0.3, 0.5, 0.7, 0.9), (0.25, 0.5, 0.75), SCORES),
+        *(None, 3150, 1000, 4200, 64, 1e-4, 1, 1024, (0.3, 0.5, 0.7, 0.9), (0.3, 0.5, 0.7, 0.9), (0.25, 0.5, 0.75), SCORES),
         *(4000, 4, 192, 1500, None),
     ),
     "full": Setting(
-        *(None, 3150, 4200, 0, 64, 1e-4, 3, 1024, (0.3, 0.5, 0.7, 0.8, 0.9), (0.25, 0.5, 0.75), SCORES),
+        *(None, 3150, 4200, 0, 64, 1e-4, 3, 1024, (0.3, 0.5, 0.7, 0.8, 0.9), (0.3, 0.5, 0.7, 0.8, 0.9), (0.25, 0.5, 0.75), SCORES),
         *(33278, 6, 256, 9000, None),
     ),
 }  # fmt: skip
@@ -120,6 +121,7 @@ def masks(rows: Rows, setting: Setting, task: Sst2) -> None:
     for sparsity in setting.sparsities:
         for method in ("magnitude", "wanda", "sparsegpt"):
             rows.add(f"{method}, one-shot, {sparsity}", lambda m=method, s=sparsity: one_shot(m, s))
+    for sparsity in setting.grown:
         for name, callback in (
             ("magnitude", tfvllm.callbacks.MagnitudePruning),
             ("movement", tfvllm.callbacks.MovementPruning),

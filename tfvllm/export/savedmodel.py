@@ -8,7 +8,7 @@ import tensorflow as tf
 from tensorflow.core.framework import function_pb2
 from tensorflow.python.trackable.resource import TrackableResource
 
-from tfvllm.protos import read_proto, write_proto
+from tfvllm.protos import read_proto, set_method_names, write_proto
 
 PREDICT = "tensorflow/serving/predict"
 CLASSIFY = "tensorflow/serving/classify"
@@ -70,9 +70,9 @@ def save(
     for graph in proto.meta_graphs:
         for function in graph.graph_def.library.function:
             merge_repeats(function)
-        for name, method in (method_names or {}).items():
-            graph.signature_def[name].method_name = method
     write_proto(directory, proto)
+    if method_names:
+        set_method_names(directory, method_names)
 
 
 # Constants and arithmetic on shapes: cheap, stateless, and never written to in place.

@@ -221,6 +221,12 @@ class UnitStatistics:
     def run(self, model: Any, data: Any, limit: int) -> "UnitStatistics":
         """Feeds batches through `model` in inference mode."""
         listen = listener(model, self.layers, self._measure)
+        totals: dict[str, dict[Any, Any]] = {
+            "count": self.count,
+            "sum": self.sum,
+            "square": self.square,
+            "products": self.products,
+        }
         for x, _, _ in batches(model, data, limit=limit):
             for (unit, place, kind), found in listen(x).items():
                 told = {name: np.asarray(value, np.float64) for name, value in found.items()}
@@ -228,12 +234,8 @@ class UnitStatistics:
                     self.influence[kind, place] = self.influence.get((kind, place), 0.0) + float(told["influence"])
                     self.channels = self.channels + told["channels"]
                     continue
-                sums: list[tuple[str, dict[Any, Any]]] = [
-                    *(("count", self.count), ("sum", self.sum), ("square", self.square), ("products", self.products))
-                ]
-                for name, total in sums:
-                    if name in told:
-                        total[unit, place] = total.get((unit, place), 0.0) + told[name]
+                for name, value in told.items():
+                    totals[name][unit, place] = totals[name].get((unit, place), 0.0) + value
         return self
 
     def _measure(self, key: Any, inputs: Any, outputs: Any, x: Any) -> dict[str, Any]:

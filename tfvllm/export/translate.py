@@ -18,6 +18,7 @@ from tfvllm.export.generate import CONTROLS, NEUTRAL, PRECISIONS, TOLERANCE, end
 from tfvllm.generation.families import read
 from tfvllm.generation.generator import finish_reasons
 from tfvllm.generation.sampling import Controls
+from tfvllm.generation.spec import LanguageModel
 from tfvllm.generation.text import codec_for
 from tfvllm.generation.translator import Translator
 from tfvllm.graph.targets import check, check_runs, default_for
@@ -64,9 +65,64 @@ def export_task(
     if length_penalty < 0:
         raise InputError(f"length_penalty must be at least 0; got {length_penalty!r}.")
     spec = read(model)
+    translator = translator_for(
+        spec,
+        getattr(model, "preprocessor", None),
+        dtype=dtype,
+        target=target,
+        max_length=max_length,
+        max_source_length=max_source_length,
+        start_token_ids=start_token_ids,
+        stop_token_ids=stop_token_ids,
+    )
+    codec = translator.codec
+    make = _id_signatures if codec is None else _text_signatures
+    savedmodel.save(translator, make(translator, beams, float(length_penalty)), directory)
+    return {
+        "family": spec.family,
+        "precision": precision,
+        "target": target,
+        "interface": "ids" if codec is None else "text",
+        "max_length": translator.max_length,
+        "max_source_length": translator.max_source_length,
+        "beams": beams,
+        "length_penalty": float(length_penalty),
+        "start_token_ids": list(translator.start_ids),
+        "stop_token_ids": list(translator.stop_ids),
+        "vocabulary_size": spec.vocabulary_size,
+        "parameters": spec.parameters(),
+        "cache_bytes_per_token": translator.network.cache_bytes_per_token,
+        "check": _check(model, translator, precision),
+        "warmup": _warmup(translator),
+    }
+
+
+def translator_for(
+    spec: LanguageModel,
+    preprocessor: Any,
+    *,
+    dtype: tf.DType = tf.float32,
+    target: str = "portable",
+    max_length: int | None = None,
+    max_source_length: int | None = None,
+    start_token_ids: list[int] | None = None,
+    stop_token_ids: list[int] | None = None,
+) -> Translator:
+    """The engine behind an export: what it takes from the model's preprocessor, and what has to be given without one.
+
+    Args:
+        spec: the model.
+        preprocessor: the model's, or None.
+        dtype: of weights and caches.
+        target, max_length, max_source_length, start_token_ids, stop_token_ids: as for `export_task`.
+
+    Raises:
+        InputError: no encoder; nothing to start from; no limit, or one beyond the model's positions.
+    """
     if spec.encoder is None:
-        raise InputError(f"{type(model).__name__} has no encoder; expected a Seq2SeqLM. Use task='generate'.")
-    preprocessor = getattr(model, "preprocessor", None)
+        raise InputError(
+            f"a model of the family {spec.family} has no encoder; expected a Seq2SeqLM. Use task='generate'."
+        )
     codec, pad_id = None, 0
     source_ends: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
     if preprocessor is not None:
@@ -95,7 +151,7 @@ def export_task(
             raise InputError(f"{name} is {value}, but the model has positions for {table.shape[0]} tokens. Pass less.")
     if max_length is None and spec.max_positions is None:
         raise InputError("nothing limits the length of an answer: pass max_length=...")
-    translator = Translator(
+    return Translator(
         spec,
         dtype=dtype,
         target=target,
@@ -108,25 +164,6 @@ def export_task(
         stop_ids=tuple(int(token) for token in stop_token_ids or ()),
         pad_id=pad_id,
     )
-    make = _id_signatures if codec is None else _text_signatures
-    savedmodel.save(translator, make(translator, beams, float(length_penalty)), directory)
-    return {
-        "family": spec.family,
-        "precision": precision,
-        "target": target,
-        "interface": "ids" if codec is None else "text",
-        "max_length": translator.max_length,
-        "max_source_length": max_source_length,
-        "beams": beams,
-        "length_penalty": float(length_penalty),
-        "start_token_ids": list(translator.start_ids),
-        "stop_token_ids": list(translator.stop_ids),
-        "vocabulary_size": spec.vocabulary_size,
-        "parameters": spec.parameters(),
-        "cache_bytes_per_token": translator.network.cache_bytes_per_token,
-        "check": _check(model, translator, precision),
-        "warmup": _warmup(translator),
-    }
 
 
 def _ids(value) -> tuple[int, ...]:

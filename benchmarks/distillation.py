@@ -82,8 +82,8 @@ SETTINGS = {
         *((2, 64, 500), (3, 64, 1000), 1, of_each(10, 10, 0)),
     ),
     "brief": Setting(
-        *(3, None, None, of_each(3150, 4000, 6000), of_each(100, 500, 400), 32),
-        *((2, 128, 4000), (4, 128, 4000), 2, of_each(4200, 2500, 0)),
+        *(3, None, None, of_each(3150, 1500, 6000), of_each(100, 500, 400), 32),
+        *((2, 128, 4000), (4, 128, 4000), 3, of_each(4200, 2500, 0)),
     ),
     "short": Setting(
         *(3, None, None, of_each(3150, 4000, 1500), of_each(400, 1500, 600), 64),
@@ -167,7 +167,8 @@ KERAS_GRID: list[dict[str, Any]] = [
 ]
 
 
-def our_grid() -> list[dict[str, Any]]:
+def our_grid(steps: int) -> list[dict[str, Any]]:
+    first_half = keras.optimizers.schedules.PolynomialDecay(1.0, max(1, steps // 2), 0.0)
     return [
         {"losses": {"logits": losses.ForwardKL(2.0)}, "loss_weights": {"logits": 0.8}, "task_weight": 0.2},
         {
@@ -175,16 +176,21 @@ def our_grid() -> list[dict[str, Any]]:
             "loss_weights": {"hidden": 1.0},
             "task_weight": 0.2,
         },
+        {  # the teacher's states show the way, its answers the end
+            "losses": {"logits": losses.ForwardKL(1.0), "hidden": losses.HiddenStates()},
+            "loss_weights": {"hidden": first_half},
+            "task_weight": 0.0,
+        },
         {"losses": {"logits": losses.ForwardKL(4.0)}, "task_weight": 0.1},
         {"losses": {"logits": losses.JensenShannon(0.5, 1.0)}, "loss_weights": {"logits": 4.0}, "task_weight": 0.2},
     ]
 
 
-def methods() -> dict[str, tuple[Any, list[Any]]]:
+def methods(steps: int) -> dict[str, tuple[Any, list[Any]]]:
     return {
         "student alone": (alone, [None]),
         "keras.distillation": (by_keras, KERAS_GRID),
-        "tfvllm": (by_tfvllm, our_grid()),
+        "tfvllm": (by_tfvllm, our_grid(steps)),
     }
 
 
@@ -281,10 +287,10 @@ def sst2(rows: Rows, setting: Setting, options: Any, work: Path) -> None:
             2e-4,
             online=task.plain,
         )
-        best = compare(rows, small, setting, methods(), chosen=best)
+        best = compare(rows, small, setting, methods(small.steps), chosen=best)
         if layers == 3 and setting.longer["sst2"] and "tfvllm" in best:
             longer = replace(small, steps=setting.longer["sst2"])
-            chosen = our_grid()[best["tfvllm"]]
+            chosen = our_grid(longer.steps)[best["tfvllm"]]
             rows.add(
                 f"{small.name}, tfvllm, {longer.steps} steps",
                 lambda task=longer, chosen=chosen: one(task, by_tfvllm, chosen, 0),
@@ -348,7 +354,7 @@ class Multi30k:
         self.teacher = keras_nlp.models.BartSeq2SeqLM(
             keras_nlp.models.BartBackbone(
                 *(self.preprocessor.tokenizer.vocabulary_size(), self.layers, 4, width, 4 * width),
-                dropout=0.1,
+                dropout=0.0,
                 max_sequence_length=self.length,
             ),
             self.preprocessor,
@@ -358,7 +364,7 @@ class Multi30k:
         kept(
             work / f"multi30k-{self.layers}x{width}-{steps}.weights.h5",
             self.teacher,
-            self.task("teacher", self.arrays(self.source, self.target), steps, 2e-3),
+            self.task("teacher", self.arrays(self.source, self.target), steps, 1e-3, batch=64),
         )
 
     def read(self, name: str, language: str, limit: int | None = None) -> list[str]:
@@ -370,9 +376,9 @@ class Multi30k:
     def arrays(self, source: list[str], target: list[str]) -> Any:
         return tf.nest.map_structure(np.asarray, self.preprocessor({"encoder_text": source, "decoder_text": target}))
 
-    def task(self, name: str, parts: Any, steps: int, rate: float) -> Task:
+    def task(self, name: str, parts: Any, steps: int, rate: float, batch: int | None = None) -> Task:
         def data(seed: int) -> tf.data.Dataset:
-            return of_like_length(parts, self.setting.batch, seed)
+            return of_like_length(parts, batch or self.setting.batch, seed)
 
         return Task(name, self.teacher, self.student, data, data, self.scores, max, steps, rate)
 
@@ -457,7 +463,7 @@ def multi30k(rows: Rows, setting: Setting, options: Any, work: Path) -> None:
     for beams in (1, 4):
         rows.add(f"teacher, beams {beams}", lambda n=beams: text.scores(teacher, n))
     golden = text.arrays(text.source, text.target)
-    compare(rows, text.task("multi30k", golden, steps, 1e-3), setting, methods())
+    compare(rows, text.task("multi30k", golden, steps, 1e-3), setting, methods(steps))
     beams = 4 if setting.tried > 2 else 1
     path = write_targets(
         *(teacher, text.source, work / "multi30k_targets.jsonl"),
@@ -470,7 +476,7 @@ def multi30k(rows: Rows, setting: Setting, options: Any, work: Path) -> None:
     written = text.arrays([e["input"] for e in entries], [e["target"].strip() for e in entries])
     sequences: dict[str, tuple[Any, list[Any]]] = {
         "sequence-level": (alone, [None]),
-        "sequence- and token-level": (by_tfvllm, our_grid()[:1]),
+        "sequence- and token-level": (by_tfvllm, our_grid(steps)[:1]),
     }
 
     task = text.task("multi30k", written, steps, 1e-3)
@@ -549,7 +555,7 @@ def wikitext2(rows: Rows, setting: Setting, options: Any, work: Path) -> None:
         *("wikitext2", text.model, lambda: student_from(text.model, layers // 2)),
         *(data, data, scores, min, setting.student_steps["wikitext2"], 1e-3),
     )
-    compare(rows, task, setting, methods())
+    compare(rows, task, setting, methods(task.steps))
 
 
 # ---------------------------------------------------------------- cost

@@ -121,12 +121,17 @@ class Distill(_Training):
     logits: Weight = 0.8
     task: Weight = 0.2
     hidden: Weight = 0.0
+    hidden_fade: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        0.0, description="share of the steps over which the weight of hidden falls to 0; 0: it stays"
+    )
     augment: Share = Field(0.0, description="share of tokens replaced at random; the teacher judges the new text")
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> "Distill":
         if self.logits + self.task + self.hidden == 0:
             raise ValueError("expected a weight above 0 for logits, task or hidden, found 0 for each")
+        if self.hidden_fade and not self.hidden:
+            raise ValueError("expected distill.hidden above 0 with hidden_fade, found 0")
         return self
 
 

@@ -36,6 +36,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
             "expected prune.begin below prune.end, found 0.8 and 0.2",
         ),
         ({"distill": {"logits": 0.0, "task": 0.0}}, "expected a weight above 0"),
+        ({"distill": {"hidden_fade": 0.5}}, "expected distill.hidden above 0 with hidden_fade"),
         ({"simplify": {}}, "expected an export step beside simplify"),
         ({"benchmark": {}}, "expected an export step beside benchmark"),
         ({"export": {}, "benchmark": {"shapes": [[1, 2, 3]]}}, "benchmark.shapes.0: expected 2 items"),

@@ -247,7 +247,8 @@ def test_chinese_reviews_and_other_routes(tmp_path, capsys):
         capsys, "compress", file, "--out", out, "--json",
         *_set("student={start: scratch, layers: 1, hidden: 16, ffn: 32}", "prune=null", "shrink.vocabulary=seen"),
         *_set("shrink.compensate=least_squares", "simplify.profile=data"),
-        *_set("distill.augment=0.1", "distill.hidden=0.1", "distill.epochs=15", "distill.learning_rate=0.01"),
+        *_set("distill.augment=0.1", "distill.hidden=0.1", "distill.hidden_fade=0.5", "distill.epochs=15"),
+        *_set("distill.learning_rate=0.01"),
     )  # fmt: skip
     assert code == 0, log
     report = json.loads(told)

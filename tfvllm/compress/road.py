@@ -22,7 +22,7 @@ from tfvllm.files import digest, new_directory, write_text
 from tfvllm.graph import targets
 from tfvllm.recipe import Distill, Prune, Recipe
 
-_OBJECTIVE = ("temperature", "logits", "task", "hidden", "augment")
+_OBJECTIVE = ("temperature", "logits", "task", "hidden", "hidden_fade", "augment")
 
 
 class Road:
@@ -220,6 +220,9 @@ class Road:
         if objective.hidden:
             terms["hidden"] = losses.HiddenStates(layers="uniform")
             weights["hidden"] = objective.hidden
+            if objective.hidden_fade:
+                falling = max(1, round(objective.hidden_fade * self._steps(rates)))
+                weights["hidden"] = keras.optimizers.schedules.PolynomialDecay(objective.hidden, falling, 0.0)
         if objective.augment:
             tokenizer = self.preprocessor.tokenizer
             special = [tokenizer.token_to_id(token) for token in tokenizer.special_tokens]

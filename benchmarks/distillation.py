@@ -82,7 +82,7 @@ SETTINGS = {
         *((2, 64, 500), (3, 64, 1000), 1, of_each(10, 10, 0)),
     ),
     "brief": Setting(
-        *(3, None, None, of_each(3150, 1500, 6000), of_each(100, 500, 400), 32),
+        *(3, None, None, of_each(3150, 4500, 6000), of_each(100, 500, 400), 32),
         *((2, 128, 4000), (4, 128, 4000), 3, of_each(4200, 2500, 0)),
     ),
     "short": Setting(
@@ -354,7 +354,7 @@ class Multi30k:
         self.teacher = keras_nlp.models.BartSeq2SeqLM(
             keras_nlp.models.BartBackbone(
                 *(self.preprocessor.tokenizer.vocabulary_size(), self.layers, 4, width, 4 * width),
-                dropout=0.0,
+                dropout=0.1,
                 max_sequence_length=self.length,
             ),
             self.preprocessor,

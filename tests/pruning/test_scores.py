@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from tests.models import zoo
 from tfvllm.errors import InputError
 from tfvllm.models import adapter_for
-from tfvllm.pruning import scores, sparsify
+from tfvllm.pruning import oneshot, scores, sparsify
+from tfvllm.pruning.capture import block_calls
 from tfvllm.pruning.prunable import prunable_weights
 
 
@@ -110,6 +111,35 @@ def test_sparsify_reaches_the_share_in_the_blocks_only(method):
         if target.name in shares:
             assert abs(np.mean(np.asarray(target.variable) == 0) - shares[target.name]) < 1e-6
     np.testing.assert_array_equal(np.asarray(model.backbone.token_embedding.embeddings), table)
+
+
+@pytest.mark.parametrize("name", zoo.BUILDERS)
+def test_blocks_run_by_themselves_as_in_the_whole_model(name, monkeypatch):
+    found = zoo.inputs(name, 6)
+    pruned = []
+    for walk in (block_calls, lambda *_: None):
+        told = []
+        monkeypatch.setattr(oneshot, "block_calls", lambda *args, f=walk, told=told: told.append(f(*args)) or told[0])
+        model = zoo.build(name)
+        sparsify(model, 0.5, method="wanda", data=found)
+        pruned.append([np.array(v) for v in model.weights])
+        assert [calls is None for calls in told] == [walk is not block_calls]
+    for alone, whole in zip(*pruned):
+        np.testing.assert_allclose(alone, whole, rtol=1e-5, atol=1e-6)
+
+
+def test_a_block_called_twice_is_calibrated_on_both_calls():
+    """Two texts through one backbone, as for sentence pairs: its blocks cannot be run one by one."""
+    backbone = zoo.build("bert").backbone
+    sides = [
+        {name: keras.Input(spec.shape[1:], dtype=spec.dtype) for name, spec in backbone.input.items()} for _ in "ab"
+    ]
+    pooled = [backbone(side)["pooled_output"] for side in sides]
+    model = keras.Model(sides, keras.layers.Concatenate()(pooled))
+    layers = [block.layer for block in adapter_for(backbone).blocks(backbone)]
+    data = [[zoo.inputs("bert", 4, seed=1), zoo.inputs("bert", 4, seed=2)]]
+    assert block_calls(model, layers, data) is None
+    assert block_calls(backbone, layers, data[0]) is not None
 
 
 def test_sparsegpt_keeps_the_model_closer_than_magnitude():

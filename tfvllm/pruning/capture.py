@@ -2,7 +2,8 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -23,7 +24,10 @@ def traced(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def listener(
-    model: Any, layers: Mapping[Any, Any], measure: Callable[[Any, Any, Any, Any], Any]
+    model: Any,
+    layers: Mapping[Any, Any],
+    measure: Callable[[Any, Any, Any, Any], Any],
+    run: Callable[[Any], Any] | None = None,
 ) -> Callable[[Any], dict[Any, Any]]:
     """What flows into some layers of `model`, as a function of a batch.
 
@@ -33,6 +37,7 @@ def listener(
         layers: the layers by a key of the caller's.
         measure: (key, first input, output, batch) -> tensors, for each call of a layer. Those of several calls are
             added up.
+        run: runs what holds the layers on a batch; default `model(batch, training=False)`.
 
     Returns:
         A function from `x` to the measured tensors by key. Layers that are not called are left out.
@@ -52,12 +57,132 @@ def listener(
         with flat_products(model), contextlib.ExitStack() as taps:
             for key, layer in layers.items():
                 taps.enter_context(tapped(layer, call_of(layer), functools.partial(hook, key)))
-            model(x, training=False)
+            model(x, training=False) if run is None else run(x)
         order[:] = found
         return list(found.values())
 
     function = traced(model, listen)
     return lambda x: dict(zip(order, function(x)))
+
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]  # positional and named arguments
+
+
+@dataclass(frozen=True)
+class _Given:
+    """Stands for a tensor in a call: result `leaf` of block `block`, or `leaf` of what comes from elsewhere (None)."""
+
+    block: int | None
+    leaf: int
+
+
+def block_calls(model: Any, layers: Sequence[Any], data: Sequence[Any]) -> Iterator[list[Call]] | None:
+    """How a model calls its blocks, one block after another: for each the arguments on every batch.
+
+    A block may be changed once its calls were told: the next one reads what it gives by then. All blocks together cost
+    one run of the model. What else they read (embeddings, masks) is computed once, and anew where a block does not read
+    what the one before it gave (the first of a decoder).
+
+    Args:
+        layers: the blocks in the order of the data.
+        data: batches as the model reads them.
+
+    Returns:
+        None where this cannot be told: the model runs eagerly, or not every block is called once.
+    """
+    if getattr(model, "run_eagerly", False):
+        return None
+    calls: dict[int, list[Call]] = {}
+    below: list[set[int]] = []  # of each tensor from elsewhere: the blocks it is made of
+
+    def elsewhere(wanted: Sequence[int], x: Any) -> list[Any]:
+        calls.clear()
+        below.clear()
+        known: dict[int, _Given] = {}
+        results: list[Any] = []  # kept: `known` is by identity
+        outside: list[Any] = []
+
+        def told(leaf: Any) -> Any:
+            if not tf.is_tensor(leaf):
+                return leaf
+            if id(leaf) not in known:
+                known[id(leaf)] = _Given(None, len(outside))
+                below.append(_blocks_below(leaf, known))
+                outside.append(leaf)
+            return known[id(leaf)]
+
+        def hook(block: int, method: Any, *args: Any, **kwargs: Any) -> Any:
+            calls.setdefault(block, []).append(tf.nest.map_structure(told, (args, kwargs)))
+            outputs = method(*args, **kwargs)
+            for leaf, tensor in enumerate(tf.nest.flatten(outputs)):
+                known[id(tensor)] = _Given(block, leaf)
+                results.append(tensor)
+            return outputs
+
+        with flat_products(model), contextlib.ExitStack() as taps:
+            for block, layer in enumerate(layers):
+                taps.enter_context(tapped(layer, call_of(layer), functools.partial(hook, block)))
+            model(x, training=False)
+        return [outside[leaf] for leaf in wanted]
+
+    tf.function(functools.partial(elsewhere, ())).get_concrete_function(data[0])
+    if any(len(calls.get(block, ())) != 1 for block in range(len(layers))):
+        return None
+    return _walk(layers, data, [calls[block][0] for block in range(len(layers))], list(below), elsewhere)
+
+
+def _blocks_below(tensor: Any, known: Mapping[int, _Given]) -> set[int]:
+    """The blocks whose results `tensor` of a graph is computed from."""
+    found: set[int] = set()
+    seen: set[int] = set()
+    rest = [tensor]
+    while rest:
+        tensor = rest.pop()
+        given = known.get(id(tensor))
+        if given is not None and given.block is not None:
+            found.add(given.block)
+        elif id(tensor) not in seen and hasattr(tensor, "op"):
+            seen.add(id(tensor))
+            rest += tensor.op.inputs
+    return found
+
+
+def _walk(
+    layers: Sequence[Any],
+    data: Sequence[Any],
+    calls: list[Call],
+    below: list[set[int]],
+    elsewhere: Callable[[Sequence[int], Any], list[Any]],
+) -> Iterator[list[Call]]:
+    read = [{leaf for leaf in tf.nest.flatten(call) if isinstance(leaf, _Given)} for call in calls]
+    # A run of the model begins at the blocks which read what is made of the blocks since the last such run.
+    starts: list[int] = []
+    for block, leaves in enumerate(read):
+        made_of = set[int]().union(*(below[given.leaf] for given in leaves if given.block is None))
+        if not starts or any(lower >= starts[-1] for lower in made_of):
+            starts.append(block)
+    values: list[dict[_Given, Any]] = [{} for _ in data]
+    for block, layer in enumerate(layers):
+        if block in starts:
+            stop = min((start for start in starts if start > block), default=len(calls))
+            wanted = sorted({given.leaf for leaves in read[block:stop] for given in leaves if given.block is None})
+            function = tf.function(functools.partial(elsewhere, wanted), reduce_retracing=True)
+            for known, x in zip(values, data):
+                known.update({_Given(None, leaf): tensor for leaf, tensor in zip(wanted, function(x))})
+        told = [_filled(calls[block], known) for known in values]
+        yield told
+        later = set[_Given]().union(*read[block + 1 :])
+        for known, (args, kwargs) in zip(values, told):
+            if any(given.block == block for given in later):
+                with flat_products(layer):
+                    outputs = tf.nest.flatten(layer(*args, **kwargs))
+                known.update({_Given(block, leaf): tensor for leaf, tensor in enumerate(outputs)})
+            for given in set(known) - later:
+                del known[given]
+
+
+def _filled(call: Call, known: Mapping[_Given, Any]) -> Call:
+    return tf.nest.map_structure(lambda leaf: known[leaf] if isinstance(leaf, _Given) else leaf, call)
 
 
 def batches(model: Any, data: Any, batch_size: int = 8, limit: int | None = None) -> Iterator[tuple[Any, Any, Any]]:

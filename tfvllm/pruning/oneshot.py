@@ -1,6 +1,7 @@
 """Pruning a trained model at once, with a calibration set and without training."""
 
 import fnmatch
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from tfvllm.errors import InputError
 from tfvllm.models import adapter_for
 from tfvllm.models.base import Block
 from tfvllm.pruning import scores
-from tfvllm.pruning.capture import batches, listener, padding_mask, token_rows
+from tfvllm.pruning.capture import Call, batches, block_calls, listener, padding_mask, token_rows
 from tfvllm.pruning.prunable import Prunable, PruneKernels, PruningPolicy, prunable_weights
 
 METHODS = ("magnitude", "wanda", "sparsegpt")
@@ -64,14 +65,20 @@ def sparsify(
     policy = PruneKernels() if policy is None else policy
     calibration = [] if method == "magnitude" else [x for x, _, _ in batches(model, data, limit=limit)]
     done: dict[str, float] = {}
-    for kind, targets in _stages(model, policy):
-        wanted_shares = [(target, _share(target.name, sparsity)) for target in targets]
-        chosen = [(target, share) for target, share in wanted_shares if share is not None]
-        if not chosen:
-            continue
-        inputs = _second_moments(model, [t for t, _ in chosen], calibration, kind, method) if calibration else {}
-        for target, share in chosen:
-            done[target.name] = _prune(target, share, method, sparsity_m_by_n, inputs.get(id(target.variable)))
+    stages = _stages(model, policy)
+    walk = block_calls(model, [layer for layer, _, _ in stages], calibration) if calibration and stages[0][0] else None
+    for layer, kind, groups in stages:
+        calls = None if walk is None else next(walk)
+        for targets in groups:
+            wanted_shares = [(target, _share(target.name, sparsity)) for target in targets]
+            chosen = [(target, share) for target, share in wanted_shares if share is not None]
+            if not chosen:
+                continue
+            inputs: dict[int, np.ndarray] = {}
+            if calibration:
+                inputs = _second_moments(model, layer, [t for t, _ in chosen], calibration, calls, kind, method)
+            for target, share in chosen:
+                done[target.name] = _prune(target, share, method, sparsity_m_by_n, inputs.get(id(target.variable)))
     if not done:
         raise InputError(
             "nothing was pruned: expected Dense-like layers" + (" whose names match." if sparsity else ".")
@@ -85,13 +92,15 @@ def _share(name: str, sparsity: float | Mapping[str, float]) -> float | None:
     return next((share for pattern, share in sparsity.items() if fnmatch.fnmatch(name, pattern)), None)
 
 
-def _stages(model: Any, policy: PruningPolicy) -> list[tuple[str, list[Prunable]]]:
-    """Weights to prune together, in the order of the data: two steps a block (attention, feed-forward)."""
+def _stages(model: Any, policy: PruningPolicy) -> list[tuple[Any, str, list[list[Prunable]]]]:
+    """Blocks in the order of the data, their kind, and the weights of each to prune together: those of its attention,
+    then those of its feed-forward. Models without an adapter: one stage, of no block (None).
+    """
     try:
         blocks = adapter_for(model).blocks(model)
     except InputError:
         dense = keras.layers.Dense | keras.layers.EinsumDense
-        return [("", [t for t in prunable_weights(model, policy) if isinstance(t.layer, dense)])]
+        return [(None, "", [[t for t in prunable_weights(model, policy) if isinstance(t.layer, dense)]])]
 
     def of(block: Block, projections: Any) -> list[Prunable]:
         layers = {id(p.layer) for p in projections}
@@ -102,29 +111,46 @@ def _stages(model: Any, policy: PruningPolicy) -> list[tuple[str, list[Prunable]
         groups = [block.attention.projections, block.feed_forward.projections]
         if block.cross_attention is not None:
             groups.insert(1, block.cross_attention.projections)
-        stages += [(block.kind, of(block, group)) for group in groups]
+        stages.append((block.layer, block.kind, [of(block, group) for group in groups]))
     return stages
 
 
 def _second_moments(
-    model: Any, targets: list[Prunable], calibration: list[Any], kind: str, method: str
+    model: Any,
+    block: Any,
+    targets: list[Prunable],
+    calibration: list[Any],
+    calls: list[Call] | None,
+    kind: str,
+    method: str,
 ) -> dict[int, np.ndarray]:
-    """Sum of x x^T of what each target's layer reads, over real tokens: [inputs, inputs], for Wanda its diagonal."""
+    """Sum of x x^T of what each target's layer reads, over real tokens: [inputs, inputs], for Wanda its diagonal.
+
+    With `calls` from runs of `block` alone, else from runs of the whole model.
+    """
     by_layer = {id(t.layer): t for t in targets}
 
-    def measure(key: Any, inputs: Any, outputs: Any, x: Any) -> Any:
+    def measure(key: Any, inputs: Any, outputs: Any, given: Any) -> Any:
         # A kernel of several axes reads the last axes as one; padding is by [batch, length], the first two.
         size = by_layer[key].view.matrix_shape[0]
-        rows = token_rows(inputs, padding_mask(x, kind) if kind else None)
+        rows = token_rows(inputs, padding_mask(given[0], kind) if kind else None)
         rows = tf.reshape(rows, [-1, size])
         if method == "wanda":
             return tf.reduce_sum(tf.square(rows), 0)
         return tf.matmul(rows, rows, transpose_a=True)
 
-    listen = listener(model, {id(t.layer): t.layer for t in targets}, measure)
+    def run(given: Any) -> None:
+        x, call = given
+        if call is None:
+            model(x, training=False)
+        else:
+            block(*call[0], **call[1])
+
+    layers = {id(t.layer): t.layer for t in targets}
+    listen = listener(model if calls is None else block, layers, measure, run)
     moments: dict[int, np.ndarray] = {}
-    for x in calibration:
-        for key, found in listen(x).items():
+    for given in zip(calibration, itertools.repeat(None) if calls is None else calls):
+        for key, found in listen(given).items():
             variable = id(by_layer[key].variable)
             moments[variable] = moments.get(variable, 0.0) + np.asarray(found, np.float64)
     return moments

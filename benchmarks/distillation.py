@@ -43,6 +43,7 @@ import tensorflow as tf
 from parts import RESULTS, Rows, Sst2, WikiText2, cross_entropy, endless, lines, spread
 
 import tfvllm
+from tfvllm.bench.results import peak_memory_bytes
 from tfvllm.compress.classifiers import plain
 from tfvllm.compress.training import adamw, recalled_teacher
 from tfvllm.distillation import student_from, write_targets
@@ -649,9 +650,7 @@ def peak(which: str, width: int, layers: int, vocabulary: int) -> float:
         student.compile(keras.optimizers.SGD(1e-3), loss=cross_entropy())
     for _ in range(2):
         keras.Model.train_on_batch(trained, x, y)
-    # Not ru_maxrss: a process begins with that of the one that started it.
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024.0
+    return peak_memory_bytes() / 2**20
 
 
 # ---------------------------------------------------------------- command line

@@ -16,7 +16,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -311,12 +310,13 @@ def measure(folder: str, shape: tuple[int, int], repeats: int, peers: bool) -> l
 # ----------------------------------------------------------------------------------------------------- what it costs
 
 SIMPLIFY = """
-import resource, sys
+import sys
+from tfvllm.bench.results import peak_memory_bytes
 from tfvllm.cli import main
 try:
     main(["simplify", *sys.argv[1:], "--json"])
 finally:
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, file=sys.stderr)
+    print(peak_memory_bytes(), file=sys.stderr)
 """
 
 
@@ -339,17 +339,19 @@ def loading(pipe, path: str) -> None:
     """In a process of its own: seconds to load and to the first answer at (1, 16), and the memory that both took."""
     import tensorflow as tf
 
+    from tfvllm.bench.results import peak_memory_bytes
+
     tf.config.threading.set_intra_op_parallelism_threads(2)
     tf.constant(0.0).numpy()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory_bytes()
     began = time.perf_counter()
     model = tf.saved_model.load(path)
     function = model.signatures["serving_default"]
     loaded = time.perf_counter()
     next(iter(function(**{k: tf.constant(v) for k, v in random_inputs(1, 16, seed=0).items()}).values())).numpy()
     answered = time.perf_counter()
-    added = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    pipe.send((loaded - began, answered - loaded, added / 1000))
+    added = peak_memory_bytes() - before
+    pipe.send((loaded - began, answered - loaded, added / 1e6))
 
 
 def cost(folder: str, rounds: int = 3) -> dict:

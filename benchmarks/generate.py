@@ -18,7 +18,6 @@ import functools
 import json
 import multiprocessing
 import os
-import resource
 import tempfile
 import time
 from pathlib import Path
@@ -212,7 +211,7 @@ def in_process(function, *arguments):
 
 
 def peak_memory_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return results.peak_memory_bytes() / 2**20
 
 
 def memory_bandwidth() -> float:

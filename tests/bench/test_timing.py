@@ -1,6 +1,8 @@
 """Timing that compares: turns, medians, ratios; results with their conditions."""
 
 import json
+import subprocess
+import sys
 import time
 
 import pytest
@@ -52,3 +54,15 @@ def test_a_table_lines_up():
     assert results.text_table(["model", "ms"], [["a", 1.5], ["long", 22]]) == (
         "| model |  ms |\n| ----- | --: |\n| a     | 1.5 |\n| long  |  22 |"
     )
+
+
+def test_peak_memory_is_this_programs_own():
+    """Not that of the process it was started from, as `ru_maxrss` is."""
+    code = (
+        "from tfvllm.bench.results import peak_memory_bytes as p; a = p(); b = bytearray(b'x' * 2**28); print(a, p())"
+    )
+    start = f"import subprocess, sys; fat = b'x' * 2**30; subprocess.run([sys.executable, '-c', {code!r}], check=True)"
+    done = subprocess.run([sys.executable, "-c", start], capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert before < 2**30
+    assert 2**28 <= after - before < 2**30

@@ -15,12 +15,13 @@ backbone = keras_nlp.models.BertBackbone(30522, 6, 12, 768, 3072, max_sequence_l
 keras_nlp.models.BertTextClassifier(backbone, num_classes=2, preprocessor=None).export(sys.argv[1], verbose=False)
 """
 SIMPLIFY = """
-import resource, sys
+import sys
+from tfvllm.bench.results import peak_memory_bytes
 from tfvllm.cli import main
 try:
     main(["simplify", *sys.argv[1:], "--json"])
 finally:
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, file=sys.stderr)
+    print(peak_memory_bytes(), file=sys.stderr)
 """
 
 

@@ -204,13 +204,18 @@ class Rule:
                 return False
             if new.dtype != node.output.dtype:
                 raise TfvllmError(f"{self.name} gave {new.dtype.name} for {node.output.dtype.name} at {node.name}")
-            rewriter.fire(self, node)
-            graph.replace(node.output, new)
-            self.removed(rewriter, node)
+            self.substitute(rewriter, node, new)
             return True
         if reason is not None:
             rewriter.decline(self, node, reason)
         return False
+
+    def substitute(self, rewriter: Rewriter, node: Node, *values: Value) -> None:
+        """A firing: `values` take the place of the results of `node`, which goes with what only it needed."""
+        rewriter.fire(self, node)
+        for old, new in zip(list(node.outputs), values):
+            rewriter.graph.replace(old, new)
+        self.removed(rewriter, node)
 
     @staticmethod
     def removed(rewriter: Rewriter, node: Node) -> None:

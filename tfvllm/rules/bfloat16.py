@@ -53,9 +53,7 @@ class LowerProducts(Pass):
             if not is_product(node) or not rewriter.allowed(self, node):
                 continue
             out = lowered_product(graph, node)
-            rewriter.fire(self, node)
-            graph.replace(node.output, out)
-            self.removed(rewriter, node)
+            self.substitute(rewriter, node, out)
             changed = True
         return changed
 
@@ -97,10 +95,7 @@ class SinkCasts(Pass):
             types = [k for k, a in node.attrs.items() if a.type == tf.float32.as_datatype_enum]
             attrs = node.own_attrs(*types)
             outputs = [b.Cast(v, DstT=tf.float32) for v in b.op(node.op, inputs, **attrs)]
-            rewriter.fire(self, node)
-            for old, new in zip(list(node.outputs), outputs):
-                graph.replace(old, new)
-            self.removed(rewriter, node)
+            self.substitute(rewriter, node, *outputs)
             changed = True
         return changed
 

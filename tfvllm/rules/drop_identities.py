@@ -26,9 +26,7 @@ class DropIdentities(Pass):
             same = self._same(graph, node)
             if same is None or not rewriter.allowed(self, node):
                 continue
-            rewriter.fire(self, node)
-            graph.replace(node.output, same)
-            self.removed(rewriter, node)
+            self.substitute(rewriter, node, same)
             changed = True
         return changed
 
@@ -37,10 +35,7 @@ class DropIdentities(Pass):
         graph = rewriter.graph
         if not any(v.readers or graph.is_result(v) for v in node.outputs) or not rewriter.allowed(self, node):
             return False
-        rewriter.fire(self, node)
-        for value, same in zip(node.outputs, node.inputs):
-            graph.replace(value, same)
-        self.removed(rewriter, node)
+        self.substitute(rewriter, node, *node.inputs)
         return True
 
     @staticmethod

@@ -256,9 +256,7 @@ class QuantizeTables(Pass):
         nodes = [graph.nodes[n] for n in self.names if n in graph.nodes and rewriter.allowed(self, graph.nodes[n])]
         for node in nodes:
             new = Int8Form(graph, rewriter.shared_weights, {}).table(node)
-            rewriter.fire(self, node)
-            graph.replace(node.output, new)
-            self.removed(rewriter, node)
+            self.substitute(rewriter, node, new)
         return bool(nodes)
 
 

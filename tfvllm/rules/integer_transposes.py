@@ -33,8 +33,6 @@ class TransposesAsIntegers(Pass):
             moved = b.Transpose(b.Bitcast(node.inputs[0], type=kind), node.inputs[1])
             new = b.Bitcast(moved, type=node.output.dtype)
             new.shape = node.output.shape
-            rewriter.fire(self, node)
-            graph.replace(node.output, new)
-            self.removed(rewriter, node)
+            self.substitute(rewriter, node, new)
             changed = True
         return changed

@@ -45,9 +45,7 @@ class KeepPacked(Pass):
                 continue
             new = _packed(Builder(graph, node.name), node, node.inputs)
             new.shape = node.output.shape
-            rewriter.fire(self, node)
-            graph.replace(node.output, new)
-            self.removed(rewriter, node)
+            self.substitute(rewriter, node, new)
             changed = True
         return changed
 
@@ -101,9 +99,7 @@ class KeepPackedForFew(Pass):
                     node.op,
                 )
             new.shape = node.output.shape
-            rewriter.fire(self, node)
-            graph.replace(node.output, new)
-            self.removed(rewriter, node)
+            self.substitute(rewriter, node, new)
             changed = True
         return changed
 

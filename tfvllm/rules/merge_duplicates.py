@@ -24,10 +24,7 @@ class MergeDuplicates(Pass):
                 continue
             if not rewriter.allowed(self, node):
                 continue
-            rewriter.fire(self, node)
-            for old, new in zip(node.outputs, first.outputs):
-                graph.replace(old, new)
-            self.removed(rewriter, node)
+            self.substitute(rewriter, node, *first.outputs)
             changed = True
         return changed
 

@@ -59,9 +59,7 @@ class NormByRows(Pass):
                     node.output,
                     node.op,
                 )
-            rewriter.fire(self, node)
-            graph.replace(node.output, new)
-            self.removed(rewriter, node)
+            self.substitute(rewriter, node, new)
             changed = True
         return changed
 

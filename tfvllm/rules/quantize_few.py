@@ -62,9 +62,7 @@ class QuantizeFewPlainly(Pass):
                     node.outputs[0],
                     node.op,
                 )
-            rewriter.fire(self, node)
-            graph.replace(node.outputs[0], new)
-            self.removed(rewriter, node)
+            self.substitute(rewriter, node, new)
             changed = True
         return changed
 

@@ -70,9 +70,7 @@ class GammaIntoWeights(Pass):
             kernel = product.inputs[1]
             column = (1, width) if product.attr("transpose_b") else (width, 1)
             graph.set_input(product, 1, b.Mul(kernel, b.reshape(gamma, column)))
-        rewriter.fire(self, node)
-        graph.replace(node.output, z)
-        self.removed(rewriter, node)
+        self.substitute(rewriter, node, z)
         return True
 
 

@@ -76,6 +76,7 @@ SETTINGS = {
     "brief": Setting(
         *(None, 3150, 200, 0, 32, 1e-4, 1, 512, (0.5, 0.8), (0.8,), (0.5,), ("magnitude",)),
         *(4000, 2, 128, 6000, None),
+        trained=24,
         held_out=16,
     ),
     "short": Setting(

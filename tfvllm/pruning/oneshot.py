@@ -1,7 +1,6 @@
 """Pruning a trained model at once, with a calibration set and without training."""
 
 import fnmatch
-import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -66,9 +65,11 @@ def sparsify(
     calibration = [] if method == "magnitude" else [x for x, _, _ in batches(model, data, limit=limit)]
     done: dict[str, float] = {}
     stages = _stages(model, policy)
-    walk = block_calls(model, [layer for layer, _, _ in stages], calibration) if calibration and stages[0][0] else None
-    for layer, kind, groups in stages:
-        calls = None if walk is None else next(walk)
+    blocks = [block for block, _, _ in stages if block is not None]
+    walk = block_calls(model, blocks, calibration) if calibration and blocks else None
+    whole: list[Call] = [((x,), {"training": False}) for x in calibration]
+    for block, kind, groups in stages:
+        runs, calls = (model, whole) if walk is None else (block, next(walk))
         for targets in groups:
             wanted_shares = [(target, _share(target.name, sparsity)) for target in targets]
             chosen = [(target, share) for target, share in wanted_shares if share is not None]
@@ -76,7 +77,7 @@ def sparsify(
                 continue
             inputs: dict[int, np.ndarray] = {}
             if calibration:
-                inputs = _second_moments(model, layer, [t for t, _ in chosen], calibration, calls, kind, method)
+                inputs = _second_moments(runs, calls, [t for t, _ in chosen], calibration, kind, method)
             for target, share in chosen:
                 done[target.name] = _prune(target, share, method, sparsity_m_by_n, inputs.get(id(target.variable)))
     if not done:
@@ -116,17 +117,12 @@ def _stages(model: Any, policy: PruningPolicy) -> list[tuple[Any, str, list[list
 
 
 def _second_moments(
-    model: Any,
-    block: Any,
-    targets: list[Prunable],
-    calibration: list[Any],
-    calls: list[Call] | None,
-    kind: str,
-    method: str,
+    runs: Any, calls: list[Call], targets: list[Prunable], calibration: list[Any], kind: str, method: str
 ) -> dict[int, np.ndarray]:
     """Sum of x x^T of what each target's layer reads, over real tokens: [inputs, inputs], for Wanda its diagonal.
 
-    With `calls` from runs of `block` alone, else from runs of the whole model.
+    Args:
+        runs: what holds the targets, a block or the whole model, and `calls` how it is called on each batch.
     """
     by_layer = {id(t.layer): t for t in targets}
 
@@ -140,16 +136,12 @@ def _second_moments(
         return tf.matmul(rows, rows, transpose_a=True)
 
     def run(given: Any) -> None:
-        x, call = given
-        if call is None:
-            model(x, training=False)
-        else:
-            block(*call[0], **call[1])
+        _, (args, kwargs) = given
+        runs(*args, **kwargs)
 
-    layers = {id(t.layer): t.layer for t in targets}
-    listen = listener(model if calls is None else block, layers, measure, run)
+    listen = listener(runs, {id(t.layer): t.layer for t in targets}, measure, run)
     moments: dict[int, np.ndarray] = {}
-    for given in zip(calibration, itertools.repeat(None) if calls is None else calls):
+    for given in zip(calibration, calls):
         for key, found in listen(given).items():
             variable = id(by_layer[key].variable)
             moments[variable] = moments.get(variable, 0.0) + np.asarray(found, np.float64)

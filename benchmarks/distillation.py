@@ -277,8 +277,10 @@ def sst2(rows: Rows, setting: Setting, options: Any, work: Path) -> None:
     rows.add("teacher", lambda: task.scores(task.teacher))
     best: dict[str, int] | None = None
     steps = setting.student_steps["sst2"]
-    runs = [("3 layers", 3, steps), ("2 layers", 2, steps), (f"2 layers, {setting.again} steps", 2, setting.again)]
-    for name, layers, steps in runs if setting.again else runs[:2]:  # settings are chosen with 3 layers
+    runs = [("3 layers", 3, steps), ("2 layers", 2, steps)]  # settings are chosen with the first
+    if setting.again:
+        runs.append((f"2 layers, {setting.again} steps", 2, setting.again))
+    for name, layers, steps in runs:
         small = Task(
             f"sst2, {name}",
             recalled_teacher(2),

@@ -1,5 +1,9 @@
 """BART and T5: greedy and beam answers are keras-nlp's own; the length penalty is that of a plain reference."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -74,3 +78,29 @@ def test_empty_sources_and_limits():
     assert run(translator, nothing, nothing, 3)[0].shape == (0, 3)
     assert run(translator, nothing, nothing, 3, beams=2)[0].shape == (0, 3)
     assert run(translator, ids, mask, 0, beams=2)[0].shape == (2, 0)
+
+
+_PROGRAM = """
+import numpy as np, tensorflow as tf
+from tests.generation.models import bart, build
+from tfvllm.generation.families import read
+from tfvllm.generation.translator import Translator
+
+translator = Translator(read(build(bart)), max_length=20, start_ids=(2, 0))
+
+@tf.function(input_signature=[tf.TensorSpec([None, None], tf.int32)] * 2, autograph=False)
+def translate(ids, mask):
+    return translator.generate(*translator.read_source_ids(ids, mask), 4).token_ids
+
+print(translate(np.full([3, 6], 5, np.int32), np.ones([3, 6], np.int32)).shape)
+"""
+
+
+@pytest.mark.slow
+def test_onednn_has_a_kernel_for_every_product():
+    """What TensorFlow makes of scale, product and causal mask must not end in oneDNN's reference code."""
+    environment = {**os.environ, "ONEDNN_VERBOSE": "1", "TF_ENABLE_ONEDNN_OPTS": "1"}
+    run = subprocess.run([sys.executable, "-c", _PROGRAM], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    products = [line for line in run.stdout.split("\n") if "exec,cpu,matmul" in line]
+    assert products and not [line for line in products if ",ref" in line]

@@ -47,7 +47,7 @@ def beam_search(
         longest = tf.reduce_max(tf.concat([lengths, [0]], 0))
         steps = tf.clip_by_value(min(limits) - longest, 0, steps)
     steps = tf.where(batch > 0, steps, 0)
-    ids, lengths = bucketed(ids, lengths, pad_id)
+    ids, lengths = bucketed(ids, lengths, pad_id) if context is None else (ids, lengths)
     hidden, keys, values = network.prefill(ids, lengths, context)
     capacity = (tf.shape(ids)[1] + steps + BUCKET - 1) // BUCKET * BUCKET
     caches = allocate(

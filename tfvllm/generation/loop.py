@@ -66,7 +66,7 @@ def generate(
         stop_ids: tokens that end a row.
         stops: a `tfvllm.generation.stops.StopStrings`, or None.
         max_length: a row ends when prompt and new tokens together are this long; None: the model's limit alone.
-        context: what `Network.encode` returned.
+        context: what `Network.encode` returned. Prompts are then what the decoder starts from: all of one length.
         log_probs: whether to return log-probabilities.
         pad_id: fills what is beyond a row's length.
     """
@@ -81,7 +81,7 @@ def generate(
     penalised = controls is not None
     uniform = sampling.uniforms(controls.seed, batch, max_new_tokens) if controls is not None else tf.zeros([batch, 0])
 
-    ids, lengths_read = bucketed(ids, lengths, pad_id)
+    ids, lengths_read = bucketed(ids, lengths, pad_id) if context is None else (ids, lengths)
     hidden, keys, values = network.prefill(ids, lengths_read, context)
     prompt = tf.shape(ids)[1]
     history = tf.zeros([batch, 0], tf.int32)

@@ -39,6 +39,7 @@ from tfvllm.rules.quantize_few import QuantizeFewPlainly
 from tfvllm.rules.rewrite_bodies import RewriteBodies
 from tfvllm.rules.rms_norm import CentreLayerNorm, GammaIntoWeights
 from tfvllm.rules.rotary import RotateTogether, SignsIntoSine
+from tfvllm.rules.shared_masks import SharedMask
 from tfvllm.rules.sink_reshapes import SinkReshapeBias, SinkReshapePair, SinkReshapeResidual, SinkReshapeUnary
 from tfvllm.rules.small_attention import SmallAttentionApart
 from tfvllm.rules.softmax import RecogniseSoftmax
@@ -108,7 +109,10 @@ def pipeline(precision: str = "float32") -> list[Step]:
         Step("bodies", (RewriteBodies(),), repeat=False),
         Step(
             LAST,
-            (NormByRows(), SmallAttentionApart(), TransposesAsIntegers(), QuantizeFewPlainly(), KeepPacked()),
+            (
+                *(NormByRows(), SharedMask(), SmallAttentionApart(), TransposesAsIntegers(), QuantizeFewPlainly()),
+                KeepPacked(),
+            ),
             repeat=False,
         ),
     ]

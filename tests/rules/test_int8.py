@@ -379,6 +379,36 @@ def test_a_hidden_outlier_is_computed_apart():
     assert entry(tight.report)["error"] < 0.03 < 0.1 < entry(loose.report)["error"]
 
 
+def test_no_more_is_computed_apart_than_the_bound_asks_for():
+    """Four layers with an outlier each, of which the first has the largest: the looser the bound, the fewer."""
+    rng = np.random.default_rng(4)
+    layers = []
+    for factor in (900.0, 300.0, 100.0, 30.0):
+        up, down = (rng.normal(0, 0.2, shape).astype(np.float32) for shape in ((K, 2 * K), (2 * K, K)))
+        up[:, 3] *= factor
+        down[3] /= factor
+        layers.append((tf.Variable(up), tf.Variable(down)))
+
+    def serve(x):
+        for up, down in layers:
+            x += tf.nn.bias_add(tf.nn.gelu(tf.nn.bias_add(x @ up, BIAS)) @ down, BIAS[:K]) * 0.1
+        return x
+
+    call = tf.function(serve, autograph=False, input_signature=[f32(None, K)])
+
+    def apart(bound):
+        fast = tfvllm.simplify(call, target="onednn", precision="int8", inputs=inputs(200), max_error=bound)
+        assert entry(fast.report)["error"] <= bound
+        assert all(p["precision"] == "int8" for p in entry(fast.report)["products"])
+        return entry(fast.report)["smoothed"], entry(fast.report)["error"]
+
+    errors = {}
+    for bound, wanted in ((0.9, 0), (0.05, 3), (0.015, 4)):
+        count, errors[count] = apart(bound)
+        assert count == wanted
+    assert errors[0] > 0.1 > errors[3] > errors[4]
+
+
 def test_what_costs_too_much_stays_in_float32():
     import keras
 

@@ -63,6 +63,18 @@ class Outcome:
     details: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass
+class _Plan:
+    """A graph with what is done before int8 (`base`), and the same in int8."""
+
+    base: Rewriter
+    ranges: Ranges
+    errors: dict[str, float]  # of each product on the inputs it has where all others are float32
+    lowered: Rewriter
+    comparison: Comparison
+    smoothed: int  # nodes whose channels were scaled or computed apart
+
+
 class Quantizer:
     """Lowers one verified graph to int8.
 
@@ -81,27 +93,20 @@ class Quantizer:
 
     def run(self, verified: Graph, name: str) -> Outcome:
         """Raises VerificationError where no choice of products keeps the error within the bound."""
-        from tfvllm.rules.int8 import snap
-
         base = Rewriter(verified.copy(), self.target, shared_weights=self.shared)
         spreads, tables = self._observe(base)
         if not spreads and not tables:
             return Outcome(base, self.verifier.compare(base.graph))
         free, costly = self._factors(base.graph, spreads)
         outliers = self._outliers(base.graph, spreads, {**free, **costly})
-        plans = [(free, {}), ({**free, **costly}, outliers)]
-        for factors, split in plans[: 1 + bool(costly or outliers)]:
-            if factors or split:
-                base = self._smoothed(verified, factors, split)
-                spreads, tables = self._observe(base)
-            ranges: Ranges = dict.fromkeys(tables)
-            ranges |= {n: snap(*s.span(self.options.percentile)) for n, s in spreads.items()}
-            errors = self._local_errors(base.graph, ranges)
-            lowered, comparison = self._lower(base, ranges, errors)
-            if comparison.ok:
-                return self._outcome(lowered, comparison, ranges, errors, len(factors) + len(split), {})
+        plan = self._plan(verified, base if not free else None, free, {})
+        if not plan.comparison.ok and (costly or outliers):
+            plan = self._cheapest(verified, free, costly, outliers, plan)
+        if plan.comparison.ok:
+            return self._outcome(plan, {})
+        ranges, errors = plan.ranges, plan.errors
         board = calibrate.Switchboard(
-            base.graph,
+            plan.base.graph,
             self.verifier.specs,
             self.verifier.samples,
             self.verifier.references,
@@ -111,21 +116,83 @@ class Quantizer:
         kept, sensitivity = board.keep(self.options.max_error)
         while len(kept) < len(ranges):
             chosen = {n: span for n, span in ranges.items() if n not in kept}
-            lowered, comparison = self._lower(base, chosen, errors)
-            if comparison.ok:
+            plan.lowered, plan.comparison = self._lower(plan.base, chosen, errors)
+            if plan.comparison.ok:
                 for node in kept:
                     moved = f"in int8 it alone moves the result by {sensitivity[node]:.2g}"
                     rule = "QuantizeTables" if ranges[node] is None else "QuantizeProducts"
-                    lowered.declined[rule, node] = f"kept in float32: {moved}"
-                return self._outcome(lowered, comparison, ranges, errors, len(factors) + len(split), sensitivity)
+                    plan.lowered.declined[rule, node] = f"kept in float32: {moved}"
+                return self._outcome(plan, sensitivity)
             kept.append(max(chosen, key=sensitivity.__getitem__))
         raise VerificationError(
             f"signature {name!r}: even with one product alone in int8 the results are off by more than "
-            f"{self.options.max_error:.3g} of their largest magnitude ({comparison.failures[0]}). Nothing was "
+            f"{self.options.max_error:.3g} of their largest magnitude ({plan.comparison.failures[0]}). Nothing was "
             "written. Allow more with --max-error, pass real inputs with --calibration, or use bfloat16."
         )
 
     # ------------------------------------------------------------------------------------------------------- its steps
+
+    def _plan(self, verified: Graph, base: Rewriter | None, factors: dict, outliers: dict) -> _Plan:
+        """`verified` with these factors and outliers taken care of, and in int8. base: the same graph where at hand."""
+        from tfvllm.rules.int8 import snap
+
+        base = base or self._smoothed(verified, factors, outliers)
+        spreads, tables = self._observe(base)
+        ranges: Ranges = dict.fromkeys(tables)
+        ranges |= {n: snap(*s.span(self.options.percentile)) for n, s in spreads.items()}
+        errors = self._local_errors(base.graph, ranges)
+        lowered, comparison = self._lower(base, ranges, errors)
+        return _Plan(base, ranges, errors, lowered, comparison, len(factors) + len(outliers))
+
+    def _cheapest(self, verified: Graph, free: dict, costly: dict, outliers: dict, first: _Plan) -> _Plan:
+        """The plan with the fewest nodes more that keeps the bound, or the one with all of them.
+
+        The products with the largest errors of their own are helped first.
+        """
+
+        def worst(name: str) -> float:
+            products = (name,) if name in outliers else self._read_by(first.base.graph, name)
+            return max((first.errors.get(n, 0.0) for n in products), default=0.0)
+
+        order = sorted([*costly, *outliers], key=worst, reverse=True)
+
+        def first_of(count: int) -> _Plan:
+            chosen = order[:count]
+            factors = {**free, **{n: costly[n] for n in chosen if n in costly}}
+            return self._plan(verified, None, factors, {n: outliers[n] for n in chosen if n in outliers})
+
+        known = set(self.shared)
+        low, high, best = 1, len(order), first_of(len(order))
+        while best.comparison.ok and low < high:
+            middle = (low + high) // 2
+            plan = first_of(middle)
+            if plan.comparison.ok:
+                high, best = middle, plan
+            else:
+                low = middle + 1
+            self._let_go(known, best)
+        return best
+
+    def _let_go(self, known: set, best: _Plan) -> None:
+        """Forgets weights that were made, beside the `known` ones, for other plans than the best."""
+        graphs = (best.base.graph, best.lowered.graph)
+        used = {id(capture.owner) for graph in graphs for capture in graph.captures.values()}
+        for key in set(self.shared) - known:
+            made = self.shared[key]
+            if not any(id(v) in used for v in (made if isinstance(made, tuple) else (made,))):
+                del self.shared[key]
+
+    @staticmethod
+    def _read_by(graph: Graph, source: str) -> list[str]:
+        """The products that read what a node gives, reshaped or as it is."""
+        found, stack = [], [*graph.nodes[source].outputs]
+        while stack:
+            for node, _ in stack.pop().readers:
+                if node.op == "Reshape":
+                    stack.append(node.output)
+                else:
+                    found.append(node.name)
+        return found
 
     def _observe(self, rewriter: Rewriter) -> tuple[dict[str, calibrate.Spread], list[str]]:
         """The spread of the input of every product that can become int8, by its name; the names of tables that can."""
@@ -223,14 +290,17 @@ class Quantizer:
         targets.check_graph(lowered.graph, self.target)
         return lowered, self.verifier.compare(lowered.graph, self.options.max_error)
 
-    def _outcome(self, lowered: Rewriter, comparison: Comparison, ranges, errors, smoothed, sensitivity) -> Outcome:
+    def _outcome(self, plan: _Plan, sensitivity: dict[str, float]) -> Outcome:
+        lowered, comparison, ranges, errors = plan.lowered, plan.comparison, plan.ranges, plan.errors
+
         def entry(node: str) -> dict[str, Any]:
             kept = node in lowered.graph.nodes
+            span = ranges[node]
             found = {
                 "where": short(node),
-                "what": "table" if ranges[node] is None else "product",
+                "what": "table" if span is None else "product",
                 "precision": "float32" if kept else "int8",
-                "range": None if ranges[node] is None else list(ranges[node]),
+                "range": None if span is None else list(span),
                 "error": errors[node],
             }
             return {**found, "sensitivity": sensitivity[node]} if sensitivity else found
@@ -243,7 +313,7 @@ class Quantizer:
                 "samples": len(self.samples),
                 "percentile": self.options.percentile,
             },
-            "smoothed": smoothed,
+            "smoothed": plan.smoothed,
             "products": [entry(node) for node in ranges],
         }
         return Outcome(lowered, comparison, details)

@@ -28,7 +28,7 @@ from tfvllm.rules.keep_packed import KeepPacked
 from tfvllm.rules.keras_quantised import DequantiseProducts
 from tfvllm.rules.layer_norm import FuseLayerNorm
 from tfvllm.rules.linear_layers import BatchNormToAffine, JoinLinearLayers, ScaleIntoWeights, TermToBias
-from tfvllm.rules.masked_softmax import MaskRowsAfterAttention
+from tfvllm.rules.masked_softmax import MaskByAddition, MaskRowsAfterAttention
 from tfvllm.rules.merge_duplicates import MergeDuplicates
 from tfvllm.rules.merge_parallel_matmuls import MergeParallelMatMuls
 from tfvllm.rules.norm_by_rows import NormByRows
@@ -96,7 +96,7 @@ def pipeline(precision: str = "float32") -> list[Step]:
         Step("demand", (HoistSlices(), OneQuery()), repeat=False),
         Step("merge", (MergeParallelMatMuls(),), repeat=False),
         Step("heads", (OneTransposeForHeads(), SignsIntoSine(), RotateTogether(), MergeDuplicates())),
-        Step("padding", (TrimPadding(), PackTokens()), repeat=False),
+        Step("padding", (TrimPadding(), PackTokens(), MaskByAddition()), repeat=False),
         Step("user", tuple(_registered)),
         Step(
             "fuse",

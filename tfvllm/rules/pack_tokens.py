@@ -14,6 +14,7 @@ from tfvllm.graph.padding import Tokens
 from tfvllm.graph.rewriter import Builder, Declined, Pass
 
 _VIEWS = ("Reshape", "ExpandDims", "Squeeze")
+_SCOPE = "/pack"  # ends the names of what packs and unpacks
 _REDUCTIONS = ("Mean", "Sum", "Max", "Min", "Prod")
 _ALONG_LAST = ("BiasAdd", "Softmax", "LogSoftmax", "_MklLayerNorm")
 
@@ -61,12 +62,20 @@ class PackTokens(Pass):
         return True
 
 
+def comes_unpacked(value: Value) -> bool:
+    """Whether `value` is cut out of, or another view of, one that `PackTokens` has unpacked."""
+    node = value.node
+    while node.op in (*_VIEWS, "Transpose", "Unpack", "Split", "SplitV", "Slice", "StridedSlice", "Identity"):
+        node = node.inputs[int(node.op == "Split")].node
+    return node.op == "GatherV2" and f"{_SCOPE}/" in node.name
+
+
 class _Packer:
     """One graph's tokens: which values are packed, and the indices that pack and unpack them."""
 
     def __init__(self, graph: Graph, analysis: padding.Analysis):
         self.graph, self.analysis = graph, analysis
-        self.builder = Builder(graph, analysis.mask.node.name + "/pack")
+        self.builder = Builder(graph, analysis.mask.node.name + _SCOPE)
         self.values: dict[Value, Tokens] = {}
         self.live = dict.fromkeys(graph.live())
         for node in self.live:

@@ -27,3 +27,21 @@ def test_products_that_cancel_stay_in_float32(target):
     wanted = call(tf.constant(x), tf.constant(x)).numpy()
     error = np.abs(fast(x, x).numpy() - wanted).max() / np.abs(wanted).max()
     assert 1e-5 < error < 0.05
+
+
+def test_what_is_blanked_between_two_products_is_never_wide():
+    w, v = weight(32, 32), weight(32, 32, seed=2)
+
+    def blanked(x, mask):
+        y = tf.where(mask[:, None], x @ w, 0.0)
+        return tf.reshape(y, [tf.shape(y)[0], 32]) @ v
+
+    call = tf.function(blanked, autograph=False, input_signature=[f32(None, 32), tf.TensorSpec([None], tf.bool)])
+    fast = tfvllm.simplify(call, precision="bfloat16")
+    assert fast.report.rules["SinkCastBelowMask"] == 1
+    assert [n.output.dtype.name for n in fast.graph.live() if n.op == "SelectV2"] == ["bfloat16"]
+    assert sum(n.op == "Cast" for n in fast.graph.live()) == 2  # the input's and the result's
+    x, mask = np.random.default_rng(0).normal(size=(5, 32)).astype(np.float32), np.array([1, 0, 1, 1, 0], bool)
+    wanted = call(tf.constant(x), tf.constant(mask)).numpy()
+    np.testing.assert_allclose(fast(x, mask), wanted, atol=0.03 * np.abs(wanted).max())
+    assert not fast(x, mask).numpy()[~mask].any()

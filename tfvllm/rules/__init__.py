@@ -7,7 +7,7 @@ from tfvllm.graph.guarantee import Approximate
 from tfvllm.graph.rewriter import Rule, Step
 from tfvllm.rules.algebra import FactorOut, JoinFactors, JoinTerms, Signs, SmallPowers
 from tfvllm.rules.batch_matmul_to_matmul import BatchMatMulToMatMul
-from tfvllm.rules.bfloat16 import CancelCasts, LowerBias, LowerLayerNorm, LowerProducts, SinkCasts
+from tfvllm.rules.bfloat16 import CancelCasts, LowerBias, LowerLayerNorm, LowerProducts, SinkCastBelowMask, SinkCasts
 from tfvllm.rules.collapse_casts import CollapseCasts
 from tfvllm.rules.collapse_reshapes import CollapseReshapes, CollapseTransposes, TransposeToReshape
 from tfvllm.rules.delete_dead import DeleteDead
@@ -128,7 +128,9 @@ def lowering(precision: str, ranges: Mapping[str, Range | None] | None = None, g
     """
     clean = (DropIdentities(), FoldConstants(), MergeDuplicates(), DeleteDead())
     if precision == "bfloat16":
-        lower: tuple[Rule, ...] = (LowerProducts(), LowerBias(), SinkCasts(), CancelCasts(), LowerLayerNorm())
+        lower: tuple[Rule, ...] = (
+            *(LowerProducts(), LowerBias(), SinkCasts(), SinkCastBelowMask(), CancelCasts(), LowerLayerNorm()),
+        )
     elif precision == "int8":
         products = {n: span for n, span in (ranges or {}).items() if span is not None}
         tables = [n for n in ranges or {} if n not in products]

@@ -5,11 +5,12 @@ that is not fused stay in float32; a layer norm runs on bfloat16 only where its 
 its result is rounded to it next (its inner arithmetic stays float32).
 """
 
+import numpy as np
 import tensorflow as tf
 
 from tfvllm.graph.guarantee import Approximate, Exact
 from tfvllm.graph.ir import Graph, Node, Value
-from tfvllm.graph.pattern import op
+from tfvllm.graph.pattern import constant, op
 from tfvllm.graph.rewriter import Builder, Declined, Pass, Rule, Skip
 
 _PRODUCTS = ("MatMul", "_FusedMatMul", "BatchMatMulV2")
@@ -73,7 +74,7 @@ class CancelCasts(Rule):
 
 
 class SinkCasts(Pass):
-    """reshape(float32(x)) -> float32(reshape(x)) for x in bfloat16; transposes, slices, splits too."""
+    """reshape(float32(x)) -> float32(reshape(x)) for x in bfloat16; transposes, slices, splits, shapes too."""
 
     guarantee = Exact()
 
@@ -81,7 +82,7 @@ class SinkCasts(Pass):
         graph = rewriter.graph
         changed = False
         for node in graph.order():
-            if node.op not in _MOVES or graph.nodes.get(node.name) is not node:
+            if node.op not in (*_MOVES, "Shape") or graph.nodes.get(node.name) is not node:
                 continue
             at = 1 if node.op == "Split" else 0
             cast = node.inputs[at].node
@@ -94,10 +95,28 @@ class SinkCasts(Pass):
             inputs[at] = cast.inputs[0]
             types = [k for k, a in node.attrs.items() if a.type == tf.float32.as_datatype_enum]
             attrs = node.own_attrs(*types)
-            outputs = [b.Cast(v, DstT=tf.float32) for v in b.op(node.op, inputs, **attrs)]
+            outputs = b.op(node.op, inputs, **attrs)
+            if node.op != "Shape":
+                outputs = [b.Cast(v, DstT=tf.float32) for v in outputs]
             self.substitute(rewriter, node, *outputs)
             changed = True
         return changed
+
+
+class SinkCastBelowMask(Rule):
+    """where(mask, float32(x), 0) -> float32(where(mask, x, 0)) for x in bfloat16."""
+
+    guarantee = Exact()
+
+    def pattern(self, mask, x):
+        return op.SelectV2(mask, op.Cast(x, DstT=tf.float32), constant("zero"))
+
+    def condition(self, graph, m):
+        if m.x.dtype != tf.bfloat16 or np.any(graph.constant(m.zero) != 0):
+            raise Skip("not a blanked value in bfloat16")
+
+    def replacement(self, b, m):
+        return b.Cast(b.SelectV2(m.mask, m.x, b.Cast(m.zero, DstT=tf.bfloat16)), DstT=tf.float32)
 
 
 class LowerBias(Rule):

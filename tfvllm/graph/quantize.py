@@ -20,6 +20,7 @@ _HOLD_OUT = 4  # of eight samples or more every fourth is kept from the ranges, 
 _ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 _WORTH = 0.7  # factors that cost nothing are taken where they bring the expected squared error below this share
 _WORTH_A_NODE = 0.5  # what costs another node, below this
+_MARGIN = 0.7  # what is left out because the bound holds without it must leave this share of it: inputs to come differ
 _OUTLIERS = (1, 2, 4, 8)  # how many channels may be computed apart
 MADE_UP = (
     "int8 ranges come from made-up inputs: random ids and normal numbers, not this model's real ones. Pass real inputs "
@@ -100,7 +101,7 @@ class Quantizer:
         free, costly = self._factors(base.graph, spreads)
         outliers = self._outliers(base.graph, spreads, {**free, **costly})
         plan = self._plan(verified, base if not free else None, free, {})
-        if not plan.comparison.ok and (costly or outliers):
+        if not self._safe(plan) and (costly or outliers):
             plan = self._cheapest(verified, free, costly, outliers, plan)
         if plan.comparison.ok:
             return self._outcome(plan, {})
@@ -145,7 +146,7 @@ class Quantizer:
         return _Plan(base, ranges, errors, lowered, comparison, len(factors) + len(outliers))
 
     def _cheapest(self, verified: Graph, free: dict, costly: dict, outliers: dict, first: _Plan) -> _Plan:
-        """The plan with the fewest nodes more that keeps the bound, or the one with all of them.
+        """The plan with the fewest nodes more that keeps well within the bound, or the one with all of them.
 
         The products with the largest errors of their own are helped first.
         """
@@ -163,15 +164,18 @@ class Quantizer:
 
         known = set(self.shared)
         low, high, best = 1, len(order), first_of(len(order))
-        while best.comparison.ok and low < high:
+        while self._safe(best) and low < high:
             middle = (low + high) // 2
             plan = first_of(middle)
-            if plan.comparison.ok:
+            if self._safe(plan):
                 high, best = middle, plan
             else:
                 low = middle + 1
             self._let_go(known, best)
         return best
+
+    def _safe(self, plan: _Plan) -> bool:
+        return plan.comparison.ok and plan.comparison.max_rel_error <= _MARGIN * self.options.max_error
 
     def _let_go(self, known: set, best: _Plan) -> None:
         """Forgets weights that were made, beside the `known` ones, for other plans than the best."""

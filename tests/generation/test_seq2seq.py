@@ -1,13 +1,10 @@
 """BART and T5: greedy and beam answers are keras-nlp's own; the length penalty is that of a plain reference."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.onednn import by_reference_code, products
 from tfvllm.generation.families import read
 from tfvllm.generation.translator import Translator
 
@@ -99,8 +96,4 @@ print(translate(np.full([3, 6], 5, np.int32), np.ones([3, 6], np.int32)).shape)
 @pytest.mark.slow
 def test_onednn_has_a_kernel_for_every_product():
     """What TensorFlow makes of scale, product and causal mask must not end in oneDNN's reference code."""
-    environment = {**os.environ, "ONEDNN_VERBOSE": "1", "TF_ENABLE_ONEDNN_OPTS": "1"}
-    run = subprocess.run([sys.executable, "-c", _PROGRAM], env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    products = [line for line in run.stdout.split("\n") if "exec,cpu,matmul" in line]
-    assert products and not [line for line in products if ",ref" in line]
+    assert not by_reference_code(products(_PROGRAM))

@@ -100,7 +100,10 @@ class Quantizer:
             return Outcome(base, self.verifier.compare(base.graph))
         free, costly = self._factors(base.graph, spreads)
         outliers = self._outliers(base.graph, spreads, {**free, **costly})
-        plan = self._plan(verified, base if not free else None, free, {})
+        if free:
+            base = self._smoothed(verified, free, {})
+            spreads, tables = self._observe(base)
+        plan = self._plan(base, spreads, tables, len(free))
         if not self._safe(plan) and (costly or outliers):
             plan = self._cheapest(verified, free, costly, outliers, plan)
         if plan.comparison.ok:
@@ -133,34 +136,38 @@ class Quantizer:
 
     # ------------------------------------------------------------------------------------------------------- its steps
 
-    def _plan(self, verified: Graph, base: Rewriter | None, factors: dict, outliers: dict) -> _Plan:
-        """`verified` with these factors and outliers taken care of, and in int8. base: the same graph where at hand."""
+    def _plan(self, base: Rewriter, spreads: dict[str, calibrate.Spread], tables: list[str], smoothed: int) -> _Plan:
+        """`base` in int8. spreads, tables: what `_observe` found in it; smoothed: how many nodes it has changed."""
         from tfvllm.rules.int8 import snap
 
-        base = base or self._smoothed(verified, factors, outliers)
-        spreads, tables = self._observe(base)
         ranges: Ranges = dict.fromkeys(tables)
         ranges |= {n: snap(*s.span(self.options.percentile)) for n, s in spreads.items()}
         errors = self._local_errors(base.graph, ranges)
         lowered, comparison = self._lower(base, ranges, errors)
-        return _Plan(base, ranges, errors, lowered, comparison, len(factors) + len(outliers))
+        return _Plan(base, ranges, errors, lowered, comparison, smoothed)
 
     def _cheapest(self, verified: Graph, free: dict, costly: dict, outliers: dict, first: _Plan) -> _Plan:
         """The plan with the fewest nodes more that keeps well within the bound, or the one with all of them.
 
         The products with the largest errors of their own are helped first.
         """
+        from tfvllm.rules import int8
+
+        graph = first.base.graph
+        products = [graph.nodes[n] for n, span in first.ranges.items() if span is not None]
+        helped = {source.node.name: source.products for source in int8.sources(graph, products)}
 
         def worst(name: str) -> float:
-            products = (name,) if name in outliers else self._read_by(first.base.graph, name)
-            return max((first.errors.get(n, 0.0) for n in products), default=0.0)
+            nodes = [graph.nodes[name]] if name in outliers else helped[name]
+            return max(first.errors[n.name] for n in nodes)
 
         order = sorted([*costly, *outliers], key=worst, reverse=True)
 
         def first_of(count: int) -> _Plan:
             chosen = order[:count]
             factors = {**free, **{n: costly[n] for n in chosen if n in costly}}
-            return self._plan(verified, None, factors, {n: outliers[n] for n in chosen if n in outliers})
+            base = self._smoothed(verified, factors, {n: outliers[n] for n in chosen if n in outliers})
+            return self._plan(base, *self._observe(base), len(free) + count)
 
         known = set(self.shared)
         low, high, best = 1, len(order), first_of(len(order))
@@ -185,18 +192,6 @@ class Quantizer:
             made = self.shared[key]
             if not any(id(v) in used for v in (made if isinstance(made, tuple) else (made,))):
                 del self.shared[key]
-
-    @staticmethod
-    def _read_by(graph: Graph, source: str) -> list[str]:
-        """The products that read what a node gives, reshaped or as it is."""
-        found, stack = [], [*graph.nodes[source].outputs]
-        while stack:
-            for node, _ in stack.pop().readers:
-                if node.op == "Reshape":
-                    stack.append(node.output)
-                else:
-                    found.append(node.name)
-        return found
 
     def _observe(self, rewriter: Rewriter) -> tuple[dict[str, calibrate.Spread], list[str]]:
         """The spread of the input of every product that can become int8, by its name; the names of tables that can."""

@@ -36,8 +36,7 @@ class MaskRowsAfterAttention(Rule):
         zero, low = graph.constant(m.zero), graph.constant(m.low)
         if np.any(zero.astype(np.float64) != 0):
             raise Declined("masked positions are not set to 0")
-        if low.size != 1 or not float(np.reshape(low, ())) <= -1e9:
-            raise Declined("masked scores are not set to -1e9 or lower")
+        _check_low(low)
         if graph.sole_reader(m.blanked) is None:
             raise Declined("the masked chances are read elsewhere")
         if m.mask.rank is None or m.mask.rank < 1 or m.softmax.shape is None:
@@ -75,9 +74,7 @@ class MaskByAddition(Rule):
             raise Declined("not a mask of scores")
         if m.mask.shape[1:3] != (1, 1):
             raise Declined("the mask is not one of keys alone")
-        low = graph.constant(m.low)
-        if low.size != 1 or not float(np.reshape(low, ())) <= -1e9:
-            raise Declined("masked scores are not set to -1e9 or lower")
+        _check_low(graph.constant(m.low))
         if graph.sole_reader(m.masked) is None:
             raise Declined("the masked scores are read elsewhere")
         product = m.scores.node
@@ -89,3 +86,8 @@ class MaskByAddition(Rule):
     def replacement(self, b, m):
         far = b.SelectV2(m.mask, b.const(0.0, tf.float32), b.const(_FAR, tf.float32))
         return b.Softmax(b.AddV2(m.scores, far))
+
+
+def _check_low(low: np.ndarray) -> None:
+    if low.size != 1 or not float(np.reshape(low, ())) <= -1e9:
+        raise Declined("masked scores are not set to -1e9 or lower")

@@ -33,7 +33,7 @@ class Network(tf.Module):
     def __init__(self, spec: specs.LanguageModel, *, dtype: tf.DType = tf.float32, target: str = "portable"):
         super().__init__(name="network")
         self.dtype = tf.as_dtype(dtype)
-        self.kernels = kernels_for(target)
+        self.kernels = kernels_for(target, self.dtype)
         self._few_rows, self._stepping = Portable(), False
         # Past tf.Module's own setter: it would track the functions, and save each once more.
         object.__setattr__(self, "_shared", {})
@@ -44,14 +44,11 @@ class Network(tf.Module):
         self.cache_bytes_per_token = spec.cache_bytes_per_token(self.dtype.size)
         self._head_scale = spec.head_scale
         self._logit_soft_cap = spec.logit_soft_cap
-        # A tied head is held once, as [width, vocabulary]: the product over the whole vocabulary runs in the layout
-        # that is fast for few rows, and the lookup of few columns is cheap.
-        if spec.head is None:
-            self._head = self._variable(np.ascontiguousarray(spec.embedding.T), "head")
-            self._embedding = None
-        else:
-            self._head = self._variable(spec.head, "head")
-            self._embedding = self._variable(spec.embedding, "embedding")
+        # A tied head is held once, in the layout that is fast for the product over the whole vocabulary: the lookup of
+        # few columns is cheap.
+        self._tied = spec.head is None
+        self._head = self._kernel(spec.embedding.T if self._tied else spec.head, "head")
+        self._embedding = None if self._tied else self._variable(spec.embedding, "embedding")
         self._encoder = None if spec.encoder is None else self._stack(spec.encoder, "encoder")
         self._decoder = self._stack(spec.decoder, "decoder")
 
@@ -59,6 +56,10 @@ class Network(tf.Module):
 
     def _variable(self, value: np.ndarray, name: str, dtype=None) -> tf.Variable:
         return tf.Variable(tf.cast(value, dtype or self.dtype), trainable=False, name=name)
+
+    def _kernel(self, value: np.ndarray, name: str) -> tf.Variable:
+        """A matrix [inputs, outputs] in the layout that `self.kernels` wants."""
+        return self._variable(np.ascontiguousarray(value.T if self.kernels.transposed else value), name)
 
     def _stack(self, stack: specs.Stack, name: str):
         """The same dataclasses with variables in place of arrays; also makes tf.Module see the variables."""
@@ -69,6 +70,9 @@ class Network(tf.Module):
                 return value  # a few numbers, kept as constants
             if isinstance(value, specs.Attention):
                 value = _folded(value)
+            if isinstance(value, specs.Linear):
+                held.append(self._kernel(value.kernel, f"{path}/kernel"))
+                return specs.Linear(held[-1], hold(value.bias, f"{path}/bias"))
             if isinstance(value, np.ndarray):
                 variable = self._variable(value, path)
                 held.append(variable)
@@ -109,7 +113,9 @@ class Network(tf.Module):
 
     def _embed(self, stack: specs.Stack, ids: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
         """ids, positions int32[rows] -> [rows, width]."""
-        if self._embedding is None:
+        if self._tied and self.kernels.transposed:
+            x = tf.gather(self._head, ids)
+        elif self._tied:
             places = tf.range(self.width, dtype=tf.int64) * self.vocabulary_size
             x = tf.gather(tf.reshape(self._head, [-1]), tf.cast(ids, tf.int64)[:, tf.newaxis] + places)
         else:

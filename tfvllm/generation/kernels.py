@@ -39,8 +39,8 @@ class Portable:
     name = "portable"
 
     def __init__(self, dtype: tf.DType = tf.float32):
-        # oneDNN packs a bfloat16 kernel anew at each call. Out of [outputs, inputs] that is faster by a third at the few
-        # rows of a step (768 x 3072, AMX and AVX-512), and as fast at many; in float32 the layouts are level.
+        # oneDNN packs a bfloat16 kernel anew at each call: a third faster out of [outputs, inputs] at the few rows of a
+        # step (768 x 3072, AMX and AVX-512), and as fast at many rows. In float32 the layouts are level.
         self.transposed = dtype == tf.bfloat16
 
     def linear(self, x, kernel, bias=None, activation: str = "linear"):

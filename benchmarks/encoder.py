@@ -40,6 +40,7 @@ VARIANTS: dict[str, dict] = {  # name, the folder's too -> options of simplify
     },
     "onednn bfloat16": {"target": "onednn", "precision": "bfloat16"},
     "onednn int8": {"target": "onednn", "precision": "int8"},
+    "onednn int8, bfloat16": {"target": "onednn", "precision": "int8", "activations": "bfloat16"},
 }
 BASE = "Keras export float32"
 
@@ -227,11 +228,11 @@ def openvino_runner(path: str, precision: str):
 
 
 def worker(pipe, runner, arguments) -> None:
-    """Answers ("load", inputs) with the result and "run" with milliseconds."""
+    """Answers inputs with the result and "run" with milliseconds, until the other end is gone."""
     make, _keep = runner(*arguments)
     call = None
     pipe.send("ready")
-    while (message := pipe.recv()) is not None:
+    while (message := received(pipe)) is not None:
         if message == "run":
             began = time.perf_counter_ns()
             call()
@@ -239,6 +240,13 @@ def worker(pipe, runner, arguments) -> None:
         else:
             call = make(message)
             pipe.send(np.asarray(call()))
+
+
+def received(pipe):
+    try:
+        return pipe.recv()
+    except EOFError:
+        return None
 
 
 class Candidate:

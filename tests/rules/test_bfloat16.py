@@ -45,3 +45,47 @@ def test_what_is_blanked_between_two_products_is_never_wide():
     wanted = call(tf.constant(x), tf.constant(mask)).numpy()
     np.testing.assert_allclose(fast(x, mask), wanted, atol=0.03 * np.abs(wanted).max())
     assert not fast(x, mask).numpy()[~mask].any()
+
+
+def attention(masked, width=32):
+    """x [batch, length, width], keep [batch, length] -> self-attention, its scores masked in one of three ways."""
+    q, k, v = (weight(width, width, seed=seed, scale=0.2) for seed in range(3))
+
+    def attend(x, keep):
+        scores = tf.matmul(x @ q, x @ k, transpose_b=True)
+        if masked == "added":
+            scores += tf.where(keep, 0.0, -1e9)[:, None]
+        elif masked == "chosen":
+            scores = tf.where(keep[:, None], scores, -1e9)
+        return tf.nn.softmax(scores) @ (x @ v)
+
+    specs = [f32(None, None, width), tf.TensorSpec([None, None], tf.bool, "keep")]
+    return tf.function(attend, autograph=False, input_signature=specs)
+
+
+def masked_rows(width=32):
+    x = np.random.default_rng(0).normal(0, 0.2, (4, 7, width)).astype(np.float32)
+    return x, np.arange(7) < np.array([[7], [3], [1], [0]])  # the last row has no position at all
+
+
+@pytest.mark.parametrize("masked", ["added", "chosen", "none"])
+def test_scores_are_never_wide(masked):
+    call = attention(masked)
+    fast = tfvllm.simplify(call, target="onednn", precision="bfloat16")
+    assert fast.report.rules["LowerSoftmax"] == 1
+    assert [n.output.dtype.name for n in fast.graph.live() if n.op == "Softmax"] == ["bfloat16"]
+    x, keep = masked_rows()
+    wanted = call(tf.constant(x), tf.constant(keep)).numpy()
+    np.testing.assert_allclose(fast(x, keep), wanted, atol=0.02 * np.abs(wanted).max())
+
+
+def test_scores_that_are_read_in_float32_too_stay_so():
+    call = attention("none")
+
+    def both(x, keep):
+        y = call(x, keep)
+        return y, tf.nn.softmax(tf.matmul(x, x, transpose_b=True))
+
+    call2 = tf.function(both, autograph=False, input_signature=call.input_signature)
+    fast = tfvllm.simplify(call2, target="onednn", precision="bfloat16")
+    assert sorted(n.output.dtype.name for n in fast.graph.live() if n.op == "Softmax") == ["bfloat16", "float32"]

@@ -12,6 +12,7 @@ import tensorflow as tf
 import tfvllm
 from tests.capi import loader
 from tests.rules.checks import f32, weight
+from tests.rules.test_bfloat16 import attention, masked_rows
 from tfvllm.cli import main
 from tfvllm.errors import InputError, VerificationError
 from tfvllm.graph import calibrate, convert, targets
@@ -409,6 +410,21 @@ def test_no_more_is_computed_apart_than_the_bound_asks_for():
     assert errors[0] > 0.1 > errors[3] > errors[4]
 
 
+@pytest.mark.parametrize("masked", ["added", "chosen", "none"])
+def test_attention_between_products_may_be_bfloat16(masked):
+    call = attention(masked, width=72)
+    x, keep = masked_rows(width=72)
+    options = {"target": "onednn", "precision": "int8", "inputs": (x, keep)}
+    narrow, wide = (tfvllm.simplify(call, **options, activations=a) for a in ("bfloat16", None))
+    assert narrow.report.rules["HandOverNarrow"] > 0
+    assert narrow.report.rules["QuantizeProducts"] == wide.report.rules["QuantizeProducts"]
+    assert {n.output.dtype.name for n in narrow.graph.live() if n.op in ("Softmax", "BatchMatMulV2")} == {"bfloat16"}
+    assert [entry(f.report)["activations"] for f in (narrow, wide)] == ["bfloat16", "float32"]
+    wanted = call(tf.constant(x), tf.constant(keep)).numpy()
+    errors = [np.abs(f(x, keep).numpy() - wanted).max() / np.abs(wanted).max() for f in (narrow, wide)]
+    assert 0 < errors[0] < errors[1] + 0.02
+
+
 def test_what_costs_too_much_stays_in_float32():
     import keras
 
@@ -450,7 +466,9 @@ def test_a_weight_with_nan_stays_as_it_is():
         ({"target": "portable"}, "precision 'int8' needs target 'onednn', found 'portable'.*--target onednn"),
         ({"target": "onednn", "max_error": 0.0}, "max_error: expected a number between 0 and 1, found 0.0"),
         ({"target": "onednn", "percentile": 101}, "percentile: expected a number from 50 to 100, found 101"),
+        ({"target": "onednn", "activations": "half"}, "activations: expected float32 or bfloat16, found 'half'"),
         ({"target": "onednn", "precision": "float32", "max_error": 0.1}, "max_error is for precision int8"),
+        ({"precision": "bfloat16", "activations": "bfloat16"}, "activations is for precision int8"),
     ],
 )
 def test_calls_that_cannot_be_answered(options, message):

@@ -27,6 +27,7 @@ _M_MMAP_THRESHOLD = -3  # <malloc.h>
 )
 @click.option("--max-error", type=float, help="int8: largest error of a result over its largest magnitude.  [0.1]")
 @click.option("--percentile", type=float, help="int8: of the magnitudes, beyond which they saturate.  [100]")
+@click.option("--activations", help="int8: float32 or bfloat16 between the products.  [float32]")
 @click.option("--measure", is_flag=True, help="Keep a rule only if the graph is faster with it on this CPU.")
 @click.option(
     "--profile",

@@ -47,7 +47,7 @@ class Network(tf.Module):
         # A tied head is held once, in the layout that is fast for the product over the whole vocabulary: the lookup of
         # few columns is cheap.
         self._tied = spec.head is None
-        self._head = self._kernel(spec.embedding.T if self._tied else spec.head, "head")
+        self._head = self._kernel(spec.embedding.T if spec.head is None else spec.head, "head")
         self._embedding = None if self._tied else self._variable(spec.embedding, "embedding")
         self._encoder = None if spec.encoder is None else self._stack(spec.encoder, "encoder")
         self._decoder = self._stack(spec.decoder, "decoder")

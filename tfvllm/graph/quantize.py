@@ -20,6 +20,7 @@ _HOLD_OUT = 4  # of eight samples or more every fourth is kept from the ranges, 
 _ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 _WORTH = 0.7  # factors that cost nothing are taken where they bring the expected squared error below this share
 _WORTH_A_NODE = 0.5  # what costs another node, below this
+ACTIVATIONS = ("float32", "bfloat16")  # what there may be between products in int8
 _MARGIN = 0.7  # what is left out because the bound holds without it must leave this share of it: inputs to come differ
 _OUTLIERS = (1, 2, 4, 8)  # how many channels may be computed apart
 MADE_UP = (
@@ -30,16 +31,25 @@ MADE_UP = (
 
 @dataclass(frozen=True)
 class Options:
-    """What a user may choose of int8: the bound on the error, the percentile that sets ranges."""
+    """What a user may choose of int8: the bound on the error, the percentile that sets ranges, the type in between."""
 
     max_error: float = MAX_ERROR
     percentile: float = 100.0
+    activations: str = "float32"
 
     @classmethod
-    def check(cls, precision: str, target: str, max_error: float | None, percentile: float | None) -> Options:
+    def check(
+        cls,
+        precision: str,
+        target: str,
+        max_error: float | None,
+        percentile: float | None,
+        activations: str | None = None,
+    ) -> Options:
         """The options, or an InputError that names the next step."""
         if precision != "int8":
-            for name, given in (("max_error", max_error), ("percentile", percentile)):
+            given_all = (("max_error", max_error), ("percentile", percentile), ("activations", activations))
+            for name, given in given_all:
                 if given is not None:
                     raise InputError(f"{name} is for precision int8, found precision {precision!r}; leave it out.")
             return cls()
@@ -52,7 +62,15 @@ class Options:
             raise InputError(f"max_error: expected a number between 0 and 1, found {max_error}.")
         if percentile is not None and not 50 <= percentile <= 100:
             raise InputError(f"percentile: expected a number from 50 to 100, found {percentile}.")
-        return cls(MAX_ERROR if max_error is None else max_error, 100.0 if percentile is None else percentile)
+        if activations not in (None, *ACTIVATIONS):
+            raise InputError(f"activations: expected {' or '.join(ACTIVATIONS)}, found {activations!r}.")
+        if activations == "bfloat16":
+            targets.check_runs(target, "bfloat16")
+        return cls(
+            MAX_ERROR if max_error is None else max_error,
+            100.0 if percentile is None else percentile,
+            activations or ACTIVATIONS[0],
+        )
 
 
 @dataclass
@@ -179,6 +197,9 @@ class Quantizer:
             else:
                 low = middle + 1
             self._let_go(known, best)
+        if first.comparison.ok and not best.comparison.ok:  # helping did harm: a bound without a margin is better
+            best = first
+            self._let_go(known, best)
         return best
 
     def _safe(self, plan: _Plan) -> bool:
@@ -275,7 +296,7 @@ class Quantizer:
         return calibrate.local_errors(both, self.verifier.specs, self.samples, pairs)
 
     def _lower(self, base: Rewriter, ranges: Ranges, errors: dict[str, float]) -> tuple[Rewriter, Comparison]:
-        from tfvllm.rules import lowering
+        from tfvllm.rules import between_int8, lowering
 
         lowered = Rewriter(base.graph.copy(), self.target, shared_weights=self.shared)
         lowered.declined.update(base.declined)
@@ -286,6 +307,8 @@ class Quantizer:
             max(errors[n] for n in ranges), domain=inputs, source="root mean square error of one product, measured"
         )
         lowered.run(lowering("int8", ranges, guarantee))
+        if self.options.activations == "bfloat16":
+            lowered.run(between_int8())
         targets.check_graph(lowered.graph, self.target)
         return lowered, self.verifier.compare(lowered.graph, self.options.max_error)
 
@@ -305,6 +328,7 @@ class Quantizer:
             return {**found, "sensitivity": sensitivity[node]} if sensitivity else found
 
         details = {
+            "activations": self.options.activations,
             "max_error": self.options.max_error,
             "error": comparison.max_rel_error,
             "ranges": {

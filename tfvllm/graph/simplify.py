@@ -71,6 +71,7 @@ def simplify(
     atol: float | None = None,
     max_error: float | None = None,
     percentile: float | None = None,
+    activations: str | None = None,
     measure: bool = False,
     profile: Any = None,
     memory_limit: float | None = None,
@@ -89,6 +90,8 @@ def simplify(
         max_error: for int8: how far results may be off, relative to their largest magnitude (default 0.1). Products
             that cost too much stay in float32.
         percentile: for int8: of the magnitudes on `inputs`, beyond which they saturate; None for all of them within.
+        activations: for int8: "float32" (None) or "bfloat16", what attention computes in between products in int8.
+            bfloat16 is faster where the CPU has instructions for it, and very slow where it has not.
         measure: keep a rule only if the graph is faster with it on this CPU, on `inputs`, in float32; see the report.
         profile: requests to be fast on: a JSON-lines file or dicts, `{"batch": 8, "length": 37, "count": 120}` each;
             see `tfvllm.graph.requests`. Ways to compute the graph are measured on them on this CPU, and where no
@@ -110,7 +113,7 @@ def simplify(
     specs = function.structured_input_signature
     graph = convert.from_concrete(function, _owners(model))
     samples = None if inputs is None else [_flat(inputs)]
-    int8 = quantize.Options.check(precision, target, max_error, percentile)
+    int8 = quantize.Options.check(precision, target, max_error, percentile, activations)
     targets.check_runs(target, precision)
     engine = _Engine(
         *(target, precision, rules, rtol, atol, int8, measure), dispatch.Options.check(profile, memory_limit)
@@ -135,6 +138,7 @@ def simplify_saved_model(
     atol: float | None = None,
     max_error: float | None = None,
     percentile: float | None = None,
+    activations: str | None = None,
     measure: bool = False,
     profile: Any = None,
     memory_limit: float | None = None,
@@ -149,7 +153,7 @@ def simplify_saved_model(
         signature: only this one; all if None.
         calibration: inputs to verify on, as dicts of input name -> array; made up if None. int8 takes its ranges from
             them: of eight or more, every fourth is for verification alone.
-        max_error, percentile: for int8, as for `simplify`.
+        max_error, percentile, activations: for int8, as for `simplify`.
         measure: keep a rule only if the graph is faster with it on this CPU, as for `simplify`.
         profile, memory_limit: dispatch by shape, as for `simplify`; in the file also requests of the form
             `{"inputs": {name: values}}`. Every signature is measured on the requests it can be asked.
@@ -167,7 +171,7 @@ def simplify_saved_model(
     """
     started = time.perf_counter()
     check_new(destination, overwrite=overwrite)
-    int8 = quantize.Options.check(precision, target, max_error, percentile)
+    int8 = quantize.Options.check(precision, target, max_error, percentile, activations)
     targets.check_runs(target, precision)
     engine = _Engine(
         *(target, precision, rules, rtol, atol, int8, measure),
@@ -249,7 +253,7 @@ class _Engine:
         requests: dispatch.Options | None = None,
         from_disk: bool = False,  # whether nobody else holds the original's variables
     ):
-        from tfvllm.rules import LAST, lowering, pipeline, smoothing
+        from tfvllm.rules import LAST, between_int8, lowering, pipeline, smoothing
 
         if precision not in PRECISIONS:
             raise InputError(f"precision: expected one of {', '.join(PRECISIONS)}, found {precision!r}.")
@@ -266,9 +270,8 @@ class _Engine:
         self.judged: set[str] = set()  # rules that were measured, on whichever signature
         self.rtol, self.atol = rtol, atol
         self.shared_weights: dict[Any, tf.Variable] = {}
-        self.described = {
-            r.name: r for s in [*self.steps, *self.last, *self.lowering, *smoothing({}, {})] for r in s.rules
-        }
+        every = [*self.steps, *self.last, *self.lowering, *smoothing({}, {}), *between_int8()]
+        self.described = {r.name: r for s in every for r in s.rules}
 
     def rewrite(self, graph: Graph, skip: frozenset = frozenset(), limit: int | None = None) -> Rewriter:
         rewriter = Rewriter(graph.copy(), self.target, skip, limit, shared_weights=self.shared_weights)

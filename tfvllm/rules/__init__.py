@@ -7,7 +7,15 @@ from tfvllm.graph.guarantee import Approximate
 from tfvllm.graph.rewriter import Rule, Step
 from tfvllm.rules.algebra import FactorOut, JoinFactors, JoinTerms, Signs, SmallPowers
 from tfvllm.rules.batch_matmul_to_matmul import BatchMatMulToMatMul
-from tfvllm.rules.bfloat16 import CancelCasts, LowerBias, LowerLayerNorm, LowerProducts, SinkCastBelowMask, SinkCasts
+from tfvllm.rules.bfloat16 import (
+    CancelCasts,
+    LowerBias,
+    LowerLayerNorm,
+    LowerProducts,
+    LowerSoftmax,
+    SinkCastBelowMask,
+    SinkCasts,
+)
 from tfvllm.rules.collapse_casts import CollapseCasts
 from tfvllm.rules.collapse_reshapes import CollapseReshapes, CollapseTransposes, TransposeToReshape
 from tfvllm.rules.delete_dead import DeleteDead
@@ -22,7 +30,15 @@ from tfvllm.rules.fuse_conv import FuseConvActivation, FuseConvBias, FuseConvRes
 from tfvllm.rules.fuse_matmul import FuseActivation, FuseGelu, FuseMatMulBias, FuseResidual
 from tfvllm.rules.head_transposes import OneTransposeForHeads
 from tfvllm.rules.hoist_slices import HoistSlices
-from tfvllm.rules.int8 import FuseRequantize, QuantizeProducts, QuantizeTables, Range, SmoothInputs, SplitOutliers
+from tfvllm.rules.int8 import (
+    FuseRequantize,
+    HandOverNarrow,
+    QuantizeProducts,
+    QuantizeTables,
+    Range,
+    SmoothInputs,
+    SplitOutliers,
+)
 from tfvllm.rules.integer_transposes import TransposesAsIntegers
 from tfvllm.rules.keep_packed import KeepPacked
 from tfvllm.rules.keras_quantised import DequantiseProducts
@@ -130,6 +146,7 @@ def lowering(precision: str, ranges: Mapping[str, Range | None] | None = None, g
     if precision == "bfloat16":
         lower: tuple[Rule, ...] = (
             *(LowerProducts(), LowerBias(), SinkCasts(), SinkCastBelowMask(), CancelCasts(), LowerLayerNorm()),
+            LowerSoftmax(),
         )
     elif precision == "int8":
         products = {n: span for n, span in (ranges or {}).items() if span is not None}
@@ -139,6 +156,13 @@ def lowering(precision: str, ranges: Mapping[str, Range | None] | None = None, g
     else:
         return []
     return [Step(precision, (*lower, MergeDuplicates())), Step("weights", (FoldWeights(), *clean))]
+
+
+def between_int8() -> list[Step]:
+    """The steps after int8 that make what attention computes between products in int8 bfloat16."""
+    lower = (LowerProducts(("BatchMatMulV2",)), HandOverNarrow(), SinkCasts(), SinkCastBelowMask(), CancelCasts())
+    clean = (DropIdentities(), FoldConstants(), MergeDuplicates(), DeleteDead())
+    return [Step("bfloat16", (*lower, LowerSoftmax(), MergeDuplicates())), Step("weights", clean)]
 
 
 def smoothing(factors: Mapping[str, Any], outliers: Mapping[str, Any]) -> list[Step]:

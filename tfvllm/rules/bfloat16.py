@@ -1,8 +1,8 @@
 """Matrix products in bfloat16: half the weights to read, twice the products in an instruction.
 
-Products and what is fused with them run in bfloat16 (oneDNN accumulates in float32). Softmax, means, and every sum
-that is not fused stay in float32; a layer norm runs on bfloat16 only where its input has been rounded to it anyway and
-its result is rounded to it next (its inner arithmetic stays float32).
+Products and what is fused with them run in bfloat16 (oneDNN accumulates in float32). Means and every sum that is not
+fused stay in float32; a layer norm or a softmax runs on bfloat16 only where its input has been rounded to it anyway and
+its result is rounded to it next (oneDNN's inner arithmetic stays float32).
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ from tfvllm.graph.pattern import constant, op
 from tfvllm.graph.rewriter import Builder, Declined, Pass, Rule, Skip
 
 _PRODUCTS = ("MatMul", "_FusedMatMul", "BatchMatMulV2")
-_MOVES = (
+MOVES = (
     "Reshape",
     "Transpose",
     "ExpandDims",
@@ -43,6 +43,9 @@ def lowered_product(graph: Graph, node: Node) -> Value:
 class LowerProducts(Pass):
     """x @ w -> float32(bfloat16(x) @ bfloat16(w)), and what is fused with it (bias, activation, residual)."""
 
+    def __init__(self, ops: tuple[str, ...] = _PRODUCTS):
+        self.ops = ops
+
     guarantee = Approximate(
         max_error=2.0**-8, domain="products of float32", source="bfloat16 keeps 8 significant bits; float32 sums"
     )
@@ -51,7 +54,7 @@ class LowerProducts(Pass):
         graph = rewriter.graph
         changed = False
         for node in graph.order():
-            if not is_product(node) or not rewriter.allowed(self, node):
+            if not is_product(node) or node.op not in self.ops or not rewriter.allowed(self, node):
                 continue
             out = lowered_product(graph, node)
             self.substitute(rewriter, node, out)
@@ -82,17 +85,15 @@ class SinkCasts(Pass):
         graph = rewriter.graph
         changed = False
         for node in graph.order():
-            if node.op not in (*_MOVES, "Shape") or graph.nodes.get(node.name) is not node:
+            if node.op not in (*MOVES, "Shape") or graph.nodes.get(node.name) is not node:
                 continue
             at = 1 if node.op == "Split" else 0
-            cast = node.inputs[at].node
-            if cast.op != "Cast" or cast.inputs[0].dtype != tf.bfloat16 or cast.output.dtype != tf.float32:
-                continue
-            if not rewriter.allowed(self, node):
+            narrow = _widened(node.inputs[at])
+            if narrow is None or not rewriter.allowed(self, node):
                 continue
             b = Builder(graph, node.name)
             inputs = list(node.inputs)
-            inputs[at] = cast.inputs[0]
+            inputs[at] = narrow
             types = [k for k, a in node.attrs.items() if a.type == tf.float32.as_datatype_enum]
             attrs = node.own_attrs(*types)
             outputs = b.op(node.op, inputs, **attrs)
@@ -150,11 +151,75 @@ class LowerLayerNorm(Rule):
     def condition(self, graph, m):
         if m.x.dtype != tf.bfloat16:
             raise Skip("another type")
-        if graph.is_result(m.norm) or any(
-            r.op != "Cast" or r.output.dtype != tf.bfloat16 for r in graph.readers(m.norm)
-        ):
+        if not narrow_next(graph, m.norm):
             raise Declined("something reads its result in float32")
 
     def replacement(self, b, m):
         inputs = [m.x, b.Cast(m.gamma, DstT=tf.bfloat16), b.Cast(m.beta, DstT=tf.bfloat16)]
         return b.Cast(b.op("_MklLayerNorm", inputs, epsilon=m.node("norm").attr("epsilon"))[0], DstT=tf.float32)
+
+
+class LowerSoftmax(Pass):
+    """bfloat16(softmax(float32(s) + mask)) -> softmax(s + bfloat16(mask)) for scores s in bfloat16.
+
+    So too without a mask, and for where(mask, float32(s), low). Nothing of the size of the scores is then float32.
+    """
+
+    guarantee = Approximate(max_error=2.0**-8, domain="s + mask", source="bfloat16 keeps 8 significant bits")
+    targets = ("onednn",)  # other kernels of softmax add in bfloat16
+
+    def run(self, rewriter):
+        graph = rewriter.graph
+        changed = False
+        for node in graph.order():
+            if node.op != "Softmax" or graph.nodes.get(node.name) is not node or not narrow_next(graph, node.output):
+                continue
+            b = Builder(graph, node.name)
+            scores = self._narrow(graph, b, node)
+            if scores is None or not rewriter.allowed(self, node):
+                continue
+            self.substitute(rewriter, node, b.Cast(b.Softmax(scores), DstT=tf.float32))
+            changed = True
+        return changed
+
+    @staticmethod
+    def _narrow(graph: Graph, b: Builder, node: Node) -> Value | None:
+        """The input of a softmax in bfloat16, where it was that before it was masked."""
+        inner = node.inputs[0]
+        at = {"Cast": 0, "AddV2": 0, "SelectV2": 1}.get(inner.node.op)
+        if at is None or graph.sole_reader(inner) is not node:
+            return None
+        parts = list(inner.node.inputs)
+        if inner.node.op == "AddV2" and _widened(parts[0]) is None:
+            parts.reverse()
+        scores = _widened(inner if inner.node.op == "Cast" else parts[at])
+        if scores is None:
+            return None
+        if inner.node.op == "Cast":
+            return scores
+        if inner.node.op == "AddV2":
+            return b.AddV2(scores, b.Cast(parts[1], DstT=tf.bfloat16))
+        if graph.constant(parts[2]) is None:
+            return None
+        return b.SelectV2(parts[0], scores, b.Cast(parts[2], DstT=tf.bfloat16))
+
+
+def _widened(value: Value) -> Value | None:
+    """What is in bfloat16 and cast to this float32."""
+    node = value.node
+    wide = node.op == "Cast" and node.inputs[0].dtype == tf.bfloat16 and value.dtype == tf.float32
+    return node.inputs[0] if wide else None
+
+
+def narrow_next(graph: Graph, value: Value, moved: bool = False) -> bool:
+    """Whether a value is rounded to bfloat16 by all that read it; `moved`: or first moved or blanked."""
+    readers = graph.readers(value)
+    if not readers or graph.is_result(value):
+        return False
+
+    def narrow(reader: Node) -> bool:
+        if moved and reader.op in (*MOVES, "SelectV2"):
+            return all(narrow_next(graph, v, moved) for v in reader.outputs if graph.readers(v) or graph.is_result(v))
+        return reader.op == "Shape" or (reader.op == "Cast" and reader.output.dtype == tf.bfloat16)
+
+    return all(narrow(r) for r in readers)

@@ -20,6 +20,7 @@ from tfvllm.graph.guarantee import Approximate, Reordered
 from tfvllm.graph.ir import Graph, Node, Value
 from tfvllm.graph.pattern import constant, op
 from tfvllm.graph.rewriter import Builder, Declined, Pass, Rule, Skip
+from tfvllm.rules.bfloat16 import narrow_next
 
 LEVELS = 127.0  # of a weight on each side of zero; -128 is left out, so that a number and its negative are alike
 STEPS = 255.0  # of an input over its whole range
@@ -284,6 +285,28 @@ class FuseRequantize(Rule):
         node = m.y.node
         fused = [*node.attr("fused_ops")[:-1], "Requantize"]
         return quantised_matmul(b, [*node.inputs, m.low, m.high], fused, tf.quint8)
+
+
+class HandOverNarrow(Pass):
+    """f(x @ w + b), which is rounded to bfloat16 next -> the product's own kernel writes bfloat16."""
+
+    guarantee = Approximate(max_error=2.0**-8, domain="its result", source="bfloat16 keeps 8 significant bits")
+    targets = ("onednn",)
+    emits = ("_QuantizedMatMul",)
+
+    def run(self, rewriter):
+        graph = rewriter.graph
+        changed = False
+        for node in graph.order():
+            if node.op != "_QuantizedMatMul" or node.output.dtype != tf.float32 or not rewriter.allowed(self, node):
+                continue
+            if "Add" in node.attr("fused_ops") or not narrow_next(graph, node.output, moved=True):
+                continue
+            b = Builder(graph, node.name)
+            narrow = quantised_matmul(b, list(node.inputs), node.attr("fused_ops"), tf.bfloat16)
+            self.substitute(rewriter, node, b.Cast(narrow, DstT=tf.float32))
+            changed = True
+        return changed
 
 
 # ----------------------------------------------------------------------------------------------------------- smoothing

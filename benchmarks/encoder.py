@@ -81,7 +81,8 @@ def make_models(which: str, folder: str, max_error: float, ranges: list[Inputs] 
     model.export(f"{folder}/keras", verbose=False)
     for name, options in VARIANTS.items():
         try:
-            check_runs(options["target"], options.get("precision", "float32"))
+            for kind in ("precision", "activations"):
+                check_runs(options["target"], options.get(kind, "float32"))
         except InputError as error:
             print(f"{name} is left out: {error}", flush=True)
             continue

@@ -240,7 +240,7 @@ def indented(lines: list[str]) -> list[str]:
 
 def rules() -> list[str]:
     """Every rewrite rule by step: name, equation, guarantee, targets."""
-    from tfvllm.rules import lowering, pipeline
+    from tfvllm.rules import between_int8, lowering, pipeline
 
     lines = [
         "## Rewrite rules",
@@ -251,7 +251,7 @@ def rules() -> list[str]:
         "| step | rule | what it does | guarantee | targets |",
         "|---|---|---|---|---|",
     ]
-    for step in [*pipeline(), *lowering("bfloat16"), *lowering("int8")]:
+    for step in [*pipeline(), *lowering("bfloat16"), *lowering("int8"), *between_int8()]:
         for rule in step.rules:
             equation = (type(rule).__doc__ or "").strip().split("\n")[0]
             cells = (step.name, rule.name, equation, type(rule.guarantee).__name__, ", ".join(rule.targets))

@@ -162,7 +162,7 @@ def between_int8() -> list[Step]:
     """The steps after int8 that make what attention computes between products in int8 bfloat16."""
     lower = (LowerProducts(("BatchMatMulV2",)), HandOverNarrow(), SinkCasts(), SinkCastBelowMask(), CancelCasts())
     clean = (DropIdentities(), FoldConstants(), MergeDuplicates(), DeleteDead())
-    return [Step("bfloat16", (*lower, LowerSoftmax(), MergeDuplicates())), Step("weights", clean)]
+    return [Step("activations", (*lower, LowerSoftmax(), MergeDuplicates())), Step("weights", clean)]
 
 
 def smoothing(factors: Mapping[str, Any], outliers: Mapping[str, Any]) -> list[Step]:

@@ -160,7 +160,7 @@ def lowering(precision: str, ranges: Mapping[str, Range | None] | None = None, g
 
 def between_int8() -> list[Step]:
     """The steps after int8 that make what attention computes between products in int8 bfloat16."""
-    lower = (LowerProducts(("BatchMatMulV2",)), HandOverNarrow(), SinkCasts(), SinkCastBelowMask(), CancelCasts())
+    lower = (LowerProducts(weights=False), HandOverNarrow(), SinkCasts(), SinkCastBelowMask(), CancelCasts())
     clean = (DropIdentities(), FoldConstants(), MergeDuplicates(), DeleteDead())
     return [Step("activations", (*lower, LowerSoftmax(), MergeDuplicates())), Step("weights", clean)]
 

@@ -41,20 +41,25 @@ def lowered_product(graph: Graph, node: Node) -> Value:
 
 
 class LowerProducts(Pass):
-    """x @ w -> float32(bfloat16(x) @ bfloat16(w)), and what is fused with it (bias, activation, residual)."""
+    """x @ w -> float32(bfloat16(x) @ bfloat16(w)), and what is fused with it (bias, activation, residual).
 
-    def __init__(self, ops: tuple[str, ...] = _PRODUCTS):
-        self.ops = ops
+    `weights`: products with weights too, not only those of two computed values.
+    """
 
     guarantee = Approximate(
         max_error=2.0**-8, domain="products of float32", source="bfloat16 keeps 8 significant bits; float32 sums"
     )
 
+    def __init__(self, weights: bool = True):
+        self.weights = weights
+
     def run(self, rewriter):
         graph = rewriter.graph
         changed = False
         for node in graph.order():
-            if not is_product(node) or node.op not in self.ops or not rewriter.allowed(self, node):
+            if not is_product(node) or not rewriter.allowed(self, node):
+                continue
+            if not self.weights and any(graph.is_static(v) for v in node.inputs):
                 continue
             out = lowered_product(graph, node)
             self.substitute(rewriter, node, out)

@@ -47,16 +47,16 @@ def test_what_is_blanked_between_two_products_is_never_wide():
     assert not fast(x, mask).numpy()[~mask].any()
 
 
-def attention(masked, width=32):
+def attention(masked, width=32, low=-1e9):
     """x [batch, length, width], keep [batch, length] -> self-attention, its scores masked in one of three ways."""
     q, k, v = (weight(width, width, seed=seed, scale=0.2) for seed in range(3))
 
     def attend(x, keep):
         scores = tf.matmul(x @ q, x @ k, transpose_b=True)
         if masked == "added":
-            scores += tf.where(keep, 0.0, -1e9)[:, None]
+            scores += tf.where(keep, 0.0, low)[:, None]
         elif masked == "chosen":
-            scores = tf.where(keep[:, None], scores, -1e9)
+            scores = tf.where(keep[:, None], scores, low)
         return tf.nn.softmax(scores) @ (x @ v)
 
     specs = [f32(None, None, width), tf.TensorSpec([None, None], tf.bool, "keep")]
@@ -76,6 +76,17 @@ def test_scores_are_never_wide(masked):
     assert [n.output.dtype.name for n in fast.graph.live() if n.op == "Softmax"] == ["bfloat16"]
     x, keep = masked_rows()
     wanted = call(tf.constant(x), tf.constant(keep)).numpy()
+    np.testing.assert_allclose(fast(x, keep), wanted, atol=0.02 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("masked", ["added", "chosen"])
+def test_a_mask_that_is_finite_in_float32_only_stays_there(masked):
+    call = attention(masked, low=float(tf.float32.min))
+    fast = tfvllm.simplify(call, target="onednn", precision="bfloat16")
+    assert "LowerSoftmax" not in fast.report.rules
+    x, keep = masked_rows()
+    wanted = call(tf.constant(x), tf.constant(keep)).numpy()
+    assert np.isfinite(wanted).all()
     np.testing.assert_allclose(fast(x, keep), wanted, atol=0.02 * np.abs(wanted).max())
 
 

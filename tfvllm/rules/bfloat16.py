@@ -14,6 +14,7 @@ from tfvllm.graph.pattern import constant, op
 from tfvllm.graph.rewriter import Builder, Declined, Pass, Rule, Skip
 
 _PRODUCTS = ("MatMul", "_FusedMatMul", "BatchMatMulV2")
+_LARGEST = float(tf.bfloat16.max)
 MOVES = (
     "Reshape",
     "Transpose",
@@ -177,11 +178,11 @@ class LowerSoftmax(Pass):
         graph = rewriter.graph
         changed = False
         for node in graph.order():
-            if node.op != "Softmax" or graph.nodes.get(node.name) is not node or not narrow_next(graph, node.output):
+            if node.op != "Softmax" or not narrow_next(graph, node.output) or not rewriter.allowed(self, node):
                 continue
             b = Builder(graph, node.name)
             scores = self._narrow(graph, b, node)
-            if scores is None or not rewriter.allowed(self, node):
+            if scores is None:
                 continue
             self.substitute(rewriter, node, b.Cast(b.Softmax(scores), DstT=tf.float32))
             changed = True
@@ -202,11 +203,33 @@ class LowerSoftmax(Pass):
             return None
         if inner.node.op == "Cast":
             return scores
-        if inner.node.op == "AddV2":
-            return b.AddV2(scores, b.Cast(parts[1], DstT=tf.bfloat16))
-        if graph.constant(parts[2]) is None:
+        mask = parts[1] if inner.node.op == "AddV2" else parts[2]
+        if not _stays_finite(graph, mask):
             return None
-        return b.SelectV2(parts[0], scores, b.Cast(parts[2], DstT=tf.bfloat16))
+        narrow = b.Cast(mask, DstT=tf.bfloat16)
+        return b.AddV2(scores, narrow) if inner.node.op == "AddV2" else b.SelectV2(parts[0], scores, narrow)
+
+
+def _stays_finite(graph: Graph, value: Value) -> bool:
+    """Whether no number that a value is made of is finite in float32 and not in bfloat16, such as float32's lowest.
+
+    Added to all scores of a row it would make them -inf, and their softmax NaN. A value of another graph may be any.
+    """
+    seen: set[Node] = set()
+    stack = [value]
+    while stack:
+        v = stack.pop()
+        if v.node in seen or not v.dtype.is_floating:
+            continue
+        seen.add(v.node)
+        known = graph.array(v) if graph.is_weight(v) else graph.constant(v)
+        if known is not None:
+            if np.any(np.isfinite(known) & (np.abs(known) > _LARGEST)):
+                return False
+        elif not v.node.inputs:
+            return False
+        stack.extend(v.node.inputs if known is None else ())
+    return True
 
 
 def _widened(value: Value) -> Value | None:

@@ -15,7 +15,7 @@ from tfvllm.graph.rewriter import Builder, Declined, Pass, Rule, Skip
 
 _PRODUCTS = ("MatMul", "_FusedMatMul", "BatchMatMulV2")
 _LARGEST = float(tf.bfloat16.max)
-MOVES = (
+_MOVES = (
     "Reshape",
     "Transpose",
     "ExpandDims",
@@ -91,7 +91,7 @@ class SinkCasts(Pass):
         graph = rewriter.graph
         changed = False
         for node in graph.order():
-            if node.op not in (*MOVES, "Shape") or graph.nodes.get(node.name) is not node:
+            if node.op not in (*_MOVES, "Shape") or graph.nodes.get(node.name) is not node:
                 continue
             at = 1 if node.op == "Split" else 0
             narrow = _widened(node.inputs[at])
@@ -192,22 +192,17 @@ class LowerSoftmax(Pass):
     def _narrow(graph: Graph, b: Builder, node: Node) -> Value | None:
         """The input of a softmax in bfloat16, where it was that before it was masked."""
         inner = node.inputs[0]
-        at = {"Cast": 0, "AddV2": 0, "SelectV2": 1}.get(inner.node.op)
-        if at is None or graph.sole_reader(inner) is not node:
+        if graph.sole_reader(inner) is not node:
             return None
-        parts = list(inner.node.inputs)
-        if inner.node.op == "AddV2" and _widened(parts[0]) is None:
-            parts.reverse()
-        scores = _widened(inner if inner.node.op == "Cast" else parts[at])
-        if scores is None:
+        if inner.node.op not in ("AddV2", "SelectV2"):
+            return _widened(inner)
+        *chosen, scores, mask = inner.node.inputs
+        if inner.node.op == "AddV2" and _widened(scores) is None:
+            scores, mask = mask, scores
+        narrow = _widened(scores)
+        if narrow is None or not _stays_finite(graph, mask):
             return None
-        if inner.node.op == "Cast":
-            return scores
-        mask = parts[1] if inner.node.op == "AddV2" else parts[2]
-        if not _stays_finite(graph, mask):
-            return None
-        narrow = b.Cast(mask, DstT=tf.bfloat16)
-        return b.AddV2(scores, narrow) if inner.node.op == "AddV2" else b.SelectV2(parts[0], scores, narrow)
+        return b.op(inner.node.op, [*chosen, narrow, b.Cast(mask, DstT=tf.bfloat16)])[0]
 
 
 def _stays_finite(graph: Graph, value: Value) -> bool:
@@ -246,7 +241,7 @@ def narrow_next(graph: Graph, value: Value, moved: bool = False) -> bool:
         return False
 
     def narrow(reader: Node) -> bool:
-        if moved and reader.op in (*MOVES, "SelectV2"):
+        if moved and reader.op in (*_MOVES, "SelectV2"):
             return all(narrow_next(graph, v, moved) for v in reader.outputs if graph.readers(v) or graph.is_result(v))
         return reader.op == "Shape" or (reader.op == "Cast" and reader.output.dtype == tf.bfloat16)
 

@@ -152,6 +152,38 @@ def test_fused_kernels_give_the_same_scores(make, options):
         np.testing.assert_allclose(scores[0]["perplexity"][row], np.exp(-np.mean(expected[1:])), rtol=1e-3)
 
 
+def test_one_row_alone_is_multiplied_without_packing():
+    check_runs("onednn", "bfloat16")
+    model = build(gpt2)
+    low = Generator(read(model), dtype="bfloat16", target="onednn")
+    ids, mask = prompts([7])
+
+    @tf.function(autograph=False)
+    def step(ids, lengths):
+        state = low.prefill(ids, lengths, tf.constant(4))
+        caches = {name: value for name, value in state.items() if name.startswith(("key_", "value_"))}
+        return low.decode(state["token_ids"], state["positions"], caches)["logits"]
+
+    spec = [tf.TensorSpec([None, None], tf.int32), tf.TensorSpec([None], tf.int32)]
+    step = step.get_concrete_function(*spec)
+    alone, pair = (step(tf.constant(np.repeat(ids, n, 0)), tf.repeat(mask.sum(1).astype("int32"), n)) for n in (1, 2))
+    np.testing.assert_allclose(pair, np.repeat(alone, 2, 0), atol=0.05)  # what bfloat16 rounds
+    plain = Generator(read(model))
+    state = plain.prefill(tf.constant(ids), tf.constant(mask.sum(1), tf.int32), tf.constant(4))
+    caches = {name: value for name, value in state.items() if name.startswith(("key_", "value_"))}
+    expected = plain.decode(state["token_ids"], state["positions"], caches)["logits"]
+    np.testing.assert_allclose(alone, expected, atol=0.1)
+    assert np.std(expected) > 0.5
+    # 3 blocks of 4 products and the head of a step, and the head of the prompt's last positions.
+    unpacked = [
+        node
+        for function in step.graph.as_graph_def().library.function
+        for node in function.node_def
+        if node.op == "_MklNativeFusedMatMul" and not node.attr["is_filter_const"].b
+    ]
+    assert len(unpacked) == 3 * 4 + 1 + 1
+
+
 def test_streaming_from_the_callers_caches_gives_the_same_tokens(small):
     model, generator = small
     ids, mask = prompts([3, 9, 5])

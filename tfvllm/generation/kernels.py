@@ -39,9 +39,9 @@ class Portable:
     name = "portable"
 
     def __init__(self, dtype: tf.DType = tf.float32):
-        # Where oneDNN packs a bfloat16 kernel anew at each call, it does so a third faster out of [outputs, inputs] at the
-        # few rows of a step (768 x 3072, AMX and AVX-512), and as fast at many rows; one row it multiplies without
-        # packing. In float32 the layouts are level.
+        # Where oneDNN packs a bfloat16 kernel anew at each call, it does so a third faster out of [outputs, inputs] at
+        # the few rows of a step (768 x 3072, AMX and AVX-512), and as fast at many rows; one row it multiplies
+        # without packing. In float32 the layouts are level.
         self.transposed = dtype == tf.bfloat16
 
     @property
@@ -84,8 +84,8 @@ class OneDnn(Portable):
 
     Args:
         dtype: type of weights and activations.
-        packed: whether bfloat16 weights are kept packed. A single row is multiplied faster without: on a CPU with AMX the
-            products of a step at GPT-2's 124M shape take 19 ms instead of 31, without AMX they are level.
+        packed: whether bfloat16 weights are kept packed. A single row is multiplied faster without: on a CPU with AMX
+            the products of a step at GPT-2's 124M shape take 19 ms instead of 31, without AMX they are level.
     """
 
     name = "onednn"

@@ -124,7 +124,8 @@ class Network(tf.Module):
     def _embed(self, stack: specs.Stack, ids: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
         """ids, positions int32[rows] -> [rows, width]."""
         if self._tied and self.kernels.transposed:
-            x = tf.gather(self._head, ids)
+            # Of what is read, not of the variable: ResourceGather would make every later read of it a copy.
+            x = tf.gather(self._head.value(), ids)
         elif self._tied:
             places = tf.range(self.width, dtype=tf.int64) * self.vocabulary_size
             x = tf.gather(tf.reshape(self._head, [-1]), tf.cast(ids, tf.int64)[:, tf.newaxis] + places)

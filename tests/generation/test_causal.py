@@ -5,12 +5,12 @@ import pytest
 import tensorflow as tf
 
 from tfvllm.errors import InputError
-from tfvllm.generation import loop
+from tfvllm.generation import loop, network
 from tfvllm.generation.families import read
 from tfvllm.generation.generator import Generator
 from tfvllm.graph.targets import check_runs
 
-from .models import CAUSAL, VOCABULARY, build, families, gemma3, gpt2, llama, mistral, prompts
+from .models import CAUSAL, VOCABULARY, bloom, build, families, gemma2, gemma3, gpt2, llama, mistral, prompts
 from .reference import keras_generate, log_probs
 
 
@@ -35,6 +35,19 @@ def test_greedy_tokens_are_keras_own(make):
     assert len(np.unique(expected)) > 3  # a test that any constant would pass is none
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(lengths, [12] * 5)
+
+
+@pytest.mark.parametrize("make", families((gpt2, bloom, mistral, gemma2, gemma3), quick=(gpt2, gemma2)))
+def test_prompts_long_enough_for_attention_by_parts(make, monkeypatch):
+    monkeypatch.setattr(network, "_LONG", 4)
+    model = build(make)
+    ids, mask = prompts([3, 33, 17, 1])
+    expected = keras_generate(model, ids, mask, 6)
+    assert len(np.unique(expected)) > 3
+    np.testing.assert_array_equal(generate(Generator(read(model)), ids, mask, 6)[0], expected)
+    one, all_of_it = prompts([5])
+    found, _, _, _ = generate(Generator(read(model)), one, all_of_it, 6)
+    np.testing.assert_array_equal(found, keras_generate(model, one, all_of_it, 6))
 
 
 @pytest.fixture(scope="module")

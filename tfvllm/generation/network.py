@@ -9,6 +9,7 @@ rest. Its input must therefore be a fresh buffer that nobody else reads: caches 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -19,6 +20,8 @@ from tfvllm.generation import spec as specs
 from tfvllm.generation.kernels import Portable, activate, kernels_for
 
 _MASKED = -1e9  # finite, so that a fully masked row (an empty source) stays free of NaN
+_LONG = 256  # positions from which on causal attention goes by parts
+_PARTS = 4
 
 
 class Network(tf.Module):
@@ -202,6 +205,37 @@ class Network(tf.Module):
         attended = tf.reshape(attended, [batch, heads, queries, head_dim])
         return tf.reshape(tf.transpose(attended, [0, 2, 1, 3]), [-1, heads * head_dim])
 
+    def _attend_causally(self, query, key, value, mask, scale: float, soft_cap: float | None = None) -> tf.Tensor:
+        """`_attend` of as many queries as keys, none of which sees a later key.
+
+        The queries of a long sequence come in parts, and each part meets the keys up to its own end only: 5/8 of the
+        work on scores are left.
+        """
+        batch, length = tf.shape(query)[0], tf.shape(query)[2]
+        features = query.shape[1] * query.shape[3]
+
+        def whole():
+            return self._attend(query, key, value, mask, scale, soft_cap)
+
+        def by_parts():
+            size = -(-length // _PARTS)
+            found = []
+            for part in range(_PARTS):
+                # Too few positions for all parts leave the last ones empty.
+                start, end = tf.minimum(part * size, length), tf.minimum((part + 1) * size, length)
+                some = self._attend(
+                    query[:, :, start:end],
+                    key[:, :, :end],
+                    value[:, :, :end],
+                    mask[..., start:end, :end],
+                    scale,
+                    soft_cap,
+                )
+                found.append(tf.reshape(some, [batch, end - start, features]))
+            return tf.reshape(tf.concat(found, axis=1), [-1, features])
+
+        return tf.cond(length < _LONG, whole, by_parts)
+
     def _after_attention(self, block: specs.Block, x: tf.Tensor, attended: tf.Tensor) -> tf.Tensor:
         """Output projection, the norm that may follow it, and the residual. attended [rows, heads * head_dim]."""
         attended = self._linear(block.attention.output, attended)
@@ -338,16 +372,17 @@ class Network(tf.Module):
             query, key, value = self._query_key_value(block.attention, n, batch, length, positions)
             keys.append(key)
             values.append(value)
-            queries = length
+            queries, attend = length, functools.partial(self._function, self._attend_causally)
             if last is not None and index == len(stack.blocks) - 1:
                 # Past its keys and values the last block owes one position of each row only.
                 query = tf.gather(query, last[:, tf.newaxis], axis=2, batch_dims=1)
                 query = tf.ensure_shape(query, [None, block.attention.heads, 1, block.attention.head_dim])
                 masks = self._masks(stack, last[:, tf.newaxis], length)
                 x = tf.gather(x, last + tf.range(batch) * length)
-                queries = 1
+                queries, attend = 1, self._attend
             attention = block.attention
-            attended = self._attend(query, key, value, masks[attention.window], attention.scale, attention.soft_cap)
+            mask, scores = masks[attention.window], {"scale": attention.scale, "soft_cap": attention.soft_cap}
+            attended = attend(query, key, value, mask, **scores)
             x = self._after_attention(block, x, attended)
             x = self._feed_forward(block, self._cross(block, x, context, index, queries))
         return self._norm(stack.final_norm, x), keys, values

@@ -223,14 +223,9 @@ class Network(tf.Module):
             for part in range(_PARTS):
                 # Too few positions for all parts leave the last ones empty.
                 start, end = tf.minimum(part * size, length), tf.minimum((part + 1) * size, length)
-                some = self._attend(
-                    query[:, :, start:end],
-                    key[:, :, :end],
-                    value[:, :, :end],
-                    mask[..., start:end, :end],
-                    scale,
-                    soft_cap,
-                )
+                seen, last = slice(None, end), part == _PARTS - 1
+                keys, values = (key, value) if last else (key[:, :, seen], value[:, :, seen])
+                some = self._attend(query[:, :, start:end], keys, values, mask[..., start:end, seen], scale, soft_cap)
                 found.append(tf.reshape(some, [batch, end - start, features]))
             return tf.reshape(tf.concat(found, axis=1), [-1, features])
 

@@ -165,34 +165,32 @@ def test_fused_kernels_give_the_same_scores(make, options):
         np.testing.assert_allclose(scores[0]["perplexity"][row], np.exp(-np.mean(expected[1:])), rtol=1e-3)
 
 
-def test_one_row_alone_is_multiplied_without_packing():
-    check_runs("onednn", "bfloat16")
+@pytest.mark.parametrize(("precision", "exceptional", "usual"), [("bfloat16", 1, 2), ("float32", 9, 7)])
+def test_products_of_some_numbers_of_rows_by_other_kernels(precision, exceptional, usual):
+    check_runs("onednn", precision)
     model = build(gpt2)
-    low = Generator(read(model), dtype="bfloat16", target="onednn")
+    fused = Generator(read(model), dtype=precision, target="onednn")
     ids, mask = prompts([7])
 
-    @tf.function(autograph=False)
-    def step(ids, lengths):
-        state = low.prefill(ids, lengths, tf.constant(4))
+    def step(generator, ids, lengths):
+        state = generator.prefill(ids, lengths, tf.constant(4))
         caches = {name: value for name, value in state.items() if name.startswith(("key_", "value_"))}
-        return low.decode(state["token_ids"], state["positions"], caches)["logits"]
+        return generator.decode(state["token_ids"], state["positions"], caches)["logits"]
 
     spec = [tf.TensorSpec([None, None], tf.int32), tf.TensorSpec([None], tf.int32)]
-    step = step.get_concrete_function(*spec)
-    alone, pair = (step(tf.constant(np.repeat(ids, n, 0)), tf.repeat(mask.sum(1).astype("int32"), n)) for n in (1, 2))
-    np.testing.assert_allclose(pair, np.repeat(alone, 2, 0), atol=0.05)  # what bfloat16 rounds
-    plain = Generator(read(model))
-    state = plain.prefill(tf.constant(ids), tf.constant(mask.sum(1), tf.int32), tf.constant(4))
-    caches = {name: value for name, value in state.items() if name.startswith(("key_", "value_"))}
-    expected = plain.decode(state["token_ids"], state["positions"], caches)["logits"]
-    np.testing.assert_allclose(alone, expected, atol=0.1)
+    traced = tf.function(lambda *x: step(fused, *x), autograph=False).get_concrete_function(*spec)
+    expected = step(Generator(read(model)), tf.constant(ids), tf.constant(mask.sum(1), tf.int32))
     assert np.std(expected) > 0.5
-    nodes = [node for function in step.graph.as_graph_def().library.function for node in function.node_def]
-    products = [node for node in nodes if node.op == "_MklNativeFusedMatMul"]
+    for rows in (exceptional, usual, exceptional):
+        found = traced(tf.constant(np.repeat(ids, rows, 0)), tf.repeat(tf.constant(mask.sum(1), tf.int32), rows))
+        tolerance = 1e-4 if precision == "float32" else 0.1
+        np.testing.assert_allclose(found, np.repeat(expected, rows, 0), atol=tolerance)
+    nodes = [node for function in traced.graph.as_graph_def().library.function for node in function.node_def]
+    packed = [node.attr["is_filter_const"].b for node in nodes if node.op == "_MklNativeFusedMatMul"]
     # 3 blocks of 4 products and the head of a step, and the head of the prompt's last positions.
-    assert sum(not node.attr["is_filter_const"].b for node in products) == 3 * 4 + 1 + 1
-    # The prompt's positions, and a step's, for one row and for several; after a ResourceGather of the tied head every
-    # step would copy it whole.
+    assert packed.count(precision == "float32") == 3 * 4 + 1 + 1
+    # The prompt's positions, and a step's, for both kinds of rows; after a ResourceGather of the tied head every step
+    # would copy it whole.
     assert sum(node.op == "ResourceGather" for node in nodes) == 3
 
 

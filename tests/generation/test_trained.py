@@ -169,9 +169,9 @@ def test_translation(read, least, data_dir, tmp_path):
     bare = M.BartSeq2SeqLM(backbone)
     sources, targets = (list(side) for side in zip(*train))
     features, labels, weights = preprocessor({"encoder_text": sources, "decoder_text": targets})
-    epochs, batch = 4, 64
+    epochs, batch = 8, 64
     bare.compile(
-        optimizer=adam(epochs * len(train) // batch, 3e-3), loss=keras.losses.SparseCategoricalCrossentropy(True)
+        optimizer=adam(epochs * len(train) // batch, 1.5e-3), loss=keras.losses.SparseCategoricalCrossentropy(True)
     )
     numpy = {name: np.asarray(value) for name, value in features.items()}
     bare.fit(numpy, np.asarray(labels), sample_weight=np.asarray(weights), batch_size=batch, epochs=epochs, verbose=0)

@@ -45,9 +45,9 @@ class Portable:
         self.transposed = dtype == tf.bfloat16
 
     @property
-    def for_one_row(self) -> Portable:
-        """The kernels for products of a single row."""
-        return self
+    def exception(self) -> tuple[int, int, Portable] | None:
+        """Kernels that are faster for some numbers of rows, and the least and most rows that they are for."""
+        return None
 
     def linear(self, x, kernel, bias=None, activation: str = "linear"):
         """`act(x @ kernel + bias)`. x [rows, inputs] -> [rows, outputs].
@@ -76,44 +76,53 @@ class Portable:
 
 
 class OneDnn(Portable):
-    """Fused internal ops.
+    """Fused internal ops. Products are `_MklNativeFusedMatMul`, of packed weights or of weights as they are.
 
-    float32 products are `_FusedMatMul`: it caches nothing from variables. bfloat16 products are
-    `_MklNativeFusedMatMul` with `is_filter_const`, which keeps the packed weights; in float32 the packing would stick
-    to the first batch size and slow the others.
+    oneDNN packs weights once, at the first call, and keeps them (`is_filter_const`); in float32 for the number of rows
+    that this call has. At GPT-2's 124M shape all products of a step took, on two cores with AMX, in ms:
+
+        rows                    1    2    8   16   32   64  128
+        bfloat16, packed       31   32   33   34   42   48   62
+        bfloat16, as they are  19   31   33   35   46   60   82
+        float32, packed        25   28   33   35   54   91  183
+        float32, as they are   26   31   50   48   63   90  156
+
+    A single row of bfloat16 is level without AMX. So bfloat16 weights are packed but for a single row, and float32
+    weights only for 8 to 63 rows, whose first call then takes the memory of a second copy.
 
     Args:
         dtype: type of weights and activations.
-        packed: whether bfloat16 weights are kept packed. A single row is multiplied faster without: on a CPU with AMX
-            the products of a step at GPT-2's 124M shape take 19 ms instead of 31, without AMX they are level.
+        packed: whether weights are packed; default: what is best for most numbers of rows.
     """
 
     name = "onednn"
     _FUSED: ClassVar = {"relu": "Relu", "tanh": "Tanh", "gelu": "GeluExact", "gelu_approximate": "GeluApproximate"}
+    _EXCEPTIONS: ClassVar = {tf.bfloat16: (1, 1), tf.float32: (8, 63)}
 
-    def __init__(self, dtype: tf.DType = tf.float32, packed: bool = True):
+    def __init__(self, dtype: tf.DType = tf.float32, packed: bool | None = None):
         super().__init__(dtype)
-        self._packed = packed
-        self._one_row = OneDnn(dtype, False) if packed and dtype == tf.bfloat16 else self
+        usual = dtype == tf.bfloat16
+        self._packed = usual if packed is None else packed
+        self._exception = (*self._EXCEPTIONS[dtype], OneDnn(dtype, not usual)) if packed is None else None
 
     @property
-    def for_one_row(self) -> Portable:
-        return self._one_row
+    def exception(self) -> tuple[int, int, Portable] | None:
+        return self._exception
 
     def linear(self, x, kernel, bias=None, activation="linear"):
-        low = x.dtype == tf.bfloat16
-        if bias is None and not low:
+        native = self._packed or x.dtype == tf.bfloat16
+        if bias is None and not native:
             return super().linear(x, kernel, None, activation)
-        if bias is None:  # the bfloat16 op must be given one
+        if bias is None:  # the native op must be given one
             bias = tf.zeros([kernel.shape[0 if self.transposed else 1]], x.dtype)
         fused = ["BiasAdd"]
         if activation in self._FUSED:
             fused.append(self._FUSED[activation])
             activation = "linear"
         attributes = {"transpose_a": False, "transpose_b": self.transposed, "fused_ops": fused, "num_args": 1}
-        if low:
+        if native:
             attributes |= {"is_filter_const": self._packed, "_kernel": "MklNameChangeOp"}
-        y = internal_op("_MklNativeFusedMatMul" if low else "_FusedMatMul", [x, kernel, bias], attributes)
+        y = internal_op("_MklNativeFusedMatMul" if native else "_FusedMatMul", [x, kernel, bias], attributes)
         return activate(y, activation)
 
     def layer_norm(self, x, scale, offset, epsilon):

@@ -37,7 +37,7 @@ class Network(tf.Module):
         super().__init__(name="network")
         self.dtype = tf.as_dtype(dtype)
         self.kernels = kernels_for(target, self.dtype)
-        self._few_rows, self._stepping, self._one_row = Portable(), False, False
+        self._few_rows, self._stepping, self._products = Portable(), False, self.kernels
         # Past tf.Module's own setter: it would track the functions, and save each once more.
         object.__setattr__(self, "_shared", {})
         self.family = spec.family
@@ -112,17 +112,23 @@ class Network(tf.Module):
         return kernels.layer_norm(x, norm.scale, norm.offset, norm.epsilon)
 
     def _linear(self, linear: specs.Linear, x: tf.Tensor, activation: str = "linear") -> tf.Tensor:
-        kernels = self.kernels.for_one_row if self._one_row else self.kernels
-        return kernels.linear(x, linear.kernel, linear.bias, activation)
+        return self._products.linear(x, linear.kernel, linear.bias, activation)
 
     def _by_rows(self, rows: tf.Tensor, function):
-        """`function(one_row)`, which is false or true by the number of rows, where that makes a difference.
+        """`function()`, traced once more where other kernels multiply some numbers of rows faster."""
+        exception = self.kernels.exception
+        if exception is None:
+            return function()
+        low, high, kernels = exception
 
-        `function` is traced for both: its products differ, see `tfvllm.generation.kernels`.
-        """
-        if self.kernels.for_one_row is self.kernels:
-            return function(False)
-        return tf.cond(tf.equal(rows, 1), lambda: function(True), lambda: function(False))
+        def exceptional():
+            self._products = kernels
+            try:
+                return function()
+            finally:
+                self._products = self.kernels
+
+        return tf.cond((rows >= low) & (rows <= high), exceptional, function)
 
     def _embed(self, stack: specs.Stack, ids: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
         """ids, positions int32[rows] -> [rows, width]."""
@@ -400,18 +406,19 @@ class Network(tf.Module):
         """
         tensors = [ids, positions, list(caches), tf.convert_to_tensor(capacity), to_parts(context)]
 
-        def run(one_row):
-            return self._function(self._step, *tensors, beams=beams, one_row=one_row)
+        def run():
+            usual = self._products is self.kernels
+            return self._function(self._step, *tensors, beams=beams, usual=usual)
 
-        # Beams are several rows.
-        return self._by_rows(tf.shape(ids)[0], run) if beams == 1 else run(False)
+        return self._by_rows(tf.shape(ids)[0], run)
 
-    def _step(self, ids, positions, caches, capacity, parts, beams, one_row):
-        self._stepping, self._one_row = True, one_row
+    def _step(self, ids, positions, caches, capacity, parts, beams, usual):
+        del usual  # it tells apart what is traced with other kernels
+        self._stepping = True
         try:
             return self._one_step(ids, positions, caches, capacity, to_context(parts), beams)
         finally:
-            self._stepping = self._one_row = False
+            self._stepping = False
 
     def _one_step(self, ids, positions, caches, capacity, context, beams):
         stack = self._decoder
@@ -444,11 +451,8 @@ class Network(tf.Module):
         """hidden [rows, width] -> float32[rows, vocabulary]."""
         if self._head_scale != 1.0:
             hidden *= tf.cast(self._head_scale, hidden.dtype)
-
-        def run(one_row):
-            return (self.kernels.for_one_row if one_row else self.kernels).linear(hidden, self._head)
-
-        logits = tf.cast(self._by_rows(tf.shape(hidden)[0], run), tf.float32)
+        logits = self._by_rows(tf.shape(hidden)[0], lambda: self._products.linear(hidden, self._head))
+        logits = tf.cast(logits, tf.float32)
         cap = self._logit_soft_cap
         return logits if cap is None else cap * tf.tanh(logits / cap)
 

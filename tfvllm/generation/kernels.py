@@ -33,16 +33,23 @@ class Portable:
     """Public ops only.
 
     Args:
-        dtype: type of weights and activations. It decides how `linear` wants its kernel, see `transposed`.
+        dtype: type of weights and activations.
     """
 
     name = "portable"
 
     def __init__(self, dtype: tf.DType = tf.float32):
-        # Where oneDNN packs a bfloat16 kernel anew at each call, it does so a third faster out of [outputs, inputs] at
-        # the few rows of a step (768 x 3072, AMX and AVX-512), and as fast at many rows; one row it multiplies
-        # without packing. In float32 the layouts are level.
-        self.transposed = dtype == tf.bfloat16
+        self.dtype = dtype
+
+    def transposed(self, inputs: int, outputs: int) -> bool:
+        """Whether `linear` wants a kernel as [outputs, inputs]; else as [inputs, outputs]."""
+        # oneDNN packs a bfloat16 kernel anew at each call: a third faster out of [outputs, inputs] at the few rows of a
+        # step (768 x 3072, AMX and AVX-512), and as fast at many rows. In float32 the layouts are level.
+        return self.dtype == tf.bfloat16
+
+    def _held_transposed(self, x: tf.Tensor, kernel: tf.Variable) -> bool:
+        inputs = x.shape[-1]
+        return self.transposed(inputs, kernel.shape[0] * kernel.shape[1] // inputs)
 
     @property
     def exception(self) -> tuple[int, int, Portable] | None:
@@ -50,11 +57,8 @@ class Portable:
         return None
 
     def linear(self, x, kernel, bias=None, activation: str = "linear"):
-        """`act(x @ kernel + bias)`. x [rows, inputs] -> [rows, outputs].
-
-        `kernel` is [inputs, outputs], or [outputs, inputs] where these kernels are `transposed`.
-        """
-        y = tf.matmul(x, kernel, transpose_b=self.transposed)
+        """`act(x @ kernel + bias)`. x [rows, inputs], kernel as `transposed` says -> [rows, outputs]."""
+        y = tf.matmul(x, kernel, transpose_b=self._held_transposed(x, kernel))
         if bias is not None:
             y = tf.nn.bias_add(y, bias)
         return activate(y, activation)
@@ -88,7 +92,9 @@ class OneDnn(Portable):
         float32, as they are   26   31   50   48   63   90  156
 
     A single row of bfloat16 is level without AMX. So bfloat16 weights are packed but for a single row, and float32
-    weights only for 8 to 63 rows, whose first call then takes the memory of a second copy.
+    weights only for 8 to 63 rows, whose first call then takes the memory of a second copy. A single row meets unpacked
+    weights sooner where their rows are long: 768 x 50257 took 2.9 ms and its transpose 4.6 (bfloat16), 3072 x 768 0.36
+    and 0.25. What is packed may come in either layout.
 
     Args:
         dtype: type of weights and activations.
@@ -109,17 +115,21 @@ class OneDnn(Portable):
     def exception(self) -> tuple[int, int, Portable] | None:
         return self._exception
 
+    def transposed(self, inputs: int, outputs: int) -> bool:
+        return self.dtype == tf.bfloat16 and inputs > outputs
+
     def linear(self, x, kernel, bias=None, activation="linear"):
         native = self._packed or x.dtype == tf.bfloat16
         if bias is None and not native:
             return super().linear(x, kernel, None, activation)
+        transposed = self._held_transposed(x, kernel)
         if bias is None:  # the native op must be given one
-            bias = tf.zeros([kernel.shape[0 if self.transposed else 1]], x.dtype)
+            bias = tf.zeros([kernel.shape[0 if transposed else 1]], x.dtype)
         fused = ["BiasAdd"]
         if activation in self._FUSED:
             fused.append(self._FUSED[activation])
             activation = "linear"
-        attributes = {"transpose_a": False, "transpose_b": self.transposed, "fused_ops": fused, "num_args": 1}
+        attributes = {"transpose_a": False, "transpose_b": transposed, "fused_ops": fused, "num_args": 1}
         if native:
             attributes |= {"is_filter_const": self._packed, "_kernel": "MklNameChangeOp"}
         y = internal_op("_MklNativeFusedMatMul" if native else "_FusedMatMul", [x, kernel, bias], attributes)

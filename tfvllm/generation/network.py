@@ -62,7 +62,7 @@ class Network(tf.Module):
 
     def _kernel(self, value: np.ndarray, name: str) -> tf.Variable:
         """A matrix [inputs, outputs] in the layout that `self.kernels` wants."""
-        return self._variable(np.ascontiguousarray(value.T if self.kernels.transposed else value), name)
+        return self._variable(np.ascontiguousarray(value.T if self.kernels.transposed(*value.shape) else value), name)
 
     def _stack(self, stack: specs.Stack, name: str):
         """The same dataclasses with variables in place of arrays; also makes tf.Module see the variables."""
@@ -132,9 +132,13 @@ class Network(tf.Module):
 
     def _embed(self, stack: specs.Stack, ids: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
         """ids, positions int32[rows] -> [rows, width]."""
-        if self._tied and self.kernels.transposed:
+        if self._tied and self.kernels.transposed(self.width, self.vocabulary_size):
             # Of what is read, not of the variable: ResourceGather would make every later read of it a copy.
             x = tf.gather(self._head.value(), ids)
+        elif self._tied and not self._stepping:  # many: in order, which memory likes better
+            order = tf.argsort(ids)
+            columns = tf.gather(self._head.value(), tf.gather(ids, order), axis=1)
+            x = tf.gather(tf.transpose(columns), tf.math.invert_permutation(order))
         elif self._tied:
             places = tf.range(self.width, dtype=tf.int64) * self.vocabulary_size
             x = tf.gather(tf.reshape(self._head, [-1]), tf.cast(ids, tf.int64)[:, tf.newaxis] + places)

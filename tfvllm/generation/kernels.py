@@ -52,7 +52,7 @@ class Portable:
         return self.transposed(inputs, kernel.shape[0] * kernel.shape[1] // inputs)
 
     @property
-    def exception(self) -> tuple[int, int, Portable] | None:
+    def alternative(self) -> tuple[int, int, Portable] | None:
         """Kernels that are faster for some numbers of rows, and the least and most rows that they are for."""
         return None
 
@@ -103,17 +103,17 @@ class OneDnn(Portable):
 
     name = "onednn"
     _FUSED: ClassVar = {"relu": "Relu", "tanh": "Tanh", "gelu": "GeluExact", "gelu_approximate": "GeluApproximate"}
-    _EXCEPTIONS: ClassVar = {tf.bfloat16: (1, 1), tf.float32: (8, 63)}
+    _ALTERNATIVE: ClassVar = {tf.bfloat16: (1, 1), tf.float32: (8, 63)}
 
     def __init__(self, dtype: tf.DType = tf.float32, packed: bool | None = None):
         super().__init__(dtype)
         usual = dtype == tf.bfloat16
         self._packed = usual if packed is None else packed
-        self._exception = (*self._EXCEPTIONS[dtype], OneDnn(dtype, not usual)) if packed is None else None
+        self._alternative = (*self._ALTERNATIVE[dtype], OneDnn(dtype, not usual)) if packed is None else None
 
     @property
-    def exception(self) -> tuple[int, int, Portable] | None:
-        return self._exception
+    def alternative(self) -> tuple[int, int, Portable] | None:
+        return self._alternative
 
     def transposed(self, inputs: int, outputs: int) -> bool:
         return self.dtype == tf.bfloat16 and inputs > outputs

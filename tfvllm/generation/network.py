@@ -116,19 +116,19 @@ class Network(tf.Module):
 
     def _by_rows(self, rows: tf.Tensor, function):
         """`function()`, traced once more where other kernels multiply some numbers of rows faster."""
-        exception = self.kernels.exception
-        if exception is None:
+        alternative = self.kernels.alternative
+        if alternative is None:
             return function()
-        low, high, kernels = exception
+        low, high, kernels = alternative
 
-        def exceptional():
+        def alternatively():
             self._products = kernels
             try:
                 return function()
             finally:
                 self._products = self.kernels
 
-        return tf.cond((rows >= low) & (rows <= high), exceptional, function)
+        return tf.cond((rows >= low) & (rows <= high), alternatively, function)
 
     def _embed(self, stack: specs.Stack, ids: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
         """ids, positions int32[rows] -> [rows, width]."""

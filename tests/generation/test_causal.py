@@ -25,6 +25,10 @@ def generate(generator, ids, mask, count, **options):
     return [None if x is None else x.numpy() for x in concrete(tf.constant(ids), tf.constant(mask), tf.constant(count))]
 
 
+def caches_of(state):
+    return {name: value for name, value in state.items() if name.startswith(("key_", "value_"))}
+
+
 @pytest.mark.parametrize("make", families(CAUSAL, quick=(gpt2, mistral, gemma3)))
 def test_greedy_tokens_are_keras_own(make):
     model = build(make)
@@ -174,8 +178,7 @@ def test_products_of_some_numbers_of_rows_by_other_kernels(precision, alternativ
 
     def step(generator, ids, lengths):
         state = generator.prefill(ids, lengths, tf.constant(4))
-        caches = {name: value for name, value in state.items() if name.startswith(("key_", "value_"))}
-        return generator.decode(state["token_ids"], state["positions"], caches)["logits"]
+        return generator.decode(state["token_ids"], state["positions"], caches_of(state))["logits"]
 
     spec = [tf.TensorSpec([None, None], tf.int32), tf.TensorSpec([None], tf.int32)]
     traced = tf.function(lambda *x: step(fused, *x), autograph=False).get_concrete_function(*spec)
@@ -205,7 +208,7 @@ def test_streaming_from_the_callers_caches_gives_the_same_tokens(small):
     assert held == 3 * capacity * generator.network.cache_bytes_per_token
     tokens = [state["token_ids"].numpy()]
     for _ in range(9):
-        caches = {name: value for name, value in state.items() if name.startswith(("key_", "value_"))}
+        caches = caches_of(state)
         before = caches["key_1"].numpy().copy()
         state = generator.decode(state["token_ids"], state["positions"], caches)
         np.testing.assert_array_equal(caches["key_1"].numpy(), before)  # the caller's caches stay as they were

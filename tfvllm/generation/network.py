@@ -114,10 +114,13 @@ class Network(tf.Module):
     def _linear(self, linear: specs.Linear, x: tf.Tensor, activation: str = "linear") -> tf.Tensor:
         return self._products.linear(x, linear.kernel, linear.bias, activation)
 
-    def _by_rows(self, rows: tf.Tensor, function):
-        """`function()`, traced once more where other kernels multiply some numbers of rows faster."""
+    def _by_rows(self, rows: tf.Tensor, function, least: int = 1):
+        """`function()`, traced once more where other kernels multiply some numbers of rows faster.
+
+        least: there are never fewer rows.
+        """
         alternative = self.kernels.alternative
-        if alternative is None:
+        if alternative is None or alternative[1] < least:
             return function()
         low, high, kernels = alternative
 
@@ -304,7 +307,8 @@ class Network(tf.Module):
         smaller and loaded sooner. TensorFlow puts the pieces back in line when it prepares to run a signature.
         """
         specs = tf.nest.map_structure(lambda t, shape: tf.TensorSpec(shape, t.dtype), tensors, loose(tensors))
-        key = (function.__name__, *tf.nest.flatten(specs), *chosen.items())
+        # What is traced with other kernels for its products is another function.
+        key = (function.__name__, self._products is self.kernels, *tf.nest.flatten(specs), *chosen.items())
         if key not in self._shared:
 
             def shared(*tensors):
@@ -410,14 +414,9 @@ class Network(tf.Module):
         """
         tensors = [ids, positions, list(caches), tf.convert_to_tensor(capacity), to_parts(context)]
 
-        def run():
-            usual = self._products is self.kernels
-            return self._function(self._step, *tensors, beams=beams, usual=usual)
+        return self._by_rows(tf.shape(ids)[0], lambda: self._function(self._step, *tensors, beams=beams), least=beams)
 
-        return self._by_rows(tf.shape(ids)[0], run)
-
-    def _step(self, ids, positions, caches, capacity, parts, beams, usual):
-        del usual  # it tells apart what is traced with other kernels
+    def _step(self, ids, positions, caches, capacity, parts, beams):
         self._stepping = True
         try:
             return self._one_step(ids, positions, caches, capacity, to_context(parts), beams)

@@ -197,6 +197,28 @@ def test_products_of_some_numbers_of_rows_by_other_kernels(precision, alternativ
     assert sum(node.op == "ResourceGather" for node in nodes) == 3
 
 
+@pytest.mark.parametrize("make", [gpt2, pytest.param(llama, marks=pytest.mark.slow)])
+def test_loops_of_one_row_and_of_several_in_bfloat16(make):
+    check_runs("onednn", "bfloat16")
+    model = build(make)
+    generator = Generator(read(model), dtype="bfloat16", target="onednn")
+    graph = tf.function(lambda ids, mask: generator.generate(*generator.read_ids(ids, mask), 40).token_ids)
+    traced = graph.get_concrete_function(*[tf.TensorSpec([None, None], tf.int32)] * 2)
+    for rows in (1, 2):
+        ids, mask = prompts([7] * rows)
+        for row, found in enumerate(traced(tf.constant(ids), tf.constant(mask)).numpy()):
+            assert len(np.unique(found)) > 3
+            table = log_probs(model, [*ids[row], *found])[6:-1]
+            chosen = np.take_along_axis(table, found[:, np.newaxis], axis=1)[:, 0]
+            assert np.all(table.max(-1) - chosen < 0.1)  # what float32 finds as likely as its own choice
+    nodes = [node for function in traced.graph.as_graph_def().library.function for node in function.node_def]
+    alone = [
+        node for node in nodes if node.op == "BatchMatMulV3" and node.attr["Ta"].type == tf.float32.as_datatype_enum
+    ]
+    blocks = len(model.backbone.transformer_layers)
+    assert len(alone) == (2 * blocks if make is gpt2 else 0)  # a single row's caches are float32, but for grouped heads
+
+
 def test_streaming_from_the_callers_caches_gives_the_same_tokens(small):
     model, generator = small
     ids, mask = prompts([3, 9, 5])
@@ -246,6 +268,7 @@ def test_memory_is_one_copy_of_the_weights():
     held = sum(int(np.prod(variable.shape)) for variable in Generator(spec).network.variables)
     assert held == spec.parameters() == model.count_params()
     low = Generator(spec, dtype="bfloat16", target="onednn").network.variables
-    assert sum(variable.dtype.size * int(np.prod(variable.shape)) for variable in low) == 2 * held
+    norms = (2 * 3 + 1) * 2 * 32  # scale and offset of each stay float32
+    assert sum(variable.dtype.size * int(np.prod(variable.shape)) for variable in low) == 2 * (held + norms)
     assert spec.cache_bytes_per_token(4) == 3 * 2 * 32 * 4
     assert spec.vocabulary_size == VOCABULARY

@@ -136,7 +136,9 @@ class OneDnn(Portable):
         return activate(y, activation)
 
     def layer_norm(self, x, scale, offset, epsilon):
-        return internal_op("_MklLayerNorm", [x, scale, offset], {"epsilon": epsilon})
+        return internal_op(
+            "_MklLayerNorm", [x, tf.cast(scale, x.dtype), tf.cast(offset, x.dtype)], {"epsilon": epsilon}
+        )
 
 
 def kernels_for(target: str, dtype: tf.DType) -> Portable:

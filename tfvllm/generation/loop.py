@@ -172,10 +172,15 @@ def generate(
             tokens, scores = next_tokens(hidden, state["rows"], state["history"], position + 1, step)
             return step + 1, record(dict(state), tokens, scores, step), caches
 
-        variables = (step, state, caches)
-        return tf.while_loop(
-            unhindered, advance, variables, shape_invariants=loose(variables), maximum_iterations=steps
-        )
+        def stepping():
+            held = [tf.cast(cache, network.loop_dtype) for cache in caches]
+            variables = (step, state, held)
+            ended, after, held = tf.while_loop(
+                unhindered, advance, variables, shape_invariants=loose(variables), maximum_iterations=steps
+            )
+            return ended, after, [tf.cast(cache, network.dtype) for cache in held]
+
+        return network.by_rows(total, stepping)
 
     def unfinished(step, capacity, state, caches, parts):
         return (step < steps) & tf.reduce_any(state["reasons"] == RUNNING)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import weakref
 from typing import Any
 
 import numpy as np
@@ -67,10 +68,15 @@ class Network(tf.Module):
         return self._variable(np.ascontiguousarray(value.T if self.kernels.transposed(*value.shape) else value), name)
 
     def _stack(self, stack: specs.Stack, name: str):
-        """The same dataclasses with variables in place of arrays; also makes tf.Module see the variables."""
-        held: list[tf.Variable] = []
+        """The same dataclasses with variables and vectors of variables in place of arrays.
 
-        def hold(value, path, dtype=None):
+        Also makes tf.Module see the variables.
+        """
+        held: list[tf.Variable] = []
+        # Norms are held as what they compute in, or every step would cast them.
+        biases, norms = _Vectors(self.dtype), _Vectors(tf.float32)
+
+        def hold(value, path, vectors=biases):
             if isinstance(value, specs.Rotary):
                 return value  # a few numbers, kept as constants
             if isinstance(value, specs.Attention):
@@ -78,20 +84,22 @@ class Network(tf.Module):
             if isinstance(value, specs.Linear):
                 held.append(self._kernel(value.kernel, f"{path}/kernel"))
                 return specs.Linear(held[-1], hold(value.bias, f"{path}/bias"))
+            if isinstance(value, np.ndarray) and value.ndim == 1:
+                return vectors.add(value)
             if isinstance(value, np.ndarray):
-                variable = self._variable(value, path, dtype)
-                held.append(variable)
-                return variable
+                held.append(self._variable(value, path))
+                return held[-1]
             if isinstance(value, list):
                 return [hold(item, f"{path}/{i}") for i, item in enumerate(value)]
             if dataclasses.is_dataclass(value):
                 fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-                # Norms are held as what they compute in, or every step would cast them.
-                dtype = tf.float32 if isinstance(value, specs.Norm) else None
-                return dataclasses.replace(value, **{k: hold(v, f"{path}/{k}", dtype) for k, v in fields.items()})
+                vectors = norms if isinstance(value, specs.Norm) else biases
+                return dataclasses.replace(value, **{k: hold(v, f"{path}/{k}", vectors) for k, v in fields.items()})
             return value
 
         stack = hold(stack, name)
+        for vectors, what in ((biases, "biases"), (norms, "norms")):
+            held.extend(vectors.joined(f"{name}/{what}"))
         setattr(self, f"_{name}_variables", held)
         return stack
 
@@ -110,13 +118,13 @@ class Network(tf.Module):
         if norm is None:
             return x
         if norm.kind == "rms":
-            return self.kernels.rms_norm(x, norm.scale, norm.epsilon)
+            return self.kernels.rms_norm(x, _read(norm.scale), norm.epsilon)
         # A fused norm is prepared anew at each call: for the few rows of a step that takes longer than the norm.
         kernels = self._few_rows if self._stepping else self.kernels
-        return kernels.layer_norm(x, norm.scale, norm.offset, norm.epsilon)
+        return kernels.layer_norm(x, _read(norm.scale), _read(norm.offset), norm.epsilon)
 
     def _linear(self, linear: specs.Linear, x: tf.Tensor, activation: str = "linear") -> tf.Tensor:
-        return self._products.linear(x, linear.kernel, linear.bias, activation)
+        return self._products.linear(x, linear.kernel, _read(linear.bias), activation)
 
     def by_rows(self, rows: tf.Tensor, function, least: int = 1):
         """`function()`, traced once more where other kernels multiply some numbers of rows faster.
@@ -500,6 +508,54 @@ class Context:
             [tf.gather(value, rows) for value in self.values],
             tf.gather(self.mask, rows),
         )
+
+
+class _Vectors:
+    """All biases, or all that norms are scaled and moved by, of a stack: one variable.
+
+    A step reads a hundred of them. As variables they would be a hundred inputs of every function on the way there: the
+    SavedModel of a GPT-2 took twice as long to load.
+    """
+
+    def __init__(self, dtype: tf.DType):
+        self._dtype = dtype
+        self._values: list[np.ndarray] = []
+        self._read: weakref.WeakKeyDictionary[Any, list[tf.Tensor]] = weakref.WeakKeyDictionary()
+
+    def add(self, value: np.ndarray) -> _Vector:
+        self._values.append(value)
+        return _Vector(self, len(self._values) - 1)
+
+    def joined(self, name: str) -> list[tf.Variable]:
+        """Makes the variable; none where there is no vector."""
+        self._sizes = [value.size for value in self._values]
+        if not self._values:
+            return []
+        self._variable = tf.Variable(tf.cast(np.concatenate(self._values), self._dtype), trainable=False, name=name)
+        self._values = []
+        return [self._variable]
+
+    def read(self, index: int) -> tf.Tensor:
+        if tf.executing_eagerly():
+            start = sum(self._sizes[:index])
+            return self._variable[start : start + self._sizes[index]]
+        graph = tf.compat.v1.get_default_graph()
+        if graph not in self._read:
+            self._read[graph] = tf.split(self._variable, self._sizes)
+        return self._read[graph][index]
+
+
+@dataclasses.dataclass
+class _Vector:
+    """One of several vectors in a variable."""
+
+    vectors: _Vectors
+    index: int
+
+
+def _read(vector: Any) -> tf.Tensor | None:
+    """A bias, scale or offset of a held stack."""
+    return None if vector is None else vector.vectors.read(vector.index)
 
 
 def to_parts(context: Context | None) -> list[tf.Tensor]:

@@ -268,6 +268,7 @@ def test_memory_is_one_copy_of_the_weights():
     held = sum(int(np.prod(variable.shape)) for variable in Generator(spec).network.variables)
     assert held == spec.parameters() == model.count_params()
     low = Generator(spec, dtype="bfloat16", target="onednn").network.variables
+    assert len(low) == 3 * 4 + 4  # the kernels, the tied head, the positions, all biases, all norms
     norms = (2 * 3 + 1) * 2 * 32  # scale and offset of each stay float32
     assert sum(variable.dtype.size * int(np.prod(variable.shape)) for variable in low) == 2 * (held + norms)
     assert spec.cache_bytes_per_token(4) == 3 * 2 * 32 * 4

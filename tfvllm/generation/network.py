@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import weakref
 from typing import Any
 
 import numpy as np
@@ -520,7 +519,8 @@ class _Vectors:
     def __init__(self, dtype: tf.DType):
         self._dtype = dtype
         self._values: list[np.ndarray] = []
-        self._read: weakref.WeakKeyDictionary[Any, list[tf.Tensor]] = weakref.WeakKeyDictionary()
+        self._graph: tf.Graph | None = None  # where they were read last, and as what
+        self._parts: list[tf.Tensor] = []
 
     def add(self, value: np.ndarray) -> _Vector:
         self._values.append(value)
@@ -540,9 +540,9 @@ class _Vectors:
             start = sum(self._sizes[:index])
             return self._variable[start : start + self._sizes[index]]
         graph = tf.compat.v1.get_default_graph()
-        if graph not in self._read:
-            self._read[graph] = tf.split(self._variable, self._sizes)
-        return self._read[graph][index]
+        if self._graph is not graph:
+            self._graph, self._parts = graph, tf.split(self._variable, self._sizes)
+        return self._parts[index]
 
 
 @dataclasses.dataclass

@@ -48,6 +48,14 @@ def pytest_fixture_setup(fixturedef, request):
         return (yield)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    if not os.environ.get("CI"):
+        for item in items:
+            if item.get_closest_marker("thorough"):
+                item.add_marker("slow")
+
+
 def _cpu_flags() -> str:
     return next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), "")
 

@@ -26,6 +26,7 @@ def test_import_is_lazy_and_silent():
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
+@pytest.mark.thorough
 def test_keras_and_tf_keras_stay_what_they_were():
     result = run(
         "import os, keras, tensorflow as tf\n"

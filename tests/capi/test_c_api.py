@@ -41,7 +41,7 @@ def test_every_kind_of_tensor(tmp_path):
         run(tmp_path / "1", "picky", {"x": np.array([-1.0])})
 
 
-@pytest.mark.parametrize("target", ["portable", "onednn"])
+@pytest.mark.parametrize("target", ["portable", pytest.param("onednn", marks=pytest.mark.thorough)])
 def test_both_targets_of_the_simplifier(text_export, text_classifier, tmp_path, target):
     tfvllm.simplify_saved_model(text_export, tmp_path / "1", target=target)
     answer = run(tmp_path / "1", "serving_default", {"text": strings(tiny_models.TEXTS)})

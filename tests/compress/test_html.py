@@ -87,6 +87,7 @@ def test_pages_in_a_browser(tmp_path):
             browser.check_page(chromium, faulty, diagrams=0)
 
 
+@pytest.mark.thorough
 def test_the_simplifier_report_in_a_browser(tmp_path):
     tfvllm.simplify(bert_classifier(layers=2).backbone).report.to_html(tmp_path / "simplify.html")
     with browser.chromium() as chromium:

@@ -131,11 +131,13 @@ def test_the_terminal_shows_tables(out):
     assert "the teacher's Keras export: " in text and max(map(len, text.split("\n"))) <= 100
 
 
+@pytest.mark.thorough
 def test_the_html_report_in_a_browser(out):
     with browser.chromium() as chromium:
         browser.check_page(chromium, out / "report.html", diagrams=2)
 
 
+@pytest.mark.thorough
 def test_resume_redoes_what_changed_and_what_follows(out, recipe_file, capsys):
     before = steps(out)
     code, told, log = run(capsys, "compress", recipe_file, "--out", out, "--resume", "--json")
@@ -214,6 +216,7 @@ def test_a_full_disk_ends_with_one_line_code_1_and_nothing_half_written(recipe_f
     assert not list((out / "steps").glob("teacher-*/model.keras")) and not (out / "saved_model").exists()
 
 
+@pytest.mark.thorough
 def test_ctrl_c_keeps_the_epochs_and_resume_goes_on(recipe_file, tmp_path, capsys, monkeypatch):
     from tfvllm.compress import training
 

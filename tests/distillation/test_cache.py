@@ -87,6 +87,7 @@ def test_interrupted_work_goes_on(tmp_path, duo, monkeypatch):
     assert not list(path.glob(".*partial"))
 
 
+@pytest.mark.thorough
 def test_workers_write_one_cache(tmp_path, duo):
     teacher, data = duo[0], dataset(batch(10))
     options = {"shard_size": 3, "top_k": None}

@@ -131,6 +131,7 @@ def test_activation_in_the_model_is_not_applied_twice(tmp_path, activation):
     np.testing.assert_allclose(outputs["scores"], keras_scores(model, TEXTS, softmax=False), atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_max_length(tmp_path, classifier):
     path = tfvllm.export(classifier, tmp_path / "1", "classify", max_length=8, pad_to_multiple=4, warmup=False)
     assert classifier.preprocessor.sequence_length == 48  # as before
@@ -185,6 +186,7 @@ def _sentencepiece(path):
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "letters", ["all bytes", pytest.param("abcdefghijklmnopqrstuvwxyzĠ", marks=pytest.mark.slow, id="some")]
 )

@@ -44,6 +44,7 @@ def test_measure_splits_the_first_token_from_the_others():
         bench.measure({"slow": slow}, ids, lengths, 1)
 
 
+@pytest.mark.thorough
 def test_command_and_keras_candidate(tmp_path):
     model = build(gpt2)
     path = tfvllm.export(model, tmp_path / "ids", task="generate", max_length=48, warmup=False, check=None)

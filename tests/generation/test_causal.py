@@ -107,6 +107,7 @@ def test_log_probabilities_are_the_models(small):
         np.testing.assert_allclose(scores[row], expected, atol=1e-4)
 
 
+@pytest.mark.thorough
 def test_length_limits(small):
     model, _ = small
     ids, mask = prompts([20, 3])
@@ -169,6 +170,7 @@ def test_fused_kernels_give_the_same_scores(make, options):
         np.testing.assert_allclose(scores[0]["perplexity"][row], np.exp(-np.mean(expected[1:])), rtol=1e-3)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("precision", "alternative", "usual"), [("bfloat16", 1, 2), ("float32", 9, 7)])
 def test_products_of_some_numbers_of_rows_by_other_kernels(precision, alternative, usual):
     check_runs("onednn", precision)
@@ -197,6 +199,7 @@ def test_products_of_some_numbers_of_rows_by_other_kernels(precision, alternativ
     assert sum(node.op == "ResourceGather" for node in nodes) == 3
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("make", [gpt2, pytest.param(llama, marks=pytest.mark.slow)])
 def test_loops_of_one_row_and_of_several_in_bfloat16(make):
     check_runs("onednn", "bfloat16")
@@ -240,6 +243,7 @@ def test_streaming_from_the_callers_caches_gives_the_same_tokens(small):
         generator.decode(state["token_ids"], tf.constant([999, 0, 0]), caches)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("make", families((gpt2, llama), quick=(llama,)))
 def test_shrunk_models_with_blocks_of_different_sizes(make):
     from tfvllm.pruning import shrink

@@ -70,6 +70,7 @@ def encoded(texts):
     return np.array([text if isinstance(text, bytes) else text.encode() for text in texts], object)
 
 
+@pytest.mark.thorough
 def test_strings_in_strings_out_in_a_fresh_process(text_model, text_export):
     requests = [
         ("serving_default", {"prompts": encoded(PROMPTS)}),
@@ -177,6 +178,7 @@ def test_stop_strings_seeds_and_penalties(text_export):
         assert len(set(tokens)) == len(tokens)
 
 
+@pytest.mark.thorough
 def test_optional_inputs_have_defaults_for_a_server(text_export):
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         graph = tf.compat.v1.saved_model.load(session, ["serve"], str(text_export))
@@ -296,6 +298,7 @@ def test_translate_text(tmp_path):
     same_through_the_c_api(path, signatures["score"], "score", scored)
 
 
+@pytest.mark.thorough
 def test_translate_ids_through_the_c_api(tmp_path):
     model = M.BartSeq2SeqLM(M.BartBackbone(VOCABULARY, 1, 2, 16, 32, max_sequence_length=16))
     options = {"max_length": 10, "start_token_ids": [2, 0], "warmup": False}

@@ -61,6 +61,7 @@ def test_beams_that_end_against_a_plain_reference(make, penalty):
         np.testing.assert_allclose(scores[row], score, atol=1e-4)
 
 
+@pytest.mark.thorough
 def test_empty_sources_and_limits():
     model = build(bart)
     translator = Translator(read(model), max_length=6, start_ids=(2, 0), max_source_length=5)

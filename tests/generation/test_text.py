@@ -71,6 +71,7 @@ def encode(codec, texts):
     return codec.encode(tf.constant(texts, tf.string))
 
 
+@pytest.mark.thorough
 def test_byte_pairs(byte_pair):
     codec = codec_for(byte_pair)
     tokens = encode(codec, TEXTS)

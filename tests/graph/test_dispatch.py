@@ -252,6 +252,7 @@ def test_a_way_with_an_effect_is_no_branch():
     assert "effect of its own" in merged.declined["other"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("target", ["portable", pytest.param("onednn", marks=pytest.mark.slow)])
 def test_text_to_scores(text_export, text_classifier, tmp_path, clock, target):
     """The tokens are counted inside the graph; a process without Python loads it and answers alike."""

@@ -218,6 +218,7 @@ def test_legacy_keras_saved_model(target, tmp_path):
     _same(model(images), result)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("target", TARGETS)
 def test_signatures_tables_loops_and_ragged_text(target, tmp_path):
     text = pytest.importorskip("tensorflow_text")

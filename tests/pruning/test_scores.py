@@ -114,7 +114,13 @@ def test_sparsify_reaches_the_share_in_the_blocks_only(method):
 
 
 @pytest.mark.parametrize(
-    "name", [n if n in ("bert", "llama", "bart") else pytest.param(n, marks=pytest.mark.slow) for n in zoo.BUILDERS]
+    "name",
+    [
+        pytest.param(
+            n, marks={"bert": (), "llama": pytest.mark.thorough, "bart": pytest.mark.thorough}.get(n, pytest.mark.slow)
+        )
+        for n in zoo.BUILDERS
+    ],
 )
 def test_blocks_run_by_themselves_as_in_the_whole_model(name, monkeypatch):
     found = zoo.inputs(name, 6)
@@ -156,6 +162,7 @@ def test_sparsegpt_keeps_the_model_closer_than_magnitude():
     assert errors["sparsegpt"] < 0.9 * errors["magnitude"]
 
 
+@pytest.mark.thorough
 def test_calibration_ignores_padding():
     moments = []
     for extra in (0, 5):

@@ -60,6 +60,7 @@ def test_heads_and_neurons_equal_the_masked_model(name, tmp_path):
     np.testing.assert_array_equal(np.asarray(loaded(found)), after)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=() if n == "gpt2" else pytest.mark.slow) for n in (*zoo.CAUSAL, *zoo.SEQ2SEQ)]
 )
@@ -293,6 +294,7 @@ def test_the_fit_is_the_minimum_of_its_objective():
     np.testing.assert_allclose(found, np.linalg.lstsq(rows, wanted, rcond=None)[0], rtol=1e-9)
 
 
+@pytest.mark.thorough
 def test_twin_neurons_go_without_a_trace_when_fitted():
     model = zoo.build("bert")
     for block in adapter_for(model).blocks(model):
@@ -310,6 +312,7 @@ def test_twin_neurons_go_without_a_trace_when_fitted():
     assert errors["least_squares"] < 0.05 * errors["mean"]
 
 
+@pytest.mark.thorough
 def test_shrunk_model_fine_tunes():
     x, y = data_for("bert", 16)
     small = tfvllm.shrink(zoo.build("bert"), heads=0.5, ffn=0.5, layers=2)

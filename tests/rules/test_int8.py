@@ -380,6 +380,7 @@ def test_a_hidden_outlier_is_computed_apart():
     assert entry(tight.report)["error"] < 0.03 < 0.1 < entry(loose.report)["error"]
 
 
+@pytest.mark.thorough
 def test_no_more_is_computed_apart_than_the_bound_asks_for():
     """Four layers with an outlier each, of which the first has the largest: the looser the bound, the fewer."""
     rng = np.random.default_rng(4)

@@ -178,7 +178,13 @@ def test_without_a_mask_nothing_is_said():
     assert not c.reasons
 
 
-@pytest.mark.parametrize("target, precision", [("portable", "float32"), ("onednn", "float32"), ("onednn", "bfloat16")])
+@pytest.mark.parametrize(
+    "target, precision",
+    [
+        ("portable", "float32"),
+        *(pytest.param("onednn", p, marks=pytest.mark.thorough) for p in ("float32", "bfloat16")),
+    ],
+)
 def test_strings_to_scores(tmp_path, target, precision):
     model = bert_classifier(layers=2)
     tfvllm.export(model, tmp_path / "base", task="classify", labels=["a", "b"])

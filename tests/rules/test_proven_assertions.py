@@ -29,6 +29,7 @@ def run(function, specs=STRINGS, fires=None, **more):
     return check(function, specs, CLEAN, fires, samples=TEXTS if specs is STRINGS else (), generated=False, **more)
 
 
+@pytest.mark.thorough
 def test_row_splits_of_a_tokenizer():
     c = run(lambda x: ragged(text.regex_split(x, " ")))
     assert c.rewriter.counts["DropProvenAssertions"] >= 3

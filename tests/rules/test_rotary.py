@@ -1,5 +1,6 @@
 import keras_nlp
 import numpy as np
+import pytest
 import tensorflow as tf
 
 import tfvllm
@@ -79,6 +80,7 @@ def test_different_angles_stay_apart():
     assert any("different angles" in reason for reason in c.reasons)
 
 
+@pytest.mark.thorough
 def test_families_with_rotary_embeddings():
     sizes = dict(
         vocabulary_size=50, num_layers=2, num_query_heads=4, num_key_value_heads=2, hidden_dim=32, intermediate_dim=40

@@ -50,7 +50,7 @@ def pytest_fixture_setup(fixturedef, request):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    if not os.environ.get("CI"):
+    if not os.environ.get("TFVLLM_THOROUGH"):
         for item in items:
             if item.get_closest_marker("thorough"):
                 item.add_marker("slow")

@@ -75,6 +75,10 @@ def command(model, destination, task, labels, max_length, precision, options, ch
     click.echo(f"wrote {path}")
     for name, signature in document.get("signatures", {}).items():
         click.echo(f"  {name}: {_tensors(signature['inputs'])} -> {_tensors(signature['outputs'])}")
+    if document.get("texts") == 1 and task == "classify":
+        click.echo("  takes one text a row; a model that was trained on pairs of texts needs --option texts=2")
+    for note in document.get("notes", ()):
+        click.echo(f"  note: {note}")
     error = document.get("measured_error")
     if error:
         click.echo(f"  largest difference from the model: {error['max_abs_error']:.2g} ({error['process']} process)")

@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +80,13 @@ def export(
         entries = dict(export_task(model, partial, **options))
         comparison = entries.pop("check", None)
         examples = entries.pop("warmup", None)
+        notes = list(entries.pop("notes", ()))
         step = {"step": "export", "task": task, "options": _jsonable(options)}
         document = manifest.new(task=task, source=manifest.describe_source(model), **entries)
         document["steps"].append(step)
         document["signatures"] = savedmodel.signature_summary(partial)
+        if notes:
+            document["notes"] = notes
         manifest.write(partial, document)
         run = parity.loaded_here(partial)
         if check and comparison:
@@ -90,6 +94,8 @@ def export(
         if warmup and examples:
             document["warmup"] = records.write(partial, examples, run=run)
         manifest.write(partial, document)
+    for note in notes:
+        warnings.warn(f"export of {path.name}: {note}", stacklevel=2)
     if serving_kit:
         from tfvllm.export import kit
 

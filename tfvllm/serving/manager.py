@@ -122,8 +122,8 @@ class Manager:
     def _set_models(self, models: Sequence[ModelConfig]) -> None:
         names = [model.name for model in models]
         for name in names:
-            if not name or any(character in name for character in "/:"):
-                raise InputError(f"a model's name must be non-empty and without / and :; got {name!r}.")
+            if not name:
+                raise InputError("a model's name is empty; expected a name for requests to ask for.")
             if names.count(name) > 1:
                 raise InputError(f"two models are named {name!r}; expected each name once.")
         self._models = {model.name: model for model in models}
@@ -237,6 +237,22 @@ class Manager:
                 await self.refresh()
             except OSError as error:
                 logger.error("cannot look for new versions: %s", error)
+
+    async def follow(self, read: Callable[[], Sequence[ModelConfig]], seconds: float) -> None:
+        """Serves what `read` says, asked every `seconds`, for ever. What cannot be read or loaded is logged, once."""
+        told = ""
+        while True:
+            await asyncio.sleep(seconds)
+            try:
+                models = list(await asyncio.to_thread(read))
+                if models != list(self._models.values()):
+                    await self.reconfigure(models)
+                    logger.info("the model config has changed; serving %s", ", ".join(self._models))
+                told = ""
+            except (InputError, ServingError, OSError) as error:
+                if str(error) != told:
+                    logger.error("the changed model config is not served: %s", error)
+                told = str(error)
 
     async def close(self) -> None:
         """Waits for the requests under way, then unloads everything."""

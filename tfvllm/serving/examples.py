@@ -1,5 +1,6 @@
 """`tf.Example` requests: JSON of :classify and :regress to serialised Examples, and outputs to their results."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from tfvllm.serving.status import invalid
 from tfvllm.serving.tensors import (
     ExamplesBody,
     bytes_of,
+    dumps,
     is_b64,
     kind_of,
     narrow_floats,
@@ -146,6 +148,15 @@ def regressions(outputs: dict[str, np.ndarray], count: int) -> list[np.floating]
     if values.dtype != np.float32:
         raise invalid(f"Expected output Tensor of DT_FLOAT.  Got: {values.dtype}")
     return list(values.reshape(count))
+
+
+def results_answer(results: Sequence) -> bytes:
+    """The body of a :classify or :regress answer: each result a number, or a list of (label, score)."""
+    rows = [
+        [[label, float(str(score))] for label, score in row] if isinstance(row, list) else float(str(row))
+        for row in results
+    ]
+    return dumps({"results": rows})
 
 
 def _label(value: bytes) -> str:

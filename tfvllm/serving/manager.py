@@ -269,6 +269,10 @@ class Manager:
         found = self._versions.get(name, {})
         return {number: version for number, version in found.items() if version.state == "AVAILABLE"}
 
+    def _meant(self, name: str, number: int | None) -> int | None:
+        # OpenVINO's clients ask for version 0 where they mean the newest.
+        return None if number == 0 and 0 not in self._versions.get(name, {}) else number
+
     def find(self, name: str, number: int | None = None, label: str | None = None) -> Version:
         """The version a request means. Raises ServingError in TF Serving's words when there is none."""
         if not name:
@@ -279,6 +283,7 @@ class Manager:
             if label not in labels:
                 raise invalid(f"Unrecognized servable version label: {label}")
             number = labels[label]
+        number = self._meant(name, number)
         if number is not None:
             if number in available:
                 return available[number]
@@ -293,6 +298,7 @@ class Manager:
             raise invalid("Missing model name in request.")
         if label:
             number = self.find(name, label=label).number
+        number = self._meant(name, number)
         found = self._versions.get(name, {})
         chosen = [version for version in found.values() if number is None or version.number == number]
         if not chosen:

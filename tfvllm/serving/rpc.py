@@ -398,6 +398,7 @@ def to_proto(array: np.ndarray) -> tensor_pb2.TensorProto:
             proto.half_val.extend(np.ascontiguousarray(array).view(np.uint16).ravel().tolist())
         else:
             proto.tensor_content = array.tobytes()
+    proto.tensor_shape.SetInParent()  # a scalar's shape is empty, not missing
     for size in array.shape:
         proto.tensor_shape.dim.add(size=size)
     return proto

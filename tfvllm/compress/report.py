@@ -9,7 +9,7 @@ from tfvllm.bench import results
 from tfvllm.compress.product import MODEL
 from tfvllm.compress.steps import Done, Workspace
 from tfvllm.files import write_text
-from tfvllm.recipe import Recipe
+from tfvllm.recipe import Recipe, unused_keys
 
 MASKS = (
     "Masks alone do not speed up serving: TensorFlow multiplies masked weights as it multiplies any others, and its "
@@ -35,6 +35,7 @@ def build(
         "name": recipe.name,
         "recipe": _without_folders(recipe.model_dump(mode="json")),
         "data": {key: data.result[key] for key in ("source", "synthetic", "labels", "train", "dev", "test", "notes")},
+        "unused": unused_keys(recipe),
         "stages": [{"stage": done.name, **done.result} for done in models],
         "saved_models": {
             name: {key: value for key, value in done.result.items() if key != "graph"}

@@ -46,7 +46,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
         ({"data": {"labels": {0: 1}}}, "data.labels.0: expected text, found 1"),
         (
             {"teacher": {"model": "nowhere.keras"}},
-            "teacher.model: expected a .keras file or .*, found no nowhere.keras",
+            "teacher.model: expected a .keras file .*, found no nowhere.ker",
         ),
         ({"teacher": {"preset": "./nowhere"}}, "teacher.preset: expected a folder, found no ./nowhere"),
         ({"teacher": {"preset": "no_such_package_here:model"}}, "expected an installed Python package"),

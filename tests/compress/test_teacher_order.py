@@ -37,7 +37,7 @@ def test_labels_are_renumbered(tmp_path):
 )
 def test_an_order_names_each_label_once(tmp_path, order):
     with pytest.raises(InputError, match=r"expected every label of the data once \(Angry, Bored, c\), found c, a"):
-        three_labels(tmp_path).in_order(order)
+        three_labels(tmp_path).in_order(order.split())
 
 
 def test_numbers_may_be_written_as_numbers():
@@ -96,9 +96,7 @@ def test_a_trained_classifier_reads_as_many_tokens_as_the_data_ask(text_classifi
         model = classifiers.from_file(path, 2, 20)
         assert model.preprocessor(["the film is fine " * 30])["token_ids"].shape[1] == 20
         np.testing.assert_array_equal(model.layers[-1].kernel, text_classifier.layers[-1].kernel)  # its own head
-    with pytest.raises(
-        InputError, match="data.max_length: expected at most 48 tokens, as teacher.model allows, found 64"
-    ):
+    with pytest.raises(InputError, match=r"data\.max_length: expected at most 48 tokens, .* found 64"):
         classifiers.from_file(tmp_path / "t.keras", 2, 64)
     (tmp_path / "preset" / "task.json").unlink()
     with pytest.raises(InputError, match=r"teacher.model: expected .* \(task.json, .*\), found neither"):

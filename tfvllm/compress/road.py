@@ -94,7 +94,7 @@ class Road:
         return done
 
     def _put_in_order(self) -> None:
-        """Numbers the labels as the teacher's outputs are, where the recipe or something beside the teacher says how."""
+        """Numbers the labels as the teacher's outputs, where the recipe or something beside the teacher says how."""
         block = self.recipe.teacher
         if block.labels is not None:
             try:

@@ -37,7 +37,7 @@ def test_labels_are_renumbered(tmp_path):
 )
 def test_an_order_names_each_label_once(tmp_path, order):
     with pytest.raises(InputError, match=r"expected every label of the data once \(Angry, Bored, c\), found c, a"):
-        three_labels(tmp_path).in_order(order.split())
+        three_labels(tmp_path).in_order(order)
 
 
 def test_numbers_may_be_written_as_numbers():

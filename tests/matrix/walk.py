@@ -6,7 +6,6 @@ code, and gave keras-nlp's own answers.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess

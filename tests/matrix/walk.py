@@ -14,7 +14,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import keras
 import numpy as np
 import requests
 import tensorflow as tf
@@ -60,7 +59,6 @@ class Group:
     """One family at one task: its model, keras-nlp's answers, and the SavedModels of its cells."""
 
     def __init__(self, family: Family, task: str, folder: Path):
-        keras.utils.set_random_seed(1)
         self.family, self.task, self.folder = family, task, folder / f"{family.name}-{task}"
         self.model = family.task[task]()
         self.reference = _REFERENCES[task](self.model)
@@ -275,6 +273,7 @@ class Translations(Tokens):
         self.body["inputs"]["texts"] = self.body["inputs"].pop("prompts")
         values = dict(self.request[1])
         values["texts"] = values.pop("prompts")
+        del values["stop_strings"]
         self.request = ("generate", values)
 
     def _prompts(self):

@@ -1,8 +1,9 @@
-"""Runs a signature of a SavedModel with TensorFlow alone. Executed by its path in a fresh process; imports no tfvllm.
+"""Runs signatures of SavedModels with TensorFlow alone. Executed by its path in a fresh process; imports no tfvllm.
 
-    python fresh.py SAVED_MODEL REQUEST RESULT
+    python fresh.py REQUEST RESULT
 
-REQUEST and RESULT are pickles. Keras and tfvllm are hidden from the process, as on a server that lacks them.
+REQUEST and RESULT are pickles; REQUEST holds (folder of a SavedModel, [(signature name, inputs), …]) for each one.
+Keras and tfvllm are hidden from the process, as on a server that lacks them.
 """
 
 import importlib.machinery
@@ -55,10 +56,15 @@ def _textops():
     return module
 
 
-def main(directory: str, request: str, result: str) -> None:
+def main(request: str, result: str) -> None:
     hide()
     _textops().load()
-    outputs = run(load(directory), pickle.loads(Path(request).read_bytes()))
+    outputs = []
+    for directory, requests in pickle.loads(Path(request).read_bytes()):
+        try:
+            outputs.append(run(load(directory), requests))
+        except Exception as error:
+            sys.exit(f"{directory}: {type(error).__name__}: {' '.join(str(error).split())}")
     loaded = sorted({name.split(".")[0] for name in sys.modules})
     found = [name for name in HIDDEN if name in loaded]
     assert not found, f"{found} must not be imported here"

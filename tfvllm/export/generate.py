@@ -83,7 +83,7 @@ def export_task(
         tokenizer = preprocessor.tokenizer
         codec = codec_for(tokenizer)
         start = getattr(tokenizer, "start_token_id", None)
-        start_ids = () if start is None else (int(start),)
+        start_ids = () if start is None else (int(start),)  # as keras-nlp's generate, whatever add_start_token says
         pad_id = int(getattr(tokenizer, "pad_token_id", None) or 0)
         if stop_token_ids is None:
             stop_token_ids = end_token_ids(tokenizer)
@@ -98,10 +98,7 @@ def export_task(
         stop_ids=stop_ids,
         pad_id=pad_id,
     )
-    make = _id_signatures if codec is None else _text_signatures
-    signatures = make(generator, max_new_tokens)
-    savedmodel.save(generator, signatures, directory)
-    return {
+    entries = {
         "family": spec.family,
         "precision": precision,
         "target": target,
@@ -112,9 +109,11 @@ def export_task(
         "vocabulary_size": spec.vocabulary_size,
         "parameters": spec.parameters(),
         "cache_bytes_per_token": generator.network.cache_bytes_per_token,
-        "check": _check(model, generator, precision),
-        "warmup": _warmup(generator),
     }
+    del spec  # the generator has its own copy of all weights
+    make = _id_signatures if codec is None else _text_signatures
+    savedmodel.save(generator, make(generator, max_new_tokens), directory)
+    return {**entries, "check": _check(model, generator, precision), "warmup": _warmup(generator)}
 
 
 def end_token_ids(tokenizer) -> list[int]:

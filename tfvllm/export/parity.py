@@ -69,26 +69,31 @@ def run_fresh(
     Raises TfvllmError with the process's last words when it fails, and VerificationError when a hidden package was
     loaded after all.
     """
+    return run_fresh_each([(directory, requests)], timeout)[0]
+
+
+def run_fresh_each(
+    work: Sequence[tuple[str | os.PathLike, Sequence[tuple[str, Mapping]]]], timeout: float = 600.0
+) -> list[list[dict[str, np.ndarray]]]:
+    """The same for several SavedModels, one after the other in one new process: (directory, requests) of each."""
     with tempfile.TemporaryDirectory() as folder:
         request, result = Path(folder) / "request", Path(folder) / "result"
-        request.write_bytes(pickle.dumps([(name, dict(inputs)) for name, inputs in requests]))
-        command = [
-            sys.executable,
-            "-I",
-            fresh_script.__file__,
-            str(Path(directory).resolve()),
-            str(request),
-            str(result),
+        plain = [
+            (str(Path(directory).resolve()), [(name, dict(inputs)) for name, inputs in requests])
+            for directory, requests in work
         ]
+        request.write_bytes(pickle.dumps(plain))
+        command = [sys.executable, "-I", fresh_script.__file__, str(request), str(result)]
         environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
         process = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment, check=False)
         if process.returncode or not result.exists():
             last = (process.stderr.strip().splitlines() or ["no message"])[-1]
-            raise TfvllmError(f"{directory} does not load in a fresh process with TensorFlow alone: {last[:300]}")
+            raise TfvllmError(f"does not load in a fresh process with TensorFlow alone: {last[:400]}")
         answer = pickle.loads(result.read_bytes())
     loaded = [name for name in fresh_script.HIDDEN if name in answer["modules"]]
     if loaded:
-        raise VerificationError(f"loading {directory} imported {', '.join(loaded)}; expected TensorFlow alone.")
+        names = ", ".join(str(directory) for directory, _ in work)
+        raise VerificationError(f"loading {names} imported {', '.join(loaded)}; expected TensorFlow alone.")
     return answer["outputs"]
 
 

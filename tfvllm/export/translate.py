@@ -84,9 +84,7 @@ def export_task(
         stop_token_ids=stop_token_ids,
     )
     codec = translator.codec
-    make = _id_signatures if codec is None else _text_signatures
-    savedmodel.save(translator, make(translator, beams, float(length_penalty)), directory)
-    return {
+    entries = {
         "family": spec.family,
         "precision": precision,
         "target": target,
@@ -100,9 +98,11 @@ def export_task(
         "vocabulary_size": spec.vocabulary_size,
         "parameters": spec.parameters(),
         "cache_bytes_per_token": translator.network.cache_bytes_per_token,
-        "check": _check(model, translator, precision),
-        "warmup": _warmup(translator),
     }
+    del spec  # the translator has its own copy of all weights
+    make = _id_signatures if codec is None else _text_signatures
+    savedmodel.save(translator, make(translator, beams, float(length_penalty)), directory)
+    return {**entries, "check": _check(model, translator, precision), "warmup": _warmup(translator)}
 
 
 def translator_for(

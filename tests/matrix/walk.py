@@ -139,7 +139,7 @@ def answers_of(asked: list[tuple[Path, tuple]]) -> list:
     """What SavedModels answer to a request each, in a process that knows TensorFlow and TensorFlow Text only."""
     if not asked:
         return []
-    found = parity.run_all_fresh([(path, [request]) for path, request in asked])
+    found = parity.run_fresh_each([(path, [request]) for path, request in asked], keep_errors=True)
     return [answer if isinstance(answer, Exception) else answer[0] for answer in found]
 
 

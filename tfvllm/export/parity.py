@@ -80,18 +80,18 @@ def run_fresh(
     Raises TfvllmError with the process's last words when it fails, and VerificationError when a hidden package was
     loaded after all.
     """
-    answer = run_all_fresh([(directory, requests)], timeout)[0]
-    if isinstance(answer, TfvllmError):
-        raise answer
-    return answer
+    return run_fresh_each([(directory, requests)], timeout)[0]
 
 
-def run_all_fresh(
-    asked: Sequence[tuple[str | os.PathLike, Sequence[tuple[str, Mapping]]]], timeout: float = 600.0
-) -> list[list[dict[str, np.ndarray]] | TfvllmError]:
-    """The same for several (directory, requests), in one process: the answers of each, or the error in their place.
+def run_fresh_each(
+    asked: Sequence[tuple[str | os.PathLike, Sequence[tuple[str, Mapping]]]],
+    timeout: float = 600.0,
+    *,
+    keep_errors: bool = False,
+) -> list[list[dict[str, np.ndarray]]]:
+    """The same for several SavedModels, one after the other in one new process: (directory, requests) of each.
 
-    Raises TfvllmError when the process itself fails, and VerificationError as `run_fresh` does.
+    `keep_errors`: where one fails its TfvllmError stands in the place of its answers, and the others go on.
     """
     jobs = [(str(Path(where).resolve()), [(name, dict(inputs)) for name, inputs in each]) for where, each in asked]
     names = ", ".join(str(where) for where, _ in asked)
@@ -107,10 +107,14 @@ def run_all_fresh(
     loaded = [name for name in fresh_script.HIDDEN if name in found["modules"]]
     if loaded:
         raise VerificationError(f"loading {names} imported {', '.join(loaded)}; expected TensorFlow alone.")
-    return [
+    answers = [
         _not_loading(where, answer) if isinstance(answer, str) else answer
         for (where, _), answer in zip(asked, found["answers"])
     ]
+    for answer in answers:
+        if isinstance(answer, TfvllmError) and not keep_errors:
+            raise answer
+    return answers
 
 
 def _not_loading(where: object, words: str) -> TfvllmError:

@@ -139,7 +139,7 @@ def test_a_lower_casing_sentence_piece_folder_is_refused(tmp_path):
 
     tokenizer = keras_nlp.models.AlbertTokenizer(proto=str(tmp_path / "spiece.model"))
     write(tokenizers.normalizers.Lowercase())
-    with pytest.raises(InputError, match="AlbertTokenizer cuts plain text in another way .*capitals"):
+    with pytest.raises(InputError, match=r"AlbertTokenizer cuts plain text in another way .*capitals"):
         settle(tokenizer)
     write()
     assert "words" not in settle(tokenizer, "as is").entry["differs"]

@@ -12,6 +12,7 @@ import tensorflow as tf
 from tfvllm.errors import InputError
 from tfvllm.export import parity, savedmodel
 from tfvllm.export.text import NAMES, PROBES, SENTENCE, TextFeatures, as_bytes
+from tfvllm.models.relative_positions import exact_positions
 
 ATOL = 1e-5  # scores against the model's own padded preprocessing
 
@@ -128,7 +129,10 @@ def _export_plain(model, directory, head) -> dict[str, Any]:
         structure = model.inputs[0] if len(inputs) == 1 else list(model.inputs)
 
     def call(tensors: dict[str, tf.Tensor]):
-        return head(model(keras.tree.pack_sequence_as(structure, [tensors[name] for name in names]), training=False))
+        with exact_positions(model):
+            return head(
+                model(keras.tree.pack_sequence_as(structure, [tensors[name] for name in names]), training=False)
+            )
 
     # A model that knows how many tokens it takes is tried on as many: a graph may go wrong at some distance only.
     length = getattr(getattr(model, "backbone", model), "max_sequence_length", None) or 5

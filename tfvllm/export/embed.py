@@ -20,6 +20,7 @@ from tfvllm.errors import InputError
 from tfvllm.export import parity, savedmodel
 from tfvllm.export.text import TextFeatures
 from tfvllm.models import tokenizer as tokenizers
+from tfvllm.models.relative_positions import exact_positions
 
 POOLINGS = ("mean", "max", "first", "last")
 _ATOL = 1e-4  # of the largest magnitude, or of 1
@@ -169,7 +170,8 @@ def _from_ids(embed, backbone):
     @tf.function(autograph=False)
     def serving_default(token_ids, padding_mask):
         features = {"token_ids": token_ids, "padding_mask": padding_mask, "segment_ids": tf.zeros_like(token_ids)}
-        return {"embeddings": embed(features)}
+        with exact_positions(backbone):
+            return {"embeddings": embed(features)}
 
     def traced(length):
         names = ("token_ids", "padding_mask")

@@ -14,7 +14,15 @@ import tensorflow as tf
 
 from tfvllm.errors import InputError
 from tfvllm.export import savedmodel
-from tfvllm.export.generate import CONTROLS, NEUTRAL, PRECISIONS, TOLERANCE, end_token_ids, inputs_of, plain_function
+from tfvllm.export.generate import (
+    CONTROLS,
+    NEUTRAL,
+    PRECISIONS,
+    end_token_ids,
+    expected_log_probs,
+    inputs_of,
+    plain_function,
+)
 from tfvllm.generation.families import read
 from tfvllm.generation.generator import finish_reasons
 from tfvllm.generation.sampling import Controls
@@ -298,11 +306,10 @@ def _check(model, translator: Translator, precision: str) -> dict[str, Any]:
         "decoder_token_ids": targets,
         "decoder_padding_mask": target_mask,
     }
-    logits = tf.cast(model({name: tf.constant(value) for name, value in features.items()}), tf.float32)
-    log_probs = tf.gather(tf.nn.log_softmax(logits)[:, :-1], targets[:, 1:], batch_dims=2).numpy() * target_mask[:, 1:]
-    expected = np.concatenate([np.zeros_like(log_probs[:, :1]), log_probs], axis=1)
-    tolerance = {"atol": TOLERANCE[precision], "rtol": 0.02 if precision == "bfloat16" else 1e-4}
-    return {"signature": "score", "inputs": inputs, "expected": {"log_probs": expected}, **tolerance}
+    expected = expected_log_probs(
+        model, {name: tf.constant(value) for name, value in features.items()}, targets, target_mask, precision
+    )
+    return {"signature": "score", "inputs": inputs, **expected}
 
 
 def _warmup(translator: Translator) -> list[dict]:

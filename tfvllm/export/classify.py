@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfvllm.errors import InputError
-from tfvllm.export import parity, savedmodel
+from tfvllm.export import float32, savedmodel
 from tfvllm.export.text import NAMES, PROBES, SENTENCE, TextFeatures, as_bytes
 from tfvllm.models.relative_positions import exact_positions
 
@@ -75,10 +75,10 @@ def _export_text(model, features: TextFeatures, directory, head, multiple) -> di
     def answer(found):
         return head(model(found, training=False))
 
-    atol = parity.tolerance(model, ATOL)
+    tolerance = float32.tolerance(model, ATOL)
     probes = features.probes
     expected = head.scores_of(model(features.own(*probes.values()), training=False))
-    serving_default = features.serve(answer, {"scores": expected}, atol=atol, multiple=multiple)
+    serving_default = features.serve(answer, {"scores": expected}, tolerance, multiple)
     names = features.names
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="inputs")])
@@ -92,7 +92,7 @@ def _export_text(model, features: TextFeatures, directory, head, multiple) -> di
         directory,
         {"classify": savedmodel.CLASSIFY},
     )
-    check = {"signature": "serving_default", "inputs": probes, "expected": {"scores": expected}, "atol": atol}
+    check = {"signature": "serving_default", "inputs": probes, "expected": {"scores": expected}, **tolerance}
     warmup = _text_warmup(features.max_length, names)
     return {"labels": head.labels, **features.entries(), "check": check, "warmup": warmup}
 
@@ -139,13 +139,13 @@ def _export_plain(model, directory, head) -> dict[str, Any]:
     probe = {name: _probe(shape, dtype, length) for name, shape, dtype in inputs}
     flat = [tf.constant(probe[name]) for name in names]
     expected = head.scores_of(model(keras.tree.pack_sequence_as(structure, flat), training=False))
-    atol = parity.tolerance(model, ATOL)
+    tolerance = float32.tolerance(model, ATOL)
     predict = tf.function(lambda **tensors: call(tensors))
     specs = {name: tf.TensorSpec([None, *shape], dtype, name=name) for name, shape, dtype in inputs}
     notes = []
     if any(None in shape for _, shape, _ in inputs):
         found = predict.get_concrete_function(**specs)(**{name: tf.constant(value) for name, value in probe.items()})
-        if not np.max(np.abs(found["scores"].numpy() - expected)) <= atol:
+        if not np.allclose(found["scores"].numpy(), expected, rtol=tolerance["rtol"], atol=tolerance["atol"]):
             inputs = [(name, [size or length for size in shape], dtype) for name, shape, dtype in inputs]
             specs = {name: tf.TensorSpec([None, *shape], dtype, name=name) for name, shape, dtype in inputs}
             notes.append(f"the graph is wrong where the length of its inputs is unknown: it must be {length}")
@@ -163,7 +163,7 @@ def _export_plain(model, directory, head) -> dict[str, Any]:
         methods["classify"] = savedmodel.CLASSIFY
 
     savedmodel.save(savedmodel.weights_module(model), signatures, directory, methods)
-    check = {"signature": "serving_default", "inputs": probe, "expected": {"scores": expected}, "atol": atol}
+    check = {"signature": "serving_default", "inputs": probe, "expected": {"scores": expected}, **tolerance}
     batches = ({name: value[:1] for name, value in probe.items()}, probe)
     warmup = [{"signature_name": "serving_default", "inputs": batch} for batch in batches]
     return {"labels": head.labels, "check": check, "warmup": warmup, "notes": notes}

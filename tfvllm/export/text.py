@@ -135,11 +135,13 @@ class TextFeatures:
         module.codec = self._codec
         return module
 
-    def serve(self, answer: Answer, expected: Mapping[str, np.ndarray], *, atol: float, multiple: int = 1) -> Any:
+    def serve(
+        self, answer: Answer, expected: Mapping[str, np.ndarray], tolerance: Mapping[str, float], multiple: int = 1
+    ) -> Any:
         """`answer` behind the features as a tf.function of strings, traced as it will be stored.
 
         It pads to the longest row, rounded up to `multiple`, if each probe alone and all together then give
-        `expected`, to `atol`; else to `max_length`.
+        `expected`, to `tolerance` (`atol`, `rtol`); else to `max_length`.
         """
 
         def to_longest(*texts):
@@ -153,16 +155,19 @@ class TextFeatures:
         dynamic, fixed = (tf.function(call, input_signature=self.specs) for call in (to_longest, to_max_length))
         probes = list(self.probes.values())
         rows = len(probes[0])
-        worst = 0.0
+        worst, within = 0.0, True
         try:
             for chosen in [slice(i, i + 1) for i in range(rows)] + [slice(rows)]:
                 found = dynamic(*(tf.constant(probe[chosen]) for probe in probes))
                 for name, value in expected.items():
-                    worst = max(worst, float(np.max(np.abs(found[name].numpy() - value[chosen]))), key=_badness)
+                    errors = np.abs(found[name].numpy() - value[chosen])
+                    allowed = tolerance["atol"] + tolerance["rtol"] * np.abs(value[chosen])
+                    within = within and bool(np.all(errors <= allowed))  # of NaN: no
+                    worst = max(worst, float(np.max(errors, initial=0.0)))
         except Exception as error:
             self.padding["reason"] = f"the model does not take other lengths: {type(error).__name__}"
             return fixed
-        if not worst <= atol:
+        if not within:
             self.padding["reason"] = f"the answers depend on the padded length (by {worst:.2g})"
             return fixed
         self.padding = {"to": "longest", "up_to": self.max_length, "multiple": multiple, "error": worst}
@@ -257,7 +262,3 @@ class TextFeatures:
 def as_bytes(rows: Sequence[str]) -> np.ndarray:
     """Strings as the array of bytes that a signature takes."""
     return np.array([row.encode() for row in rows], object)
-
-
-def _badness(error: float) -> float:
-    return math.inf if math.isnan(error) else error

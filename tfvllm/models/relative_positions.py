@@ -1,9 +1,9 @@
 """DeBERTa's relative positions in a graph, as the model has them outside of one.
 
 It puts distances into buckets by `ceil(log(d / m) / log(n / m) * (m - 1))`, whose inside is a whole number at the
-largest distance n. A graph rounds it in another way (its optimiser turns the division into a product), so that the first and
-the last token of the longest text are a bucket further apart. Here the buckets come from a table that was computed
-outside of the graph.
+largest distance n. A graph rounds it in another way (its optimiser turns the division into a product), so that the ends
+of the longest text are a bucket further apart. Here the buckets come from a table that was computed outside of the
+graph.
 """
 
 import contextlib

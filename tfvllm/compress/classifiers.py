@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import keras_nlp
 
+from tfvllm.compress.training import cross_entropy
 from tfvllm.errors import InputError
 from tfvllm.recipe import preset_folder
 
@@ -83,7 +84,8 @@ def from_file(path: Path, classes: int) -> keras.Model:
     """A trained classifier from a `.keras` file.
 
     Raises:
-        InputError: it does not load, is no keras-nlp text classifier with a preprocessor, or has other classes.
+        InputError: it does not load, is no keras-nlp text classifier with a preprocessor, has other classes, or gives
+            each class a probability by itself.
     """
     try:
         model = load_model(path)
@@ -96,4 +98,5 @@ def from_file(path: Path, classes: int) -> keras.Model:
         )
     if model.num_classes != classes:
         raise InputError(f"teacher.model: expected {classes} classes as in the data, found {model.num_classes}.")
+    cross_entropy(model)  # refuses a head that does not choose between the classes
     return model

@@ -17,6 +17,7 @@ import tensorflow as tf
 from tfvllm.errors import InputError
 from tfvllm.export import savedmodel
 from tfvllm.generation.text import byte_pair_codec
+from tfvllm.models.heads import head_of, look
 
 ATOL = 1e-5  # scores against the model's own padded preprocessing
 
@@ -52,8 +53,8 @@ def export_task(
         labels: n class names; default "0", "1", …
         max_length: tokens kept of each text, special tokens included; default the preprocessor's sequence length.
         precision: only "float32" here: `tfvllm simplify --precision` makes the others from this export.
-        from_logits: whether the outputs are logits (softmax is then put into the graph); default: read from the
-            activation of the last layer.
+        from_logits: whether the outputs are logits (a softmax, or a sigmoid of one output, is then put into the graph)
+            or probabilities; default: found out, from the operations that make the output and from its values.
         pad_to_multiple: round the padded length of a batch up to a multiple of this.
 
     Signatures: `serving_default` (predict) gives `classes` string[batch, n] and `scores` float32[batch, n];
@@ -80,7 +81,7 @@ def export_task(
 
 def _export_text(model, preprocessor, directory, head, max_length, multiple) -> dict[str, Any]:
     features = TextFeatures(model, preprocessor, max_length)
-    expected = head.scores_of(model(features.own(tf.constant(PROBES)), training=False))
+    expected = head.own(model(features.own(tf.constant(PROBES)), training=False))
     features.choose_padding(model, head, expected, multiple)
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="text")])
@@ -299,7 +300,7 @@ def _export_plain(model, directory, head) -> dict[str, Any]:
     entries: dict[str, Any] = {"labels": head.labels}
     if all(value is not None for value in probe.values()):
         flat = [tf.constant(probe[name]) for name in names]
-        expected = head.scores_of(model(keras.tree.pack_sequence_as(structure, flat), training=False))
+        expected = head.own(model(keras.tree.pack_sequence_as(structure, flat), training=False))
         entries["check"] = {
             "signature": "serving_default",
             "inputs": probe,
@@ -318,8 +319,8 @@ def _model_inputs(model) -> list[tuple[str, list[int | None], tf.DType]]:
         inputs = []
     if not inputs:
         raise InputError(
-            f"{type(model).__name__} has no known inputs; expected a functional or built Sequential model. "
-            "Call it once on data, or wrap it: keras.Model(inputs, model(inputs))."
+            f"{type(model).__name__} does not say what it reads; expected a functional or built Sequential model. A "
+            "subclassed model never does: wrap it, inputs = keras.Input(shape), keras.Model(inputs, model(inputs))."
         )
     return [
         (tensor.name, list(tensor.shape[1:]), tf.as_dtype(keras.backend.standardize_dtype(tensor.dtype)))
@@ -361,17 +362,15 @@ class _Head:
     def __init__(self, model, labels: list[str] | None, from_logits: bool | None):
         outputs = keras.tree.flatten(getattr(model, "outputs", None) or getattr(model, "output", None) or [])
         if len(outputs) != 1 or len(outputs[0].shape) != 2 or outputs[0].shape[-1] is None:
+            if not outputs:
+                _model_inputs(model)  # says what to do with a model that does not know its inputs
             shapes = ", ".join(str(tuple(output.shape)) for output in outputs) or "none known"
             raise InputError(
                 f"task 'classify' needs a model with one output [batch, classes]; found {shapes}. "
                 "Wrap the model so that it gives one row of scores per input."
             )
         width = int(outputs[0].shape[-1])
-        activation = _last_activation(model)
-        if from_logits is None:
-            from_logits = activation not in ("softmax", "sigmoid")
         self._binary = width == 1
-        self._function: Callable = _FUNCTIONS[(self._binary, bool(from_logits))]
         count = 2 if self._binary else width
         self.labels = [str(i) for i in range(count)] if labels is None else list(labels)
         if len(self.labels) != count:
@@ -379,6 +378,9 @@ class _Head:
                 f"the model has {count} classes, but labels has {len(self.labels)}: {', '.join(self.labels)}. "
                 "Pass one label per class, in the order of the model's outputs."
             )
+        self._told = from_logits
+        self._probabilities = head_of(model, from_logits=from_logits).kind != "logits"
+        self._function: Callable = _FUNCTIONS[(self._binary, not self._probabilities)]
 
     def scores(self, outputs) -> tf.Tensor:
         """Model outputs [batch, width] to scores float32[batch, classes]."""
@@ -386,6 +388,26 @@ class _Head:
 
     def scores_of(self, outputs) -> np.ndarray:
         return self.scores(outputs).numpy()
+
+    def own(self, outputs) -> np.ndarray:
+        """What the export must answer where the model gives `outputs`, from the values and in NumPy: rows that sum to
+        one stand as they are, and what leaves [0, 1] is taken for logits, whatever the graph of this head does. (Of
+        single probabilities the values do not tell; there the caller's word counts, or what was found out.)
+
+        Returns:
+            float32[batch, classes].
+        """
+        values = np.asarray(tf.convert_to_tensor(keras.tree.flatten(outputs)[0]))
+        seen, values = look(values), values.astype(np.float64)
+        probabilities = self._probabilities
+        if self._told is None and seen is not None and seen.range != "unit":
+            probabilities = seen.range == "simplex"
+        if not probabilities and self._binary:
+            values = 1.0 / (1.0 + np.exp(-values))
+        elif not probabilities:
+            values = np.exp(values - values.max(-1, keepdims=True))
+            values /= values.sum(-1, keepdims=True)
+        return (np.concatenate([1.0 - values, values], -1) if self._binary else values).astype(np.float32)
 
     def __call__(self, outputs) -> dict[str, tf.Tensor]:
         scores = self.scores(outputs)
@@ -404,18 +426,3 @@ _FUNCTIONS: dict[tuple[bool, bool], Callable] = {
     (True, True): lambda logits: _two_columns(tf.sigmoid(logits)),
     (True, False): _two_columns,
 }
-
-
-def _last_activation(model) -> str:
-    """The name of the activation that made the model's output ("linear" where there is none)."""
-    layers = [layer for layer in getattr(model, "layers", []) if not isinstance(layer, keras.layers.InputLayer)]
-    history = getattr(keras.tree.flatten(model.outputs)[0], "_keras_history", None)
-    last = history.operation if history is not None else (layers[-1] if layers else None)
-    if isinstance(last, keras.layers.Softmax):
-        return "softmax"
-    if isinstance(last, keras.Model):
-        return _last_activation(last)
-    activation = getattr(last, "activation", None)
-    if activation is None and type(last).__name__.lower() in ("softmax", "sigmoid"):
-        return type(last).__name__.lower()  # keras.ops.softmax and sigmoid in a functional model
-    return getattr(activation, "__name__", "linear")

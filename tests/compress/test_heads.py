@@ -46,7 +46,7 @@ def test_the_loss_is_that_of_the_head(twins):
 def test_a_sigmoid_teacher_is_refused_by_name(twins, tmp_path):
     twins[2].save(tmp_path / "teacher.keras")
     with pytest.raises(InputError, match=r"expected a classifier with logits or one softmax"):
-        classifiers.from_file(tmp_path / "teacher.keras", 3)
+        classifiers.from_file(tmp_path / "teacher.keras", 3, 48)
 
 
 @pytest.mark.slow

@@ -95,5 +95,5 @@ def test_what_cannot_be_told_is_asked(tmp_path):
 def test_a_subclassed_model_is_told_to_be_wrapped(tmp_path):
     model = Sub(ops.softmax)
     model(X)
-    with pytest.raises(InputError, match=r"subclassed model never does: wrap it, .* keras.Model\(inputs, model"):
+    with pytest.raises(InputError, match=r"Wrap a model class of your own: .* keras.Model\(x, your_model\(x\)\)"):
         tfvllm.export(model, tmp_path / "1", "classify")

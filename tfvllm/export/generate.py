@@ -67,7 +67,7 @@ def export_task(
     if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise InputError(f"max_new_tokens must be a whole number, at least 1; got {max_new_tokens!r}.")
     preprocessor = getattr(model, "preprocessor", None)
-    spec = read(model)
+    spec = read(model, "CausalLM")
     if spec.encoder is not None:
         raise InputError(f"{type(model).__name__} is sequence to sequence; expected a causal LM. Use task='translate'.")
     if preprocessor is not None and max_length is None:

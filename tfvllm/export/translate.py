@@ -72,7 +72,7 @@ def export_task(
         raise InputError(f"beams must be a whole number, at least 1; got {beams!r}.")
     if length_penalty < 0:
         raise InputError(f"length_penalty must be at least 0; got {length_penalty!r}.")
-    spec = read(model)
+    spec = read(model, "Seq2SeqLM")
     translator = translator_for(
         spec,
         getattr(model, "preprocessor", None),

@@ -206,3 +206,12 @@ def test_keras_2_model_with_an_optimizer(tmp_path):
         with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
             found = prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict(request, timeout=20)
         np.testing.assert_array_equal(found.outputs["y"].float_val, [2.0])
+
+
+def test_predict_of_the_command_line_takes_any_shape_too(base, exports):
+    from tfvllm.serving.run import predict as run
+
+    assert run(base / "default", [], {"x": [1.0, 2.0, 5.0]}) == {"y": [2.5, 3.0, 4.5]}
+    assert run(base / "half_plus_three", [], {"x": 1.0}) == {"y": 3.5}
+    with pytest.raises(InputError, match=r"input 'a' has shape \[3\], the signature declares float32\[\?, 3\]"):
+        run(exports / "many", [], {"a": [1, 2, 3], "b": [1]})

@@ -45,6 +45,17 @@ def check(
     return {"max_abs_error": worst, "atol": atol, "rtol": rtol, "signature": signature, "process": process}
 
 
+def tolerance(model, float32: float) -> float:
+    """How far answers of `model` may be from its own: `float32` where it computes in float32, four units in the last
+    place of 1 where any of its layers computes in a coarser type (mixed_bfloat16, float16, …)."""
+    layers = model._flatten_layers() if hasattr(model, "_flatten_layers") else ()
+    types = {str(getattr(layer, "compute_dtype", None)) for layer in layers}
+    return max([float32, *(4 * step for name, step in _STEPS.items() if name in types)])
+
+
+_STEPS = {"bfloat16": 2.0**-7, "float16": 2.0**-10}  # between 1 and the next number
+
+
 def run_here(directory: str | os.PathLike, requests: Sequence[tuple[str, Mapping]]) -> list[dict[str, np.ndarray]]:
     """Runs (signature, inputs) pairs in this process."""
     return loaded_here(directory)(requests)

@@ -221,6 +221,8 @@ def _dtype(array: np.ndarray) -> str:
 
 def explained(error: ServingError, signature: Signature, inputs: Mapping[str, np.ndarray]) -> ServingError:
     """`error` of the graph, with the shapes that are not as declared: they are the likely reason."""
+    if error.code in ("RESOURCE_EXHAUSTED", "UNAVAILABLE"):
+        return error  # the graph was not asked
     odd = [
         f"input {name!r} has shape {list(array.shape)}, the signature declares {signature.inputs[name].describe()}"
         for name, array in inputs.items()

@@ -140,7 +140,7 @@ def _pairs(kind: str, *specials: str, **options) -> Callable:
     return lambda: getattr(M, f"{kind}Tokenizer")(**byte_pairs(*specials), **options)
 
 
-def _pieces(kind: str, *specials: str, options: Mapping = {}, **marks) -> Callable:  # noqa: B006
+def _pieces(kind: str, *specials: str, options: Mapping = {}, **marks) -> Callable:
     return lambda: getattr(M, f"{kind}Tokenizer")(proto=sentence_piece(*specials, **marks), **options)
 
 
@@ -168,7 +168,7 @@ _ENCODERS = {
     ),
 }
 _END = "<|endoftext|>"
-_HEADERS = ("<|start_header_id|>", "<|end_header_id|>")
+_LLAMA3 = ("<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>")
 _QWEN = {"num_layers": 2, "num_query_heads": 4, "num_key_value_heads": 2, "hidden_dim": 32, "intermediate_dim": 48}
 _GEMMA = {"bos": "<bos>", "eos": "<eos>"}
 _CAUSAL = {
@@ -178,7 +178,7 @@ _CAUSAL = {
         "Bloom", _pairs("Bloom", "<s>", "</s>", "<pad>"), num_layers=2, num_heads=6, hidden_dim=48, intermediate_dim=64
     ),
     "llama": _causal("Llama", _pieces("Llama"), **_LLAMA),
-    "llama3": _causal("Llama3", _pairs("Llama3", "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>", *_HEADERS), **_LLAMA),
+    "llama3": _causal("Llama3", _pairs("Llama3", *_LLAMA3), **_LLAMA),
     "mistral": _causal("Mistral", _pieces("Mistral"), sliding_window=6, **_LLAMA),
     "qwen": _causal("Qwen", _pairs("Qwen", _END), **_QWEN),
     "qwen3": _causal("Qwen3", _pairs("Qwen3", "<|im_end|>", _END), head_dim=16, **_QWEN),
@@ -212,9 +212,7 @@ _CAUSAL = {
 }
 _SEQ2SEQ = {
     "bart": _seq2seq("Bart", _pairs("Bart", "<s>", "<pad>", "</s>", "<mask>"), **_SIZES),
-    "t5": _seq2seq(
-        "T5", _pieces("T5"), num_layers=2, num_heads=2, hidden_dim=16, intermediate_dim=24, key_value_dim=8
-    ),
+    "t5": _seq2seq("T5", _pieces("T5"), num_layers=2, num_heads=2, hidden_dim=16, intermediate_dim=24, key_value_dim=8),
     "t5_untied": _seq2seq(
         "T5",
         _pieces("T5"),
@@ -228,11 +226,24 @@ _SEQ2SEQ = {
     ),
 }
 
-NOT_A_CLASSIFIER = "gives outputs of shape"
-FAMILIES = tuple(
-    [Family(name, {"classify": build, "embed": build}) for name, build in _ENCODERS.items()]
-    + [Family(name, {"embed": build, "generate": build}) for name, build in _CAUSAL.items()]
-    + [Family(name, {"translate": build}) for name, build in _SEQ2SEQ.items()]
+_NO_READER = "cannot generate with"
+_NO_SCORES = r"needs a model with one output \[batch, classes\]"
+_ONE_STACK = "has no encoder; expected a Seq2SeqLM"
+_TWO_STACKS = "is sequence to sequence; expected a causal LM"
+_TWO_INPUTS = "expected a text backbone with token_ids"
+FAMILIES = (
+    *(
+        Family(name, {"classify": build, "embed": build}, {"generate": _NO_READER, "translate": _NO_READER})
+        for name, build in _ENCODERS.items()
+    ),
+    *(
+        Family(name, {"embed": build, "generate": build}, {"classify": _NO_SCORES, "translate": _ONE_STACK})
+        for name, build in _CAUSAL.items()
+    ),
+    *(
+        Family(name, {"translate": build}, {"classify": _NO_SCORES, "embed": _TWO_INPUTS, "generate": _TWO_STACKS})
+        for name, build in _SEQ2SEQ.items()
+    ),
 )
 
 

@@ -19,10 +19,10 @@ from .walk import ENTRIES, SETTINGS, TASKS, Cell, Group, every_cell
 PAGE = Path(__file__).parents[2] / "docs" / "matrix.md"
 HEAD = """# What works
 
-Every cell was run: the SavedModel was written by its entry point, loaded by a process that has TensorFlow and TensorFlow
-Text only (REST: by `tfvllm serve`), and gave keras-nlp's own answers. In float32 that is the same greedy tokens, or
-scores and embeddings within 1e-4; in bfloat16 tokens whose logits lie within 0.5 of the best one's, or scores and
-embeddings within 0.06. Models are tiny, with random weights. `python -m tests.matrix.table` makes this page.
+Every cell was run: the SavedModel was written by its entry point, loaded by a process that has TensorFlow and
+TensorFlow Text only (REST: by `tfvllm serve`), and gave keras-nlp's own answers. In float32 that is the same greedy
+tokens, or scores and embeddings within 1e-4; in bfloat16 tokens whose logits lie within 0.5 of the best one's, or
+scores and embeddings within 0.06. Models are tiny, with random weights. `python -m tests.matrix.table` makes this page.
 
 P: `tfvllm.export` (and `tfvllm.simplify_saved_model` for encoders) in Python; C: `tfvllm export` (and `tfvllm
 simplify`) on a `.keras` file; R: `tfvllm serve`, asked over REST.
@@ -38,7 +38,7 @@ def main(names: list[str]) -> int:
                 continue
             for task in TASKS:
                 if task not in family.task:
-                    rows.append((family.name, task, [_note(notes, family.no[task])] * len(SETTINGS)))
+                    rows.append((family.name, task, [_note(notes, family.no[task].replace("\\", ""))] * len(SETTINGS)))
                     continue
                 found = Group(family, task, Path(folder)).walk(every_cell())
                 rows.append((family.name, task, [_setting(found, *setting, notes) for setting in SETTINGS]))

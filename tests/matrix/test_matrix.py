@@ -12,7 +12,9 @@ from .families import FAMILIES
 from .walk import ENTRIES, SETTINGS, TASKS, Cell, Group, answers_of, every_cell
 
 GROUPS = [(family, task) for family in FAMILIES for task in family.task]
-MAIN = [(family, next(task for task in ("classify", "generate", "translate") if task in family.task)) for family in FAMILIES]
+MAIN = [
+    (family, next(task for task in ("classify", "generate", "translate") if task in family.task)) for family in FAMILIES
+]
 QUICK = Cell("float32", "portable", "python")
 
 

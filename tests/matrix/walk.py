@@ -23,7 +23,7 @@ import tfvllm
 from tfvllm import cli
 from tfvllm.export import parity
 
-from .families import FAMILIES, LENGTH, TEXTS, Family, encoded
+from .families import LENGTH, TEXTS, Family, encoded
 
 SETTINGS = tuple((precision, target) for precision in ("float32", "bfloat16") for target in ("portable", "onednn"))
 ENTRIES = ("python", "cli", "rest")
@@ -77,7 +77,7 @@ class Group:
         return {cell: self.judge(cell, answers[cell]) for cell in written}
 
     def judge(self, cell: Cell, answer) -> str:
-        """"" where `answer`, outputs or an exception, is keras-nlp's."""
+        """What is wrong with `answer`, outputs or an exception; nothing where it is keras-nlp's."""
         try:
             if isinstance(answer, Exception):
                 raise answer
@@ -139,13 +139,10 @@ def _command(*arguments: str) -> None:
 
 def answers_of(asked: list[tuple[Path, tuple]]) -> list:
     """What SavedModels answer to a request each, in a process that knows TensorFlow and TensorFlow Text only."""
-    found: list = []
-    for path, request in asked:
-        try:
-            found.append(parity.run_fresh(path, [request])[0])
-        except Exception as error:
-            found.append(error)
-    return found
+    if not asked:
+        return []
+    found = parity.run_all_fresh([(path, [request]) for path, request in asked])
+    return [answer if isinstance(answer, Exception) else answer[0] for answer in found]
 
 
 def _over_rest(paths: list[Path], body: dict) -> list:
@@ -155,7 +152,8 @@ def _over_rest(paths: list[Path], body: dict) -> list:
     names = [f"m{index}={path.parent}" for index, path in enumerate(paths)]
     command = [sys.executable, "-m", "tfvllm", "serve", "--rest-port", "0", "--no-batching", *names]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment) as server:
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, env=environment, **quiet) as server:
         try:
             said = ""
             for line in server.stderr:
@@ -174,8 +172,8 @@ def _over_rest(paths: list[Path], body: dict) -> list:
 
 
 def _columns(answer: dict) -> dict[str, np.ndarray]:
-    outputs = answer["outputs"]
-    return {name: np.asarray(value) for name, value in (outputs if isinstance(outputs, dict) else {"": outputs}).items()}
+    outputs = answer["outputs"] if isinstance(answer["outputs"], dict) else {"": answer["outputs"]}
+    return {name: np.asarray(value) for name, value in outputs.items()}
 
 
 # --- keras-nlp's own answers ------------------------------------------------------------------------------------------
@@ -187,13 +185,14 @@ def _features(model):
     return next(iter(data.map(model.preprocessor)))
 
 
+_TEXTS_IN = ("serving_default", {"text": encoded(TEXTS)}), {"inputs": {"text": list(TEXTS)}}
+
+
 class Scores:
     """Class probabilities."""
 
-    request = ("serving_default", {"text": encoded(TEXTS)})
-    body = {"inputs": {"text": list(TEXTS)}}
-
     def __init__(self, model):
+        self.request, self.body = _TEXTS_IN
         self.expected = tf.nn.softmax(model(_features(model), training=False)).numpy()
 
     def compare(self, found, precision):
@@ -203,10 +202,8 @@ class Scores:
 class Embeddings:
     """Mean over the real tokens, unit length."""
 
-    request = Scores.request
-    body = Scores.body
-
     def __init__(self, model):
+        self.request, self.body = _TEXTS_IN
         features = _features(model)
         features = features[0] if isinstance(features, tuple) else features
         names = [tensor.name for tensor in model.backbone.inputs]

@@ -78,6 +78,10 @@ def export(
     from tfvllm.export import warmup as records
 
     path = Path(path)
+    if serving_kit:
+        from tfvllm.export import kit
+
+        kit.model_name(path)
     with new_directory(path, overwrite=overwrite) as partial:
         entries = dict(export_task(model, partial, **options))
         comparison = entries.pop("check", None)
@@ -100,8 +104,6 @@ def export(
     for note in notes:
         warnings.warn(f"export of {path.name}: {note}", stacklevel=2)
     if serving_kit:
-        from tfvllm.export import kit
-
         kit.write(path)
     return path
 

@@ -39,7 +39,7 @@ def forgotten(model: Any, path: Path, given: Iterable[str]) -> list[str]:
 
     keras-nlp saves no lengths with the preprocessor of a sequence-to-sequence model: they come back as its defaults.
     """
-    preprocessor = getattr(model, "preprocessor", None)
+    preprocessor: Any = getattr(model, "preprocessor", None)
     lengths = {"max_length": "decoder_sequence_length", "max_source_length": "encoder_sequence_length"}
     if not all(hasattr(preprocessor, name) for name in lengths.values()):
         return []

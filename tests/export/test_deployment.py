@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import yaml
-from google.protobuf import text_format
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format, wrappers_pb2
 
 import tfvllm
 from tests import tiny_models
@@ -27,15 +27,41 @@ from tfvllm.serving.servable import Servable
 SCHEMA = json.loads(Path(__file__).with_name("kserve_inference_service.schema.json").read_text())
 
 
+def batching_parameters():
+    """TF Serving's BatchingParameters (session_bundle_config.proto), which its Python package leaves out."""
+    fields = (
+        *(("max_batch_size", 1, "Int64Value"), ("batch_timeout_micros", 2, "Int64Value")),
+        *(("max_enqueued_batches", 3, "Int64Value"), ("num_batch_threads", 4, "Int64Value")),
+        *(("thread_pool_name", 5, "StringValue"), ("allowed_batch_sizes", 6, "int64")),
+        ("pad_variable_length_inputs", 7, "bool"),
+    )
+    wrappers = "google/protobuf/wrappers.proto"
+    file = descriptor_pb2.FileDescriptorProto(name="b.proto", package="b", syntax="proto3", dependency=[wrappers])
+    message = file.message_type.add(name="BatchingParameters")
+    for name, number, kind in fields:
+        field = message.field.add(name=name, number=number)
+        field.label = field.LABEL_REPEATED if name == "allowed_batch_sizes" else field.LABEL_OPTIONAL
+        if kind.endswith("Value"):
+            field.type, field.type_name = field.TYPE_MESSAGE, f".google.protobuf.{kind}"
+        else:
+            field.type = getattr(field, f"TYPE_{kind.upper()}")
+    pool = descriptor_pool.DescriptorPool()
+    pool.AddSerializedFile(wrappers_pb2.DESCRIPTOR.serialized_pb)
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("b.BatchingParameters"))
+
+
+BatchingParameters = batching_parameters()
+
+
 def written(folder, seconds=0.05):
     """The kit of a SavedModel: its files parsed by the readers they are meant for."""
     server = pytest.importorskip("tensorflow_serving.config.model_server_config_pb2")
-    batching = pytest.importorskip("tensorflow_serving.servables.tensorflow.session_bundle_config_pb2")
     path = kit.write(folder, seconds=seconds)
     service = yaml.safe_load((path / "inference-service.yaml").read_text(encoding="utf-8"))
     jsonschema.validate(service, SCHEMA)
     models = text_format.Parse((path / "models.config").read_text(encoding="utf-8"), server.ModelServerConfig())
-    parameters = text_format.Parse((path / "batching_parameters.txt").read_text(), batching.BatchingParameters())
+    parameters = text_format.Parse((path / "batching_parameters.txt").read_text(), BatchingParameters())
     docker = (path / "Dockerfile").read_text(encoding="utf-8")
     command = json.loads(re.search(r"^CMD (\[.*\])$", docker, re.MULTILINE)[1])
     return {
@@ -127,7 +153,7 @@ def test_batching_is_off_where_lint_says_that_the_server_refuses(story):
     found = written(story)
     assert not on(found)
     report = lint.lint(story, run=False)
-    assert set(lint.unbatched(report)) == {"serving_default", "generate", "prefill"}
+    assert set(lint.unbatched(report)) == {"serving_default", "generate", "prefill", "decode"}
     for signature in ("generate", "prefill"):
         assert f"`{signature}`: input max_new_tokens has no rows" in found["readme"]
     scalars = {finding.signature for finding in report.findings if finding.code == "scalar"}

@@ -13,6 +13,7 @@ import keras_nlp
 import numpy as np
 
 from tfvllm.errors import InputError
+from tfvllm.models.tokenizer import settle
 from tfvllm.recipe import preset_folder
 
 
@@ -78,9 +79,12 @@ def from_preset(preset: str, classes: int, length: int) -> keras.Model:
     if length > longest:
         raise InputError(f"data.max_length: expected at most {longest} tokens, as the preset allows, found {length}.")
     model.preprocessor.sequence_length = length
-    tokenizer = model.preprocessor.tokenizer
-    if isinstance(tokenizer, keras_nlp.models.BertTokenizer) and tokenizer.lowercase:
-        tokenizer.strip_accents = True  # BERT's uncased vocabularies have no accents; from_preset leaves this off
+    settle(model.preprocessor.tokenizer, untrained=True)
+    if getattr(model.preprocessor.tokenizer, "split_on_cjk", True) is False:
+        raise InputError(
+            f"teacher.preset: {name} keeps Chinese characters together (tokenize_chinese_chars: false), which "
+            "keras-nlp forgets when it saves a model. Use a preset that splits them."
+        )
     return model
 
 

@@ -97,6 +97,7 @@ def export(
         manifest.write(partial, document)
         run = parity.loaded_here(partial)
         if check and comparison:
+            comparison = comparison() if callable(comparison) else comparison
             document["measured_error"] = parity.check(partial, **comparison, fresh=check == "fresh", run=run)
         if warmup and examples:
             document["warmup"] = records.write(partial, examples, run=run)

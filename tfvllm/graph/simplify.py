@@ -196,7 +196,7 @@ def simplify_saved_model(
     memory.trim()
     report = Report(target, precision, sections, 0.0, Path(source).name, engine.notes())
     with new_directory(destination, overwrite=overwrite) as partial:
-        convert.save(saved.signatures, partial, Path(source) / "assets.extra")
+        convert.save(saved.signatures, partial, Path(source) / "assets.extra", saved.loaded)
         report.seconds = time.perf_counter() - started
         given = {
             "signature": signature,

@@ -102,11 +102,8 @@ def command(model, destination, task, labels, max_length, max_source_length, pre
     click.echo(f"wrote {path}")
     for name, signature in document.get("signatures", {}).items():
         click.echo(f"  {name}: {_tensors(signature['inputs'])} -> {_tensors(signature['outputs'])}")
-<<<<<<< HEAD
     if document.get("texts") == 1 and task == "classify":
         click.echo("  takes one text a row; a model that was trained on pairs of texts needs --option texts=2")
-=======
->>>>>>> tools
     for note in document.get("notes", ()):
         click.echo(f"  note: {note}")
     error = document.get("measured_error")

@@ -182,9 +182,8 @@ def test_labels_of_any_kind(labels):
 
 def test_what_export_was_given_in_python():
     line = export_again("embed", {"preprocessor": object(), "pooling": "max"}, {"--no-warmup": True})
-    assert line == (
-        "tfvllm export MODEL DST --task embed --option 'pooling=\"max\"' --no-warmup  # with preprocessor given in Python"
-    )
+    said = "--task embed --option 'pooling=\"max\"' --no-warmup  # with preprocessor given in Python"
+    assert line == f"tfvllm export MODEL DST {said}"
 
 
 # --- compress ---------------------------------------------------------------------------------------------------------

@@ -22,12 +22,11 @@ from tensorflow.core.protobuf import saved_model_pb2, trackable_object_graph_pb2
 from tensorflow.python.eager import context
 
 from tfvllm.errors import InputError
-from tfvllm.graph import infer, ops
+from tfvllm.graph import effects, infer, ops
 from tfvllm.graph.ir import Capture, Graph, Node, Value
 from tfvllm.protos import set_method_names
 
 _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
-_WRITES = ("Assign", "Scatter", "ResourceApply", "ResourceSparseApply", "Import", "Insert", "Remove", "Push", "Pop")
 _V1_LOOPS = frozenset({"Enter", "RefEnter", "NextIteration", "Exit", "Switch", "Merge", "LoopCond"})
 _SMALL_CAPTURE = 1024  # captured plain tensors of at most this many elements become constants
 
@@ -87,6 +86,7 @@ class _Importer:
     def __init__(self, graph: Graph):
         self.graph = graph
         self.scope: dict[str, Any] = {}
+        self.ordered: list[Node] = []  # effects, and reads of what may be written
 
     def placeholder(self, name: str, dtype: tf.DType) -> Value:
         node = self.graph.add(name, "Placeholder", [], {"dtype": dtype})
@@ -167,18 +167,16 @@ class _Importer:
                 f"op {node_def.op!r} (node {node_def.name!r}) is not registered in this TensorFlow; "
                 "import the package that provides it (for text ops: tensorflow_text), or use a newer TensorFlow."
             )
-        effect = ops.has_effect(node_def.op)
         node = self.graph.add(prefix + node_def.name, node_def.op, inputs, attrs)
-        if effect:
-            node.controls = list(controls)
+        before: tuple[Node, ...] = tuple(controls)
+        if ops.has_effect(node_def.op):
             self.graph.effects.append(node)
-            effects: tuple[Node, ...] = (node,)
-        else:
-            if ops.reads_state(node_def.op):
-                node.controls = list(controls)
-            effects = tuple(controls)
+        if ops.has_effect(node_def.op) or ops.reads_state(node_def.op):
+            node.controls = list(controls)
+            self.ordered.append(node)
+            before = (node,)
         ranges = ops.output_ranges(node_def.op, node.attrs) if found is not None else {}
-        return _Imported(node.outputs, ranges, effects)
+        return _Imported(node.outputs, ranges, before)
 
     def _callee(self, node_def):
         if node_def.op in self.graph.library:
@@ -201,20 +199,20 @@ class _Importer:
 
     def _inline(self, callee, node_def, inputs: list[Value], prefix: str, controls: tuple) -> _Imported:
         scope: dict[str, Any] = {arg.name: _Imported([value]) for arg, value in zip(callee.signature.input_arg, inputs)}
-        before = len(self.graph.effects)
+        before = len(self.ordered)
         # An inlined call's own name tells nothing: the layer's name is inside.
         self.run(callee.node_def, prefix, "function", scope, controls)
         values = [self.value(callee.ret[arg.name], scope) for arg in callee.signature.output_arg]
-        effects = tuple(self.graph.effects[before:]) or controls
+        inside = tuple(self.ordered[before:]) or controls
         ranges = (
             {"output": 0} if node_def.op in _CALLS else {a.name: i for i, a in enumerate(callee.signature.output_arg)}
         )
-        return _Imported(values, ranges, effects)
+        return _Imported(values, ranges, inside)
 
 
 @dataclass
 class _Imported:
-    """What a name stands for: its tensors, their ranges by output argument, the effects a control edge to it means."""
+    """What a name stands for: its tensors, their ranges by output argument, what a control edge from it waits for."""
 
     values: list[Value]
     ranges: dict[str, int] = field(default_factory=dict)
@@ -226,18 +224,16 @@ def _base(reference: str) -> str:
 
 
 def _freeze(graph: Graph) -> None:
-    """A variable that anything in this graph may write is not frozen; reads of frozen ones need no order."""
-    library_writes = any(n.op.startswith(_WRITES) for f in graph.library.values() for n in f.node_def)
-    for name, capture in graph.captures.items():
-        for reader in graph.readers(graph.nodes[name].output):
-            opaque = any(a.WhichOneof("value") == "func" or a.list.func for a in reader.attrs.values())
-            if (opaque and library_writes) or (not opaque and ops.has_effect(reader.op)):
-                capture.frozen = False
-    for node in graph.nodes.values():
-        if node.op == "ReadVariableOp":
-            read = graph.captures.get(node.inputs[0].node.name)
-            if read is not None and read.frozen:
-                node.controls = []
+    """A variable that anything in this graph may write is not frozen; reads of what nothing writes need no order."""
+    written = effects.find(graph, graph.nodes.values()).written
+    for name in set(written) & set(graph.captures):
+        graph.captures[name].frozen = False
+    free: dict[Node, list[Node]] = {}  # such reads, and what they waited for
+    for node in graph.order():
+        node.controls = list(dict.fromkeys(n for c in node.controls for n in free.get(c, [c])))
+        source = node.inputs[0].node.name if node.inputs else ""
+        if ops.reads_state(node.op) and source in graph.captures and source not in written:
+            free[node], node.controls = node.controls, []
 
 
 # --------------------------------------------------------------------------------------------------- Graph -> function
@@ -347,13 +343,13 @@ def to_concrete(graph: Graph, specs: tuple[tuple, dict], pack: Callable[[list], 
         used = {i.split(":")[0] for n in graph_def.node for i in n.input}
         values = list(graph.outputs.values())
         fetched = [v for v in values if v.node.name not in supplied]
-        effects = [n for n in graph.effects if n.name in live]
+        effective = [n for n in graph.effects if n.name in live]
         elements = (
             tf.graph_util.import_graph_def(
                 graph_def,
                 input_map={f"{name}:0": t for name, t in supplied.items() if name in used},
                 return_elements=[f"{rename[v.node.name]}:{v.index}" for v in fetched]
-                + [rename[n.name] for n in effects],
+                + [rename[n.name] for n in effective],
                 name="",
             )
             or []

@@ -86,7 +86,8 @@ class _Importer:
     def __init__(self, graph: Graph):
         self.graph = graph
         self.scope: dict[str, Any] = {}
-        self.ordered: list[Node] = []  # effects, and reads of what may be written
+        self.ordered: dict[Node, None] = {}  # effects, and reads of what may be written
+        self.waits: dict[Node, dict[Node, None]] = {}  # what a node without an effect waits for, and what reads it too
 
     def placeholder(self, name: str, dtype: tf.DType) -> Value:
         node = self.graph.add(name, "Placeholder", [], {"dtype": dtype})
@@ -152,7 +153,9 @@ class _Importer:
         controls: dict[Node, None] = dict.fromkeys(outer_controls)
         for reference in node_def.input:
             if reference.startswith("^"):
-                controls.update(dict.fromkeys(scope[reference[1:]].effects))
+                controls.update(dict.fromkeys(self._behind(scope[reference[1:]])))
+        for value in inputs:
+            controls.update(self.waits.get(value.node, {}))
         callee = self._callee(node_def)
         if callee is not None:
             return self._inline(callee, node_def, inputs, prefix, tuple(controls))
@@ -168,15 +171,33 @@ class _Importer:
                 "import the package that provides it (for text ops: tensorflow_text), or use a newer TensorFlow."
             )
         node = self.graph.add(prefix + node_def.name, node_def.op, inputs, attrs)
-        before: tuple[Node, ...] = tuple(controls)
+        before: tuple[Node, ...] | None = None if node.outputs else tuple(controls)
         if ops.has_effect(node_def.op):
             self.graph.effects.append(node)
         if ops.has_effect(node_def.op) or ops.reads_state(node_def.op):
             node.controls = list(controls)
-            self.ordered.append(node)
+            self.ordered[node] = None
             before = (node,)
+        elif controls and node.outputs:
+            self.waits[node] = controls
         ranges = ops.output_ranges(node_def.op, node.attrs) if found is not None else {}
         return _Imported(node.outputs, ranges, before)
+
+    def _behind(self, imported: _Imported) -> Iterable[Node]:
+        """What a control edge from `imported` waits for: what has an effect, or reads state, at or before it."""
+        if imported.effects is not None or not self.ordered:
+            return imported.effects or ()
+        found: dict[Node, None] = {}
+        stack, seen = [v.node for v in imported.values], set()
+        while stack:
+            node = stack.pop()
+            if node in self.ordered:
+                found[node] = None
+            elif node not in seen:
+                seen.add(node)
+                found.update(self.waits.get(node, {}))
+                stack.extend(v.node for v in node.inputs)
+        return found
 
     def _callee(self, node_def):
         if node_def.op in self.graph.library:
@@ -203,7 +224,7 @@ class _Importer:
         # An inlined call's own name tells nothing: the layer's name is inside.
         self.run(callee.node_def, prefix, "function", scope, controls)
         values = [self.value(callee.ret[arg.name], scope) for arg in callee.signature.output_arg]
-        inside = tuple(self.ordered[before:]) or controls
+        inside = tuple(list(self.ordered)[before:]) or controls
         ranges = (
             {"output": 0} if node_def.op in _CALLS else {a.name: i for i, a in enumerate(callee.signature.output_arg)}
         )
@@ -216,7 +237,7 @@ class _Imported:
 
     values: list[Value]
     ranges: dict[str, int] = field(default_factory=dict)
-    effects: tuple[Node, ...] = ()
+    effects: tuple[Node, ...] | None = None  # None: to be found from its values
 
 
 def _base(reference: str) -> str:

@@ -42,17 +42,18 @@ class _Table:
     values: tf.DType
 
     def read(self) -> Any:
-        return tf.raw_ops.LookupTableExportV2(table_handle=self.handle, Tkeys=self.keys, Tvalues=self.values)
+        found = tf.raw_ops.LookupTableExportV2(table_handle=self.handle, Tkeys=self.keys, Tvalues=self.values)
+        return [tf.constant(np.array(t.numpy()), t.dtype) for t in found]  # a dense table gives its own buckets away
 
     def write(self, content: Any) -> None:
-        tf.raw_ops.LookupTableImportV2(table_handle=self.handle, keys=content.keys, values=content.values)
+        keys, values = content
+        tf.raw_ops.LookupTableImportV2(table_handle=self.handle, keys=keys, values=values)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The contents in the order of the keys: that of the table itself means nothing."""
-        content = self.read()
-        keys, values = content.keys.numpy(), content.values.numpy()
-        rows = keys.reshape(len(keys), -1).tolist()
-        order = sorted(range(len(keys)), key=rows.__getitem__)
+        keys, values = (t.numpy() for t in self.read())
+        columns = keys.reshape(len(keys), -1).T
+        order = np.argsort(columns[0], kind="stable") if len(columns) == 1 else np.lexsort(columns)
         return {f"{self.name}, keys": keys[order], f"{self.name}, values": values[order]}
 
 
@@ -168,14 +169,12 @@ def _copy(owner: Any) -> Any:
 
 
 def _copy_table(table: Any) -> Any:
-    content = tf.raw_ops.LookupTableExportV2(
-        table_handle=table.resource_handle, Tkeys=table.key_dtype, Tvalues=table.value_dtype
-    )
     types = {"key_dtype": table.key_dtype, "value_dtype": table.value_dtype, "default_value": table._default_value}
     if isinstance(table, tf.lookup.experimental.DenseHashTable):
         types |= {"empty_key": table._empty_key, "deleted_key": table._deleted_key}
     twin = type(table)(**types)
-    tf.raw_ops.LookupTableImportV2(table_handle=twin.resource_handle, keys=content.keys, values=content.values)
+    content = _Table("", table.resource_handle, table.key_dtype, table.value_dtype).read()
+    _Table("", twin.resource_handle, table.key_dtype, table.value_dtype).write(content)
     return twin
 
 

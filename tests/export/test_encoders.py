@@ -51,7 +51,7 @@ def test_every_family_in_a_process_that_knows_only_tensorflow(tmp_path):
             tfvllm.export(model, tmp_path / family / "embed", "embed", preprocessor=made, check=None, warmup=False)
         )
         expected.append(("embeddings", encoders.embeddings(model, made, TEXTS)))
-    answers = parity.run_all_fresh([(path, asked(TEXTS)) for path in jobs])
+    answers = parity.run_fresh_each([(path, asked(TEXTS)) for path in jobs])
     for path, answer, (key, value) in zip(jobs, answers, expected, strict=True):
         agree(answer, value, key)
         padding = manifest.read(path)["padding"]

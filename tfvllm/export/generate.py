@@ -113,7 +113,7 @@ def export_task(
     del spec  # the generator has its own copy of all weights
     make = _id_signatures if codec is None else _text_signatures
     savedmodel.save(generator, make(generator, max_new_tokens), directory)
-    return {**entries, "check": _check(model, generator, precision), "warmup": _warmup(generator)}
+    return {**entries, "check": lambda: _check(model, generator, precision), "warmup": _warmup(generator)}
 
 
 def end_token_ids(tokenizer) -> list[int]:

@@ -102,7 +102,7 @@ def export_task(
     del spec  # the translator has its own copy of all weights
     make = _id_signatures if codec is None else _text_signatures
     savedmodel.save(translator, make(translator, beams, float(length_penalty)), directory)
-    return {**entries, "check": _check(model, translator, precision), "warmup": _warmup(translator)}
+    return {**entries, "check": lambda: _check(model, translator, precision), "warmup": _warmup(translator)}
 
 
 def translator_for(

@@ -96,7 +96,7 @@ def run_fresh_each(
     loaded = [name for name in fresh_script.HIDDEN if name in found["modules"]]
     if loaded:
         raise VerificationError(f"loading {names} imported {', '.join(loaded)}; expected TensorFlow alone.")
-    answers = [
+    answers: list[Any] = [
         _not_loading(where, answer) if isinstance(answer, str) else answer
         for (where, _), answer in zip(asked, found["answers"])
     ]

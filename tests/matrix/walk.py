@@ -14,7 +14,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import keras
 import numpy as np
 import requests
 import tensorflow as tf
@@ -60,7 +59,6 @@ class Group:
     """One family at one task: its model, keras-nlp's answers, and the SavedModels of its cells."""
 
     def __init__(self, family: Family, task: str, folder: Path):
-        keras.utils.set_random_seed(1)
         self.family, self.task, self.folder = family, task, folder / f"{family.name}-{task}"
         self.model = family.task[task]()
         self.reference = _REFERENCES[task](self.model)
@@ -141,7 +139,7 @@ def answers_of(asked: list[tuple[Path, tuple]]) -> list:
     """What SavedModels answer to a request each, in a process that knows TensorFlow and TensorFlow Text only."""
     if not asked:
         return []
-    found = parity.run_all_fresh([(path, [request]) for path, request in asked])
+    found = parity.run_fresh_each([(path, [request]) for path, request in asked], keep_errors=True)
     return [answer if isinstance(answer, Exception) else answer[0] for answer in found]
 
 
@@ -275,6 +273,7 @@ class Translations(Tokens):
         self.body["inputs"]["texts"] = self.body["inputs"].pop("prompts")
         values = dict(self.request[1])
         values["texts"] = values.pop("prompts")
+        del values["stop_strings"]
         self.request = ("generate", values)
 
     def _prompts(self):

@@ -330,7 +330,10 @@ def _check_method(name: str, signature) -> list[Finding]:
     where = f"signature {name}"
     if meant is not None and signature.method_name != meant:
         verb = meant.rpartition("/")[2]
-        what = f"it is shaped for :{verb}, but its method name is {signature.method_name!r}: TF Serving will refuse"
+        what = (
+            f"it is shaped for :{verb}, but its method name is {signature.method_name!r}: a TF Serving with "
+            "--enable_signature_method_name_check refuses it"
+        )
         mend = f"set the method name to {meant}, or run: tfvllm lint --fix"
         return [Finding("method-name", WARNING, where, what, mend, fixable=True)]
     if signature.method_name in (_CLASSIFY, _REGRESS) and meant != signature.method_name:

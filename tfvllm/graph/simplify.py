@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfvllm import warm_requests
 from tfvllm.errors import InputError, VerificationError
 from tfvllm.files import check_new, digest, new_directory
 from tfvllm.graph import convert, cost, dispatch, memory, quantize, state, targets, verify
@@ -221,6 +222,8 @@ def simplify_saved_model(
     report = Report(target, precision, sections, 0.0, Path(source).name, engine.notes())
     with new_directory(destination, overwrite=overwrite) as partial:
         convert.save(saved.signatures, partial, Path(source) / "assets.extra", saved.loaded)
+        if signature is not None:
+            warm_requests.keep(partial, saved.signatures)
         report.seconds = time.perf_counter() - started
         given = {
             "signature": signature,

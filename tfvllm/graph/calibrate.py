@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tfvllm.errors import InputError
 from tfvllm.graph import convert
+from tfvllm.graph.arguments import pack
 from tfvllm.graph.ir import Graph, Node, Value
 from tfvllm.graph.rewriter import Builder, short
 
@@ -51,7 +52,7 @@ def run(graph: Graph, specs: tuple[tuple, dict], samples: Sequence[Sequence[Any]
     function = convert.to_concrete(graph, specs, pack=list)
     for sample in samples:
         tensors = [tf.convert_to_tensor(a, v.dtype) for a, v in zip(sample, graph.inputs.values())]
-        packed = tf.nest.pack_sequence_as(specs, tensors, expand_composites=True)
+        packed = pack(specs, tensors)
         yield [r.numpy() for r in function(*packed[0], **packed[1])]
 
 
@@ -164,7 +165,7 @@ class Switchboard:
         worst = 0.0
         for sample, wanted in zip(self.samples, self.references):
             tensors = [tf.convert_to_tensor(a, v.dtype) for a, v in zip([flags, *sample], self.inputs)]
-            packed = tf.nest.pack_sequence_as(self.specs, tensors, expand_composites=True)
+            packed = pack(self.specs, tensors)
             for result, want in zip(self.function(*packed[0], **packed[1]), wanted):
                 worst = max(worst, relative_error(result.numpy(), want))
         return worst

@@ -25,6 +25,7 @@ from tensorflow.core.framework import function_pb2
 
 from tfvllm.errors import InputError
 from tfvllm.graph import convert, cost, dims, functions, infer, ops, requests, targets, verify
+from tfvllm.graph.arguments import pack
 from tfvllm.graph.ir import Graph, Node, Value
 from tfvllm.graph.requests import Kind
 from tfvllm.graph.rewriter import Builder
@@ -168,7 +169,7 @@ def measure(points: Sequence[Point], ways: Sequence[Way], specs: tuple[tuple, di
 
 
 def _call(function: Any, specs: tuple[tuple, dict], tensors: list[tf.Tensor]) -> Callable[[], Any]:
-    args, kwargs = tf.nest.pack_sequence_as(specs, tensors, expand_composites=True)
+    args, kwargs = pack(specs, tensors)
     return lambda: [t.numpy() for t in function(*args, **kwargs)]
 
 
@@ -385,7 +386,7 @@ class Merged:
 
         def measured(sample: list[Any]) -> tuple[int, int | None]:
             tensors = [tf.convert_to_tensor(a, v.dtype) for a, v in zip(sample, graph.inputs.values())]
-            args, kwargs = tf.nest.pack_sequence_as(specs, tensors, expand_composites=True)
+            args, kwargs = pack(specs, tensors)
             shape = function(*args, **kwargs)[0].numpy()
             return int(shape[0]), int(shape[1]) if has_length else None
 

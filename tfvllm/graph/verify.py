@@ -16,7 +16,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfvllm.errors import InputError
-from tfvllm.graph import convert, functions, memory, ops
+from tfvllm.graph import composites, convert, functions, memory, ops
+from tfvllm.graph.arguments import pack
 from tfvllm.graph.ir import Graph, Node, Value
 
 TEXTS = (
@@ -86,7 +87,7 @@ class Verifier:
         self.samples: list[list[Any]] = []
         self.references: list[list[np.ndarray]] = []
         first_error: Exception | None = None
-        for sample in samples if given else generate(graph):  # type: ignore[union-attr]
+        for sample in samples if given else generate(graph, specs=specs):  # type: ignore[union-attr]
             try:
                 results = self.run(self.original, sample)
             except (tf.errors.OpError, ValueError) as error:
@@ -109,7 +110,7 @@ class Verifier:
         """The results of a function with this signature on a sample."""
         tensors = [tf.convert_to_tensor(a, v.dtype) for a, v in zip(sample, self.graph.inputs.values())]
         args, kwargs = self.specs
-        packed = tf.nest.pack_sequence_as((args, kwargs), tensors, expand_composites=True)
+        packed = pack((args, kwargs), tensors)
         return [r.numpy() for r in function(*packed[0], **packed[1])]
 
     def _float64(self) -> list[list[np.ndarray]] | None:
@@ -124,7 +125,7 @@ class Verifier:
                     tf.convert_to_tensor(np.asarray(a, np.float64) if v.dtype == tf.float32 else a, w.dtype)
                     for a, v, w in zip(sample, self.graph.inputs.values(), wide.inputs.values())
                 ]
-                packed = tf.nest.pack_sequence_as(self.specs, tensors, expand_composites=True)
+                packed = pack(_wide_specs(self.specs), tensors)
                 results.append([r.numpy() for r in function(*packed[0], **packed[1])])
             return results
         except (tf.errors.OpError, ValueError, TypeError, KeyError, InputError):
@@ -152,7 +153,7 @@ class Verifier:
         made: list[Callable[[], Any]] = []
         for sample in self.samples:
             tensors = [tf.convert_to_tensor(a, v.dtype) for a, v in zip(sample, self.graph.inputs.values())]
-            args, kwargs = tf.nest.pack_sequence_as(self.specs, tensors, expand_composites=True)
+            args, kwargs = pack(self.specs, tensors)
             made.append(functools.partial(function, *args, **kwargs))
         return made
 
@@ -205,6 +206,10 @@ def _wide_specs(specs):
     def widen(spec):
         if isinstance(spec, tf.TensorSpec) and spec.dtype == tf.float32:
             return tf.TensorSpec(spec.shape, tf.float64, spec.name)
+        if isinstance(spec, tf.SparseTensorSpec) and spec.dtype == tf.float32:
+            return tf.SparseTensorSpec(spec.shape, tf.float64)
+        if isinstance(spec, tf.RaggedTensorSpec) and spec.dtype == tf.float32:
+            return tf.RaggedTensorSpec(spec.shape, tf.float64, spec.ragged_rank, spec.row_splits_dtype)
         return spec
 
     return tf.nest.map_structure(widen, specs)
@@ -290,8 +295,11 @@ def _delay(graph: Graph, cast: Node) -> None:
 # ------------------------------------------------------------------------------------------------------ made-up inputs
 
 
-def generate(graph: Graph, seed: int = 7) -> Iterable[list[Any]]:
-    """Inputs of several batch and sequence sizes: batch 1, odd sizes, padded rows, the largest and smallest ids."""
+def generate(graph: Graph, seed: int = 7, specs: Any = None) -> Iterable[list[Any]]:
+    """Inputs of several batch and sequence sizes: batch 1, odd sizes, padded rows, the largest and smallest ids.
+
+    `specs` tells which inputs are the components of ragged and sparse arguments.
+    """
     rng = np.random.default_rng(seed)
     bounds = {name: _bound(graph, value) for name, value in graph.inputs.items()}
     sizes = [(1, 16), (3, 7), (2, 1), (5, 33)]
@@ -305,12 +313,27 @@ def generate(graph: Graph, seed: int = 7) -> Iterable[list[Any]]:
                 d if isinstance(d, int) else batch if axis == 0 else length for axis, d in enumerate(value.shape)
             )
             sample.append(_array(rng, graph, value, shape, bounds[name]))
+        _put_composites(rng, graph, specs, batch, length, sample)
         key = tuple(np.shape(a) for a in sample)
         if key not in made:
             made.add(key)
             yield sample
     if graph.inputs and all(key == k for k in made for key in made):  # nothing varies: other values, same shape
         yield [_array(rng, graph, v, np.shape(a), bounds[n]) for (n, v), a in zip(graph.inputs.items(), sample)]
+
+
+def _put_composites(rng, graph: Graph, specs: Any, batch: int, length: int, sample: list[Any]) -> None:
+    values, first = list(graph.inputs.values()), 0
+    for spec in tf.nest.flatten(specs):
+        if not isinstance(spec, tf.TypeSpec):
+            continue
+        inputs = values[first:]
+        made = composites.components(
+            *(spec, batch, length), functools.partial(lambda ins, i, shape: made_up(rng, graph, ins[i], shape), inputs)
+        )
+        if made is not None:
+            sample[first : first + len(made)] = made
+        first += len(tf.nest.flatten(spec, expand_composites=True))
 
 
 def made_up(rng, graph: Graph, value: Value, shape: tuple[int, ...], texts: Sequence[str] = TEXTS) -> Any:

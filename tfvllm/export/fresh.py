@@ -1,8 +1,9 @@
 """Runs a signature of a SavedModel with TensorFlow alone. Executed by its path in a fresh process; imports no tfvllm.
 
-    python fresh.py SAVED_MODEL REQUEST RESULT
+    python fresh.py REQUEST RESULT
 
-REQUEST and RESULT are pickles. Keras and tfvllm are hidden from the process, as on a server that lacks them.
+Both are pickles: REQUEST a list of (directory, requests), RESULT for each the outputs, or words where it failed.
+Keras and tfvllm are hidden from the process, as on a server that lacks them.
 """
 
 import importlib.machinery
@@ -54,14 +55,19 @@ def _by_path(name):
     return module
 
 
-def main(directory: str, request: str, result: str) -> None:
+def main(request: str, result: str) -> None:
     hide()
     _by_path("textops").load()
-    outputs = run(load(directory), pickle.loads(Path(request).read_bytes()))
+    answers: list = []
+    for directory, requests in pickle.loads(Path(request).read_bytes()):
+        try:
+            answers.append(run(load(directory), requests))
+        except Exception as error:
+            answers.append(" ".join(f"{type(error).__name__}: {error}".split()))
     loaded = sorted({name.split(".")[0] for name in sys.modules})
     found = [name for name in HIDDEN if name in loaded]
     assert not found, f"{found} must not be imported here"
-    Path(result).write_bytes(pickle.dumps({"outputs": outputs, "modules": loaded}))
+    Path(result).write_bytes(pickle.dumps({"answers": answers, "modules": loaded}))
 
 
 if __name__ == "__main__":

@@ -45,6 +45,17 @@ def check(
     return {"max_abs_error": worst, "atol": atol, "rtol": rtol, "signature": signature, "process": process}
 
 
+def tolerance(model, float32: float) -> float:
+    """How far answers of `model` may be from its own: `float32` where it computes in float32, four units in the last
+    place of 1 where any of its layers computes in a coarser type (mixed_bfloat16, float16, …)."""
+    layers = model._flatten_layers() if hasattr(model, "_flatten_layers") else ()
+    types = {str(getattr(layer, "compute_dtype", None)) for layer in layers}
+    return max([float32, *(4 * step for name, step in _STEPS.items() if name in types)])
+
+
+_STEPS = {"bfloat16": 2.0**-7, "float16": 2.0**-10}  # between 1 and the next number
+
+
 def run_here(directory: str | os.PathLike, requests: Sequence[tuple[str, Mapping]]) -> list[dict[str, np.ndarray]]:
     """Runs (signature, inputs) pairs in this process."""
     return loaded_here(directory)(requests)
@@ -69,27 +80,41 @@ def run_fresh(
     Raises TfvllmError with the process's last words when it fails, and VerificationError when a hidden package was
     loaded after all.
     """
+    answer = run_all_fresh([(directory, requests)], timeout)[0]
+    if isinstance(answer, TfvllmError):
+        raise answer
+    return answer
+
+
+def run_all_fresh(
+    asked: Sequence[tuple[str | os.PathLike, Sequence[tuple[str, Mapping]]]], timeout: float = 600.0
+) -> list[list[dict[str, np.ndarray]] | TfvllmError]:
+    """The same for several (directory, requests), in one process: the answers of each, or the error in their place.
+
+    Raises TfvllmError when the process itself fails, and VerificationError as `run_fresh` does.
+    """
+    jobs = [(str(Path(where).resolve()), [(name, dict(inputs)) for name, inputs in each]) for where, each in asked]
+    names = ", ".join(str(where) for where, _ in asked)
     with tempfile.TemporaryDirectory() as folder:
         request, result = Path(folder) / "request", Path(folder) / "result"
-        request.write_bytes(pickle.dumps([(name, dict(inputs)) for name, inputs in requests]))
-        command = [
-            sys.executable,
-            "-I",
-            fresh_script.__file__,
-            str(Path(directory).resolve()),
-            str(request),
-            str(result),
-        ]
+        request.write_bytes(pickle.dumps(jobs))
+        command = [sys.executable, "-I", fresh_script.__file__, str(request), str(result)]
         environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
         process = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment, check=False)
         if process.returncode or not result.exists():
-            last = (process.stderr.strip().splitlines() or ["no message"])[-1]
-            raise TfvllmError(f"{directory} does not load in a fresh process with TensorFlow alone: {last[:300]}")
-        answer = pickle.loads(result.read_bytes())
-    loaded = [name for name in fresh_script.HIDDEN if name in answer["modules"]]
+            raise _not_loading(names, (process.stderr.strip().splitlines() or ["no message"])[-1])
+        found = pickle.loads(result.read_bytes())
+    loaded = [name for name in fresh_script.HIDDEN if name in found["modules"]]
     if loaded:
-        raise VerificationError(f"loading {directory} imported {', '.join(loaded)}; expected TensorFlow alone.")
-    return answer["outputs"]
+        raise VerificationError(f"loading {names} imported {', '.join(loaded)}; expected TensorFlow alone.")
+    return [
+        _not_loading(where, answer) if isinstance(answer, str) else answer
+        for (where, _), answer in zip(asked, found["answers"])
+    ]
+
+
+def _not_loading(where: object, words: str) -> TfvllmError:
+    return TfvllmError(f"{where} does not load in a fresh process with TensorFlow alone: {words[:300]}")
 
 
 def _compare(name: str, expected: np.ndarray, found: np.ndarray, atol: float, rtol: float) -> float:

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfvllm.errors import InputError, VerificationError
-from tfvllm.files import check_new, new_directory
+from tfvllm.files import check_new, digest, new_directory
 from tfvllm.graph import convert, cost, dispatch, memory, quantize, targets, verify
 from tfvllm.graph.arguments import Arguments, flat, spec_of, spec_of_input
 from tfvllm.graph.guarantee import Approximate
@@ -191,7 +191,20 @@ def simplify_saved_model(
     with new_directory(destination, overwrite=overwrite) as partial:
         convert.save(saved.signatures, partial, Path(source) / "assets.extra", saved.loaded)
         report.seconds = time.perf_counter() - started
-        _write_manifest(partial, report, source)
+        given = {
+            "signature": signature,
+            "rules": rules,
+            "calibration": calibration,
+            "max_error": max_error,
+            "percentile": percentile,
+            "activations": activations,
+            "measure": measure,
+            "profile": profile,
+            "memory_limit": memory_limit,
+            "rtol": rtol,
+            "atol": atol,
+        }
+        _write_manifest(partial, report, source, given)
     return report
 
 
@@ -581,9 +594,10 @@ def _calibration(calibration: Sequence[dict[str, Any]] | None, entry: convert.Si
     return samples
 
 
-def _write_manifest(directory: Path, report: Report, source: str | os.PathLike) -> None:
+def _write_manifest(directory: Path, report: Report, source: str | os.PathLike, given: dict[str, Any]) -> None:
     from tfvllm import manifest
 
+    options, again = _as_given(report, given)
     manifest.add_step(
         directory,
         {
@@ -591,18 +605,57 @@ def _write_manifest(directory: Path, report: Report, source: str | os.PathLike) 
             "source": Path(source).name,
             "target": report.target,
             "precision": report.precision,
+            "options": options,
             "rules": report.rules,
             "guarantees": {n: e["guarantee"] for n, e in report.main.fired.items()},
             "verification": report.verification,
             **({"lowering": report.main.lowering} if report.main.lowering else {}),
             **({"dispatch": report.main.dispatch} if report.main.dispatch else {}),
             **({"notes": report.notes} if report.notes else {}),
-            "again": f"tfvllm simplify SRC DST --target {report.target} --precision {report.precision}"
-            + "".join(f" --rules -{rule}" for rule in report.dropped)
-            + (" --profile REQUESTS.jsonl" if report.main.dispatch else ""),
+            "again": again,
         },
         target=report.target,
     )
+
+
+def _as_given(report: Report, given: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """The options that were used, JSON-able, and the command that asks for the same model again.
+
+    Files travel under stand-ins (CALIBRATION, REQUESTS.jsonl), as the model does (SRC, DST); of the calibration the
+    digest is kept. Rules that a measurement left out are named, so that nothing need be measured again.
+    """
+    from tfvllm import manifest
+
+    rules = [] if given["rules"] is None else given["rules"]
+    rules = [rules] if isinstance(rules, str | Rule) else list(rules)
+    added = [rule.name for rule in rules if isinstance(rule, Rule)]
+    names = [name for name in rules if isinstance(name, str)]
+    calibration = given["calibration"]
+    told = {**given, "rules": [*names, *added], "profile": None if given["profile"] is None else "given"}
+    if calibration is not None:
+        flat = [(name, np.asarray(row[name])) for row in calibration for name in sorted(row)]
+        content = [
+            digest(name, value.dtype.name, value.shape, value.tolist() if value.dtype.hasobject else value.tobytes())
+            for name, value in flat
+        ]
+        told["calibration"] = {"samples": len(calibration), "digest": digest(*content)}
+    flags = {
+        "--target": report.target,
+        "--precision": report.precision,
+        "--signature": given["signature"],
+        "--rules": [*names, *(f"-{rule}" for rule in report.dropped)],
+        "--calibration": None if calibration is None else "CALIBRATION",
+        "--max-error": given["max_error"],
+        "--percentile": given["percentile"],
+        "--activations": given["activations"],
+        "--profile": None if given["profile"] is None else "REQUESTS.jsonl",
+        "--memory-limit": given["memory_limit"],
+        "--rtol": given["rtol"],
+        "--atol": given["atol"],
+    }
+    remark = f"with rules added in Python: {', '.join(added)}" if added else ""
+    options = {name: value for name, value in told.items() if value not in (None, False, [])}
+    return options, manifest.command_line("tfvllm simplify SRC DST", flags, remark=remark)
 
 
 def _name(model: Any) -> str:

@@ -64,7 +64,7 @@ def _requests(spec: Signature, texts: list[str], inputs: dict[str, Any], batch: 
     for name in inputs:
         if name not in spec.inputs:
             raise InputError(f"signature {spec.name!r} has no input {name!r}; it takes {_describe(spec)}.")
-    given = {name: tensors._array(value, name, spec.inputs[name], "--input") for name, value in inputs.items()}
+    given = {name: tensors.array_of(value, name, spec.inputs[name], "--input") for name, value in inputs.items()}
     if not texts:
         return [given]
     names = [

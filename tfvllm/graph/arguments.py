@@ -34,7 +34,7 @@ class Arguments:
         positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         return cls(function.structured_input_signature, positional, keras)
 
-    def fit(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    def fit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         """The same arguments as tensors of the specs' dtypes, every one in its place.
 
         Raises InputError where one is missing, unknown, or of another structure, dtype or shape.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import os
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -15,7 +18,7 @@ import tensorflow as tf
 
 from tfvllm.errors import InputError, VerificationError
 from tfvllm.files import check_new, digest, new_directory
-from tfvllm.graph import convert, cost, dispatch, memory, quantize, targets, verify
+from tfvllm.graph import convert, cost, dispatch, memory, quantize, state, targets, verify
 from tfvllm.graph.arguments import Arguments, flat, spec_of, spec_of_input
 from tfvllm.graph.guarantee import Approximate
 from tfvllm.graph.ir import Graph
@@ -26,6 +29,10 @@ PRECISIONS = ("float32", "bfloat16", "int8")
 _MAX_ROLLBACKS = 20
 _STRUCTURAL = ("clean", "layout", "weights")  # steps that only tidy up: not worth a measurement
 LOWERED_TOLERANCE = 0.05  # relative to the largest magnitude of an output; --rtol and --atol add to it
+
+
+LIVE = "live: the weights are the model's own, and no rule made a new one of them"
+SHARED = "{}: the graph writes it and it cannot be copied, so the model and the result share it"
 
 
 class Simplified:
@@ -67,8 +74,13 @@ def simplify(
     measure: bool = False,
     profile: Any = None,
     memory_limit: float | None = None,
+    live: bool = False,
 ) -> Simplified:
     """Rewrites the graph of a Keras model, a `tf.function` or a `ConcreteFunction`; the result is called like it.
+
+    The result has weights of its own, which hold what the model's hold now: training the model further, or
+    `set_weights`, does not reach it. What the graph itself writes (counters, the state of a stateful layer, tables,
+    generators) is the result's own from then on, too. The model is left as it was, whatever its graph writes.
 
     Args:
         model: a built Keras model (its inference graph, `training=False`), a `tf.function` with an input signature, or
@@ -90,6 +102,8 @@ def simplify(
             single one is best, the result chooses by batch and length.
         memory_limit: for `profile`: what the weights of all ways together may take, as a multiple of the original's
             bytes (default 2). A way with weights of its own has to save a tenth of the time.
+        live: share all variables with the model: the result follows whatever is assigned to them. No rule may then make
+            a new weight of old ones, so less is merged; float32 only.
 
     Raises:
         InputError: the model cannot be traced, or an option is not one of those listed.
@@ -110,10 +124,17 @@ def simplify(
     engine = _Engine(
         *(target, precision, rules, rtol, atol, int8, measure), dispatch.Options.check(profile, memory_limit)
     )
+    if live:
+        _share(graph, precision)
     rewritten, section = engine.run(graph, specs, "call", samples)
     engine.check_lowered([section])
+    notes = engine.notes()
+    if live:
+        notes.append(LIVE)
+    else:
+        notes.extend(SHARED.format(short(name)) for name in state.detach(rewritten))
     outputs = function.structured_outputs
-    report = Report(target, precision, {"call": section}, time.perf_counter() - started, _name(model), engine.notes())
+    report = Report(target, precision, {"call": section}, time.perf_counter() - started, _name(model), notes)
     arguments = Arguments.of(function, keras=_symbolic_inputs(model) is not None)
     return Simplified(rewritten, arguments, lambda results: _pack(outputs, results), report)
 
@@ -287,6 +308,13 @@ class _Engine:
 
     def run(self, graph: Graph, specs, name: str, samples) -> tuple[Graph, SignatureReport]:
         verifier = verify.Verifier(graph, specs, samples, self.rtol, self.atol)
+        for wanted, what in (
+            (self.lowering, f"precision {self.precision}"),
+            (self.measure, "measure"),
+            (self.requests, "profile"),
+        ):
+            if wanted:
+                verifier.require_runs(what)
         section = SignatureReport(name, cost.count(graph), {}, diagrams={"before": diagram(graph)})
         skip: set[tuple[str, str]] = set()
         rewriter, comparison = self._verified(graph, verifier, section, skip)
@@ -360,7 +388,7 @@ class _Engine:
         rewriter = Rewriter(verified.graph.copy(), self.target)
         rewriter.run([Step("few", (KeepPackedForFew(),))])
         slack = self._slack(verified)
-        if rewriter.fired and verifier.compare(rewriter.graph, slack).ok:
+        if rewriter.fired and verifier.compare(rewriter.graph, slack).agrees:
             add(name, rewriter.graph, slack)
 
     def _verified(self, graph: Graph, verifier: verify.Verifier, section: SignatureReport, skip: set):
@@ -369,7 +397,7 @@ class _Engine:
             rewriter = self.rewrite(graph, frozenset(skip))
             targets.check_graph(rewriter.graph, self.target)
             comparison = verifier.compare(rewriter.graph, self._slack(rewriter))
-            if comparison.ok:
+            if comparison.agrees:
                 break
             guilty = self._bisect(graph, verifier, rewriter, frozenset(skip))
             if guilty is None or len(section.rolled_back) == _MAX_ROLLBACKS:
@@ -399,10 +427,11 @@ class _Engine:
             # Weights made for a trial go with it.
             self.steps, self.shared_weights = select(self.steps, f"-{rule}"), dict(self.shared_weights)
             trial = self.rewrite(graph, frozenset(skip))
-            duel = cost.duel(verifier.calls(best.graph), verifier.calls(trial.graph))
+            with verifier.state.kept():
+                duel = cost.duel(verifier.calls(best.graph), verifier.calls(trial.graph))
             pays = duel.winner == "first" or (duel.winner is None and not _burdens(best.graph, trial.graph))
             comparison = found if pays else verifier.compare(trial.graph, self._slack(trial))
-            drop = not pays and comparison.ok
+            drop = not pays and comparison.agrees
             why = {"first": "faster with it", "second": "faster without it", None: "no difference beyond the noise"}
             section.measured.append(
                 {
@@ -428,17 +457,23 @@ class _Engine:
             lowered, comparison, section.lowering = outcome.rewriter, outcome.comparison, outcome.details
         else:
             lowered, comparison = self._bfloat16(verified.graph, verifier, {})
-            if not comparison.ok:
+            if not comparison.agrees:
                 kept = quantize.keep_from_bfloat16(verified.graph, verifier, LOWERED_TOLERANCE)
                 lowered, comparison = self._bfloat16(verified.graph, verifier, kept)
         lowered.declined = {**verified.declined, **lowered.declined}
-        if comparison.ok and self.last:
+        if comparison.agrees and self.last:
             before = len(lowered.fired)
             lowered.run(self.last)
             if len(lowered.fired) > before:
                 slack = self.int8.max_error if self.precision == "int8" else LOWERED_TOLERANCE
                 comparison = verifier.compare(lowered.graph, slack)
-        if not comparison.ok:
+        if comparison.status == "not verified":
+            reason = next(iter(comparison.unverified.values()))
+            raise InputError(
+                f"signature {section.name!r}: precision {self.precision} needs results to be held against, and none "
+                f"can be: {reason}. Use float32, or pass inputs on which the model gives the same twice."
+            )
+        if not comparison.agrees:
             raise VerificationError(
                 f"signature {section.name!r}: {self.precision} is off by more than {LOWERED_TOLERANCE:.0%} of the "
                 f"result ({comparison.failures[0]}). Nothing was written. Allow more with --rtol, or stay with float32."
@@ -481,7 +516,7 @@ class _Engine:
 
         def wrong(count: int) -> bool:
             trial = self.rewrite(graph, skip, limit=count)
-            return not verifier.compare(trial.graph, self._slack(rewriter)).ok
+            return not verifier.compare(trial.graph, self._slack(rewriter)).agrees
 
         low, high = 0, len(rewriter.fired)
         if high == 0 or wrong(0):
@@ -559,16 +594,34 @@ def _symbolic_inputs(model: Any) -> Any:
     return structure
 
 
+def _share(graph: Graph, precision: str) -> None:
+    """Lets no rule rely on what a variable holds."""
+    if precision != "float32":
+        raise InputError(
+            f"live: expected precision float32, found {precision}, which makes new weights of the model's."
+        )
+    for capture in graph.captures.values():
+        capture.frozen = capture.frozen and capture.made
+
+
 def _arguments(inputs: Any) -> tuple:
     return inputs if isinstance(inputs, tuple) else (inputs,)
 
 
 def _owners(model: Any) -> dict[int, Any]:
-    """Tables and tokenizers that a model holds, so that a saved result can hold them too."""
-    try:
-        return convert.owners_of(tf.train.TrackableView(model).descendants())
-    except (ValueError, TypeError, AttributeError):
-        return {}
+    """Tables and tokenizers that a model holds, or a function refers to, so that they can be copied and saved."""
+    roots = [model]
+    python_function = getattr(model, "python_function", None)
+    for function in () if python_function is None else (python_function, inspect.unwrap(python_function)):
+        with contextlib.suppress(TypeError, ValueError):
+            names = inspect.getclosurevars(function)
+            found = [*names.nonlocals.values(), *names.globals.values()]
+            roots.extend(item() if isinstance(item, weakref.ref) else item for item in found)  # a method's own object
+    owners: dict[int, Any] = {}
+    for root in roots:
+        with contextlib.suppress(ValueError, TypeError, AttributeError):  # it tracks nothing
+            owners |= convert.owners_of(tf.train.TrackableView(root).descendants())
+    return owners
 
 
 def _pack(structure: Any, flat: list) -> Any:

@@ -335,6 +335,11 @@ class Distiller(keras.Model):
         """As `keras.Model.fit`; raw strings in `x` and `validation_data` go through the student's preprocessor."""
         if not self._held.teachers:
             raise InputError(_NO_TEACHER)
+        if not self.student.trainable_variables and not self.student.built:
+            raise InputError(
+                f"the student {self.student.name} is not built: it has no weights yet. Call it once on a batch, or "
+                "student.build(…), before fit."
+            )
         if not self.student.trainable_variables:
             raise InputError(
                 f"the student {self.student.name} is frozen: it has no trainable variables. Set student.trainable = "

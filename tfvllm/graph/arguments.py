@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from tfvllm.errors import InputError
 
+REAL_INPUTS = "inputs=… (of a SavedModel: calibration=…)"
 _NEXT = "Pass it so, or simplify the model with inputs=… of that kind."
 _KINDS = {"b": 0, "u": 1, "i": 1, "f": 2, "c": 3}  # a kind holds the kinds before it
 

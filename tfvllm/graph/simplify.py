@@ -403,8 +403,8 @@ class _Engine:
             if guilty is None or len(section.rolled_back) == _MAX_ROLLBACKS:
                 raise VerificationError(
                     f"signature {section.name!r}: the simplified graph does not compute what the original does "
-                    f"({comparison.failures[0]}). Nothing was written. Leave rules out with --rules -NAME, or allow "
-                    "more with --rtol."
+                    f'({comparison.failures[0]}). Nothing was written. Leave rules out with rules="-NAME", or '
+                    "allow more with rtol=."
                 )
             skip.add((guilty.rule, guilty.node))
             section.rolled_back.append(
@@ -474,9 +474,13 @@ class _Engine:
                 f"can be: {reason}. Use float32, or pass inputs on which the model gives the same twice."
             )
         if not comparison.agrees:
+            bound, more = (
+                (self.int8.max_error, "max_error=") if self.precision == "int8" else (LOWERED_TOLERANCE, "rtol=")
+            )
             raise VerificationError(
-                f"signature {section.name!r}: {self.precision} is off by more than {LOWERED_TOLERANCE:.0%} of the "
-                f"result ({comparison.failures[0]}). Nothing was written. Allow more with --rtol, or stay with float32."
+                f"signature {section.name!r}: {self.precision} is off by more than {bound:.3g} of the result's largest "
+                f"magnitude ({comparison.failures[0]}). Nothing was written. Allow more with {more}, or stay with "
+                "float32."
             )
         return lowered, comparison
 

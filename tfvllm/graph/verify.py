@@ -8,6 +8,7 @@ says how far a graph that adds the same terms in another order may lie. Where th
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ import tensorflow as tf
 
 from tfvllm.errors import InputError
 from tfvllm.graph import composites, float64, memory, trial
+from tfvllm.graph.arguments import REAL_INPUTS
 from tfvllm.graph.ir import Graph, Node, Value
 from tfvllm.graph.rewriter import short
 from tfvllm.graph.state import State
@@ -30,6 +32,7 @@ TEXTS = (
     "x",
     "the the the the the the the the the the the the the the the the the the the the the the the the",
 )
+_PLACE = re.compile(r"Detected at node|<stack traces|File \"|\(\d+\) ")
 ROUNDING = 16.0  # how many times the original's own rounding error a reordered result may be off
 FIXED = 1e-4  # relative to the largest magnitude, where float64 is no yardstick
 _MOST = 0.5  # of the largest magnitude: a tolerance above it would prove nothing
@@ -139,7 +142,7 @@ class Verifier:
             raise InputError(
                 "the original model fails on every generated input "
                 f"({_line(error) if error else 'none could be made'}); "
-                "pass real ones: --calibration FILE (calibration=[…])."
+                f"pass real ones: {REAL_INPUTS}."
             )
         for j, name in enumerate(self.names):
             repeating = [i for i, row in enumerate(self.usable) if row[j]]
@@ -331,7 +334,12 @@ def _draws(graph: Graph, state: State, output: str | None = None) -> list[str]:
 
 
 def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    """What is wrong, in one line: of a failed assertion, its own text, not where in which file the node was made."""
+    lines = [line.strip() for line in str(error).split("\n\t [[")[0].splitlines() if line.strip()]
+    if lines and lines[0].startswith("Graph execution error"):
+        told = [i for i, line in enumerate(lines) if line.startswith("Node: ")]
+        lines = lines[told[-1] + 1 :] if told else [i for i in lines[1:] if not _PLACE.match(i)] or lines[-1:]
+    return " ".join(lines or [type(error).__name__])[:300]
 
 
 # ------------------------------------------------------------------------------------------------------ made-up inputs

@@ -24,11 +24,13 @@ def command(source, target, signature, diagram, as_json):
 
     import_tensorflow()
     from tfvllm import manifest
+    from tfvllm.cli.simplify import in_options
     from tfvllm.files import write_text
     from tfvllm.graph.report import side_by_side
     from tfvllm.graph.simplify import inspect_saved_model
 
-    found = inspect_saved_model(source, target=target, signature=signature)
+    with in_options():
+        found = inspect_saved_model(source, target=target, signature=signature)
     notes = manifest.read(source).get("notes", [])
     diagrams = {name: entry.pop("diagrams") for name, entry in found["signatures"].items()}
     if diagram:

@@ -2,11 +2,12 @@
 
 import contextlib
 import json
+import re
 import sys
 
 import click
 
-from tfvllm.errors import InputError
+from tfvllm.errors import InputError, TfvllmError
 from tfvllm.export import PRECISIONS
 
 _M_MMAP_THRESHOLD = -3  # <malloc.h>
@@ -68,14 +69,16 @@ def command(source, destination, html, diagram, as_json, calibration, rules, **o
     from tfvllm.graph.simplify import simplify_saved_model
 
     say = (lambda line: None) if as_json else (lambda line: click.echo(line, err=True))
-    report = simplify_saved_model(
-        source,
-        destination,
-        rules=list(rules) or None,
-        calibration=None if calibration is None else read_inputs(calibration),
-        progress=say,
-        **options,
-    )
+    with in_options():
+        report = simplify_saved_model(
+            source,
+            destination,
+            rules=list(rules) or None,
+            calibration=None if calibration is None else read_inputs(calibration),
+            progress=say,
+            **options,
+        )
+    report.notes = [_options_of(note) for note in report.notes]
     if html:
         report.to_html(html)
     if diagram:
@@ -87,6 +90,24 @@ def command(source, destination, html, diagram, as_json, calibration, rules, **o
         from rich.console import Console
 
         Console().print(report.table())
+
+
+@contextlib.contextmanager
+def in_options():
+    """Lets errors name the options of the command line, where they name the arguments of the Python call."""
+    try:
+        yield
+    except TfvllmError as error:
+        raise type(error)(_options_of(str(error))) from error
+
+
+def _options_of(message: str) -> str:
+    from tfvllm.graph.arguments import REAL_INPUTS
+
+    message = message.replace(REAL_INPUTS, "--calibration FILE").replace('rules="-NAME"', "--rules -NAME")
+    for argument, option in (("signature=", "--signature"), ("max_error=", "--max-error"), ("rtol=", "--rtol")):
+        message = re.sub(rf"\b{argument}(?![\w…])", option, message)
+    return message
 
 
 def _give_back_freed_memory() -> None:

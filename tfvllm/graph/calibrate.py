@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tfvllm.errors import InputError
 from tfvllm.graph import trial
+from tfvllm.graph.arguments import REAL_INPUTS
 from tfvllm.graph.ir import Graph, Node, Value
 from tfvllm.graph.rewriter import Builder, short
 
@@ -92,7 +93,7 @@ def observe(
         if not np.all(np.isfinite(spread.squares)):
             raise InputError(
                 f"calibration: {short(value.name)} holds NaN or infinities on the calibration inputs, and no range can "
-                "be made of these; expected inputs on which the model is finite. Pass others: --calibration FILE."
+                f"be made of these; expected inputs on which the model is finite. Pass others: {REAL_INPUTS}."
             )
         spread.squares = spread.squares / max(1, count)
     return dict(zip(values, spreads))

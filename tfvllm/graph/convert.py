@@ -461,7 +461,7 @@ def load(path: str | os.PathLike, only: str | None = None) -> SavedModel:
     if not names:
         available = ", ".join(loaded.signatures) or "none"
         wanted = f"signature {only!r}" if only else "at least one signature"
-        raise InputError(f"{path}: expected {wanted}, found {available}. Pass --signature with one of these.")
+        raise InputError(f"{path}: expected {wanted}, found {available}. Pass signature= with one of these.")
     owners = owners_of(tf.train.TrackableView(loaded).descendants())
     signatures = {}
     for name in names:

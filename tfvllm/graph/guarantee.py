@@ -33,11 +33,18 @@ class Reordered(Guarantee):
     The result may differ from the original by rounding alone; against a float64 evaluation of the original graph its
     error is of the size of the original's own error.
 
+    Attributes:
+        within: what is computed on the way that the original does not compute, such as "x + y" where x·c + y·c becomes
+            (x + y)·c. It holds where that stays in the range of the dtype: below 3.4e38 in float32 and bfloat16.
+            float16 ends at 65504, which ordinary activations reach: there the rule declines.
+
     Example:
         >>> from tfvllm.graph.guarantee import Reordered
         >>> print(Reordered())
         Reordered
     """
+
+    within: str = ""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import numpy as np
 
 from tfvllm.errors import InputError, VerificationError
 from tfvllm.graph import calibrate, targets
+from tfvllm.graph.arguments import REAL_INPUTS
 from tfvllm.graph.guarantee import Approximate
 from tfvllm.graph.ir import Graph, Node
 from tfvllm.graph.rewriter import Rewriter, short
@@ -25,7 +26,7 @@ _MARGIN = 0.7  # what is left out because the bound holds without it must leave 
 _OUTLIERS = (1, 2, 4, 8)  # how many channels may be computed apart
 MADE_UP = (
     "int8 ranges come from made-up inputs: random ids and normal numbers, not this model's real ones. Pass real inputs "
-    "(--calibration FILE, calibration=[…]; for tfvllm.simplify: inputs=…) before relying on its accuracy."
+    f"({REAL_INPUTS}) before relying on its accuracy."
 )
 
 
@@ -149,7 +150,7 @@ class Quantizer:
         raise VerificationError(
             f"signature {name!r}: even with one product alone in int8 the results are off by more than "
             f"{self.options.max_error:.3g} of their largest magnitude ({plan.comparison.failures[0]}). Nothing was "
-            "written. Allow more with --max-error, pass real inputs with --calibration, or use bfloat16."
+            f"written. Allow more with max_error=, pass real inputs with {REAL_INPUTS}, or use bfloat16."
         )
 
     # ------------------------------------------------------------------------------------------------------- its steps

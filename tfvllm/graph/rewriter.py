@@ -260,6 +260,10 @@ class Rewriter:
     def allowed(self, rule: Rule, node: Node) -> bool:
         if self.limit is not None and len(self.fired) >= self.limit:
             return False
+        within = getattr(rule.guarantee, "within", "")
+        if within and any(v.dtype == tf.float16 for v in node.outputs):
+            self.decline(rule, node, f"float16 ends at 65504, and {within} may go beyond where the original does not")
+            return False
         return (rule.name, node.name) not in self.skip
 
     def fire(self, rule: Rule, node: Node) -> None:

@@ -20,6 +20,7 @@ from tfvllm import warm_requests
 from tfvllm.errors import InputError, VerificationError
 from tfvllm.files import check_new, digest, new_directory
 from tfvllm.graph import convert, cost, dispatch, memory, quantize, state, targets, verify
+from tfvllm.graph.arguments import Arguments, flat, spec_of, spec_of_input
 from tfvllm.graph.guarantee import Approximate
 from tfvllm.graph.ir import Graph
 from tfvllm.graph.report import Report, SignatureReport, diagram
@@ -44,28 +45,19 @@ class Simplified:
         array([1., 2.], dtype=float32)
     """
 
-    def __init__(self, graph: Graph, specs: tuple[tuple, dict], pack: Callable[[list], Any], report: Report):
-        self.graph, self.specs, self.report = graph, specs, report
-        self.concrete_function = convert.to_concrete(graph, specs, pack)
+    def __init__(self, graph: Graph, arguments: Arguments, pack: Callable[[list], Any], report: Report):
+        self.graph, self.specs, self.report = graph, arguments.specs, report
+        self.concrete_function = convert.to_concrete(graph, arguments.specs, pack)
+        self._arguments = arguments
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The original's result. Arrays are converted to the original's dtypes.
+        """The original's result. Arrays and lists are converted to the original's dtypes.
 
-        Raises InputError where the arguments are not nested as the original's are.
+        Raises InputError where the arguments are not nested as the original's are, or where one has a shape or a dtype
+        that the graph was not made for.
         """
-        try:
-            packed = tf.nest.map_structure(
-                lambda spec, given: (
-                    tf.convert_to_tensor(given, spec.dtype) if isinstance(spec, tf.TensorSpec) else given
-                ),
-                self.specs,
-                (args, kwargs),
-            )
-        except (TypeError, ValueError) as error:
-            raise InputError(
-                f"expected arguments like {self.specs}, found {_describe((args, kwargs))}: {error}"
-            ) from None
-        return self.concrete_function(*packed[0], **packed[1])
+        args, kwargs = self._arguments.fit(args, kwargs)
+        return self.concrete_function(*args, **kwargs)
 
 
 def simplify(
@@ -130,7 +122,7 @@ def simplify(
     specs = function.structured_input_signature
     graph = convert.from_concrete(function, _owners(model))
     given = tf.nest.flatten(inputs)
-    samples = None if inputs is None or any(isinstance(t, tf.TensorSpec) for t in given) else [_flat(inputs)]
+    samples = None if inputs is None or any(isinstance(t, tf.TypeSpec) for t in given) else [flat(inputs)]
     int8 = quantize.Options.check(precision, target, max_error, percentile, activations)
     targets.check_runs(target, precision)
     engine = _Engine(
@@ -147,7 +139,8 @@ def simplify(
         notes.extend(SHARED.format(short(name)) for name in state.detach(rewritten))
     outputs = function.structured_outputs
     report = Report(target, precision, {"call": section}, time.perf_counter() - started, _name(model), notes)
-    return Simplified(rewritten, specs, lambda flat: _pack(outputs, flat), report)
+    arguments = Arguments.of(function, keras=_symbolic_inputs(model) is not None)
+    return Simplified(rewritten, arguments, lambda results: _pack(outputs, results), report)
 
 
 def simplify_saved_model(
@@ -416,8 +409,8 @@ class _Engine:
             if guilty is None or len(section.rolled_back) == _MAX_ROLLBACKS:
                 raise VerificationError(
                     f"signature {section.name!r}: the simplified graph does not compute what the original does "
-                    f"({comparison.failures[0]}). Nothing was written. Leave rules out with --rules -NAME, or allow "
-                    "more with --rtol."
+                    f'({comparison.failures[0]}). Nothing was written. Leave rules out with rules="-NAME", or '
+                    "allow more with rtol=."
                 )
             skip.add((guilty.rule, guilty.node))
             section.rolled_back.append(
@@ -487,9 +480,13 @@ class _Engine:
                 f"can be: {reason}. Use float32, or pass inputs on which the model gives the same twice."
             )
         if not comparison.agrees:
+            bound, more = (
+                (self.int8.max_error, "max_error=") if self.precision == "int8" else (LOWERED_TOLERANCE, "rtol=")
+            )
             raise VerificationError(
-                f"signature {section.name!r}: {self.precision} is off by more than {LOWERED_TOLERANCE:.0%} of the "
-                f"result ({comparison.failures[0]}). Nothing was written. Allow more with --rtol, or stay with float32."
+                f"signature {section.name!r}: {self.precision} is off by more than {bound:.3g} of the result's largest "
+                f"magnitude ({comparison.failures[0]}). Nothing was written. Allow more with {more}, or stay with "
+                "float32."
             )
         return lowered, comparison
 
@@ -586,17 +583,9 @@ def _concrete(model: Any, inputs: Any) -> Any:
                 "ConcreteFunction, or pass inputs=(…)."
             )
         return model.get_concrete_function(*(() if inputs is None else _arguments(inputs)))
-    structure = getattr(model, "_inputs_struct", None)
-    if structure is None:
-        structure = getattr(model, "inputs", None)
-        if isinstance(structure, (list, tuple)) and len(structure) == 1:
-            structure = structure[0]
+    structure = _symbolic_inputs(model)
     if callable(model) and (structure is not None or inputs is not None):
-        specs = None
-        if structure is not None:
-            specs = tf.nest.map_structure(
-                lambda t: tf.TensorSpec(t.shape, t.dtype, name=t.name.split(":")[0]), structure
-            )
+        specs = None if structure is None else tf.nest.map_structure(spec_of_input, structure)
         if inputs is not None:
             specs = _with_open_sizes(specs, inputs)
         call = tf.function(lambda batch: model(batch, training=False), autograph=False)
@@ -620,7 +609,7 @@ def _with_open_sizes(known: Any, inputs: Any) -> Any:
         and not (isinstance(known, (list, tuple)) and len(known) == 1)
     ):
         inputs = inputs[0]  # one positional argument
-    specs = tf.nest.map_structure(_spec_of_array, inputs)
+    specs = tf.nest.map_structure(spec_of, inputs)
     if known is None:
         return specs
     if isinstance(specs, dict):  # by name, whether or not the model was made with a dict
@@ -637,12 +626,24 @@ def _with_open_sizes(known: Any, inputs: Any) -> Any:
     return tf.nest.pack_sequence_as(known, list(map(_opened, tf.nest.flatten(known), tf.nest.flatten(specs))))
 
 
-def _opened(known: tf.TensorSpec, given: tf.TensorSpec) -> tf.TensorSpec:
+def _opened(known: Any, given: Any) -> Any:
     """`given` with the open sizes of `known`."""
+    if not (isinstance(known, tf.TensorSpec) and isinstance(given, tf.TensorSpec)):
+        return given
     if known.shape.rank is None or known.shape.rank != given.shape.rank:
         return given
     sizes = [None if open_ is None else size for open_, size in zip(known.shape, given.shape)]
     return tf.TensorSpec(sizes, given.dtype, name=known.name)
+
+
+def _symbolic_inputs(model: Any) -> Any:
+    """The inputs of a built Keras model, nested as it takes them; None of anything else."""
+    structure = getattr(model, "_inputs_struct", None)
+    if structure is None and not hasattr(model, "graph"):
+        structure = getattr(model, "inputs", None)
+        if isinstance(structure, (list, tuple)) and len(structure) == 1:
+            structure = structure[0]
+    return structure
 
 
 def _share(graph: Graph, precision: str) -> None:
@@ -655,19 +656,8 @@ def _share(graph: Graph, precision: str) -> None:
         capture.frozen = capture.frozen and capture.made
 
 
-def _spec_of_array(array: Any) -> tf.TensorSpec:
-    if isinstance(array, tf.TensorSpec):
-        return array
-    tensor = tf.convert_to_tensor(array)
-    return tf.TensorSpec([None, *tensor.shape[1:]] if tensor.shape.rank else [], tensor.dtype)
-
-
 def _arguments(inputs: Any) -> tuple:
     return inputs if isinstance(inputs, tuple) else (inputs,)
-
-
-def _flat(inputs: Any) -> list[np.ndarray]:
-    return [np.asarray(t) for t in tf.nest.flatten(inputs)]
 
 
 def _owners(model: Any) -> dict[int, Any]:
@@ -778,10 +768,6 @@ def _name(model: Any) -> str:
     if isinstance(name, bytes):
         name = name.decode()
     return name if isinstance(name, str) else getattr(model, "__name__", type(model).__name__)
-
-
-def _describe(arguments: Any) -> str:
-    return str(tf.nest.map_structure(lambda a: f"{type(a).__name__}{list(np.shape(a))}", arguments))
 
 
 def _spec(spec: tf.TensorSpec) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from tfvllm.graph.rewriter import Declined, Rule, Skip
 class FactorOut(Rule):
     """x·c + y·c -> (x + y)·c,   x·c - y·c -> (x - y)·c,   x/c + y/c -> (x + y)/c.   Two products become one."""
 
-    guarantee = Reordered()  # distributing rounds at other places
+    guarantee = Reordered(within="the sum of x and y")  # distributing rounds at other places
 
     def pattern(self, x, y, c):
         def pair(both):
@@ -79,7 +79,7 @@ def _combined(graph, m):
 class JoinTerms(Rule):
     """(x + a) + b -> x + (a + b) for constants and weights a and b (a convolution's bias and its normalisation's)."""
 
-    guarantee = Reordered()
+    guarantee = Reordered(within="a + b")
 
     def pattern(self, x, a, b):
         plus = op.any_of("AddV2", "Add", "BiasAdd")

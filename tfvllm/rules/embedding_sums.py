@@ -65,7 +65,7 @@ class KnownRow(Rule):
 class RowIntoTable(Rule):
     """x + table[:n] + row -> x + (table + row)[:n], and likewise for looked-up rows: the sum is in the weights."""
 
-    guarantee = Reordered()
+    guarantee = Reordered(within="table + row")
 
     def pattern(self, x, table, row, begin, size, index, axis):
         cut = op.Slice(table, begin, size, name="part")

@@ -10,7 +10,7 @@ from tfvllm.graph.rewriter import Declined, Rule
 class FoldScale(Rule):
     """(x @ w + b)·c -> x @ (w·c) + b·c.   Exact where c is a power of two (attention with heads of 64: c = 1/8)."""
 
-    guarantee = Reordered()
+    guarantee = Reordered(within="w·c")
 
     def pattern(self, x, w, bias):
         product = op.MatMul(x, w, name="product")

@@ -16,7 +16,7 @@ class ScaleIntoWeights(Rule):
     What batch normalisation is at inference time: y·k + d, with k = γ/√(variance + ε).
     """
 
-    guarantee = Reordered()
+    guarantee = Reordered(within="w·c")
 
     def pattern(self, x, w, bias, c):
         product = op.any_of(*_LINEAR)(x, w, name="product")
@@ -89,7 +89,7 @@ class TermToBias(Rule):
 class BatchNormToAffine(Rule):
     """FusedBatchNormV3(x, γ, β, μ, σ²) -> x·k + (β - μ·k),   k = γ·rsqrt(σ² + ε): what it is at inference time."""
 
-    guarantee = Reordered()
+    guarantee = Reordered(within="x·k")
 
     def pattern(self, x, gamma, beta, mean, variance):
         names = ("FusedBatchNormV3", "FusedBatchNormV2", "FusedBatchNorm")
@@ -117,7 +117,7 @@ class BatchNormToAffine(Rule):
 class JoinLinearLayers(Rule):
     """(x@A + a)@B + b -> x@(A@B) + (a@B + b), where that takes no more work: k·n ≤ k·h + h·n."""
 
-    guarantee = Reordered()
+    guarantee = Reordered(within="A@B")
 
     def pattern(self, x, w, bias, second):
         product = op.MatMul(x, w, name="product")

@@ -21,7 +21,8 @@ class OneQuery(Pass):
     nothing. The heads, which share x, become the queries of one head.
     """
 
-    guarantee = Reordered()  # (q·Kᵀ)·xᵀ = q·(x·K)ᵀ and (p·x)·V = p·(x·V): the same terms
+    # (q·Kᵀ)·xᵀ = q·(x·K)ᵀ and (p·x)·V = p·(x·V): the same terms
+    guarantee = Reordered(within="q·Kᵀ or p·x")
 
     def run(self, rewriter):
         graph = rewriter.graph

@@ -15,7 +15,7 @@ class GammaIntoWeights(Pass):
     Only where every reader of z·γ is a product with weights of its own.
     """
 
-    guarantee = Reordered()
+    guarantee = Reordered(within="γ·W")
 
     def run(self, rewriter):
         graph = rewriter.graph
@@ -77,7 +77,8 @@ class GammaIntoWeights(Pass):
 class CentreLayerNorm(Rule):
     """x·(r·γ) + (-μ·(r·γ) + β) -> (x - μ)·r·γ + β,   r = rsqrt(σ² + ε).   Two passes fewer over [rows, width]."""
 
-    guarantee = Reordered()  # and nearer to the exact result: no two large numbers are subtracted
+    # And nearer to the exact result: no two large numbers are subtracted.
+    guarantee = Reordered(within="x - μ")
     targets = ("portable",)
 
     def pattern(self, x, gamma, beta):

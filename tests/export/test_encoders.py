@@ -111,6 +111,7 @@ def test_positions_of_texts_longer_than_the_table():
     assert "_get_rel_pos" not in vars(layer)  # as before
 
 
+@pytest.mark.thorough
 def test_deberta_pads_to_the_longest(tmp_path):
     model = encoders.classifier("deberta_v3")
     path = tfvllm.export(model, tmp_path / "1", "classify", warmup=False)
@@ -118,6 +119,7 @@ def test_deberta_pads_to_the_longest(tmp_path):
     agree(served(path, TEXTS), encoders.scores(model, TEXTS), "scores")
 
 
+@pytest.mark.thorough
 def test_fnet_embeds_at_its_one_length(tmp_path):
     model, made = encoders.backbone("f_net"), encoders.preprocessor("f_net")
     path = tfvllm.export(model, tmp_path / "1", "embed", preprocessor=made, warmup=False)
@@ -220,7 +222,8 @@ def test_a_subclassed_model_can_be_wrapped_as_the_message_says(tmp_path):
 # --- embeddings as their maker pools ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["cls", pytest.param("max", marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("mode", ["cls", "max"])
 def test_a_text_embedder_answers_as_in_keras(tmp_path, mode):
     made = keras_nlp.models.BertTextEmbedderPreprocessor(encoders.tokenizer("bert"), sequence_length=encoders.LENGTH)
     model = keras_nlp.models.BertTextEmbedder(encoders.backbone("bert"), made, pooling_mode=mode, normalize=False)

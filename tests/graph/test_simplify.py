@@ -108,7 +108,7 @@ def test_functions_and_structures():
     assert int(got["n"]) == 2
     again = tfvllm.simplify(call.get_concrete_function())
     np.testing.assert_array_equal(again({"a": x}, 2.0)["y"][0], got["y"][0])
-    with pytest.raises(InputError, match="expected arguments like"):
+    with pytest.raises(InputError, match="scale is missing; the arguments are inputs"):
         fast(x)
     with pytest.raises(InputError, match="no input signature"):
         tfvllm.simplify(tf.function(lambda x: x))

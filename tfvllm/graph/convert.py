@@ -21,6 +21,7 @@ from tensorflow.core.framework import graph_pb2, node_def_pb2
 from tensorflow.core.protobuf import saved_model_pb2, trackable_object_graph_pb2
 from tensorflow.python.eager import context
 
+from tfvllm import loading, textops
 from tfvllm.errors import InputError
 from tfvllm.graph import effects, infer, ops
 from tfvllm.graph.ir import Capture, Graph, Node, Value
@@ -101,7 +102,7 @@ class _Importer:
             owner = owners.get(id(outer))
             self.graph.captures[value.node.name] = Capture(outer, owner, frozen=isinstance(owner, tf.Variable))
             return
-        array = outer.numpy()
+        array = np.asarray(outer.numpy(), outer.dtype.as_numpy_dtype)  # of a string scalar, bytes
         if array.size <= _SMALL_CAPTURE or array.dtype == object:
             node = self.graph.add(name, "Const", [], {"dtype": outer.dtype, "value": array})
         else:
@@ -452,9 +453,7 @@ def load(path: str | os.PathLike, only: str | None = None) -> SavedModel:
     _register_ops(proto)
     restore = _Restore.of(path)
     try:
-        loaded = tf.saved_model.load(
-            str(path), options=tf.saved_model.LoadOptions(experimental_skip_checkpoint=restore is not None)
-        )
+        loaded = loading.load(path, tf.saved_model.LoadOptions(experimental_skip_checkpoint=restore is not None))
     except Exception as error:
         raise InputError(f"{path} cannot be loaded: {_first_line(error)}") from error
     definitions = next(iter(proto.meta_graphs)).signature_def
@@ -542,8 +541,7 @@ def _register_ops(proto) -> None:
     used = {n.op for m in proto.meta_graphs for n in m.graph_def.node}
     used.update(n.op for m in proto.meta_graphs for f in m.graph_def.library.function for n in f.node_def)
     if any(ops.definition(op) is None for op in used):
-        import tensorflow_text  # noqa: F401  registers its ops
-
+        textops.load()
         ops.definition.cache_clear()
         ops.is_stateful.cache_clear()
 
@@ -556,8 +554,13 @@ def _thaw_shared(graphs: list[Graph]) -> None:
             capture.frozen = capture.frozen and id(capture.tensor) not in written
 
 
-def save(signatures: dict[str, Signature], directory: Path, extra_assets: Path | None = None) -> None:
-    """Writes the signatures' graphs as a SavedModel into `directory` (which must not exist or be empty)."""
+def save(
+    signatures: dict[str, Signature], directory: Path, extra_assets: Path | None = None, loaded: Any = None
+) -> None:
+    """Writes the signatures' graphs as a SavedModel into `directory` (which must not exist or be empty).
+
+    `loaded` is the SavedModel they are of: one of TF 1 fills the tables in its graph by an initialiser of its own.
+    """
     holder = tf.Module()
     owners: dict[int, Any] = {}
     functions = {}
@@ -572,6 +575,9 @@ def save(signatures: dict[str, Signature], directory: Path, extra_assets: Path |
                     raise InputError(f"{key}: a captured resource has no owner that could be saved with the model.")
                 owners[id(capture.owner)] = capture.owner
     holder.tfvllm_resources = list(owners.values())
+    tables = any("HashTable" in n.op for s in signatures.values() for n in s.graph.live())
+    if tables and hasattr(loaded, "initializer"):  # it belongs to a graph that holds all the variables
+        holder.tfvllm_resources += [loaded.initializer, *loaded.asset_paths, *loaded.variables]
     tf.saved_model.save(holder, str(directory), signatures=functions)
     set_method_names(directory, {n: s.method_name for n, s in signatures.items() if s.method_name})
     if extra_assets is not None and extra_assets.is_dir():

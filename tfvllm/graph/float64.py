@@ -17,6 +17,10 @@ def widened(specs: Any) -> Any:
     def widen(spec):
         if isinstance(spec, tf.TensorSpec) and spec.dtype == tf.float32:
             return tf.TensorSpec(spec.shape, tf.float64, spec.name)
+        if isinstance(spec, tf.SparseTensorSpec) and spec.dtype == tf.float32:
+            return tf.SparseTensorSpec(spec.shape, tf.float64)
+        if isinstance(spec, tf.RaggedTensorSpec) and spec.dtype == tf.float32:
+            return tf.RaggedTensorSpec(spec.shape, tf.float64, spec.ragged_rank, spec.row_splits_dtype)
         return spec
 
     return tf.nest.map_structure(widen, specs)

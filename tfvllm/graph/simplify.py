@@ -19,6 +19,7 @@ import tensorflow as tf
 from tfvllm.errors import InputError, VerificationError
 from tfvllm.files import check_new, new_directory
 from tfvllm.graph import convert, cost, dispatch, memory, quantize, state, targets, verify
+from tfvllm.graph.arguments import Arguments, flat, spec_of, spec_of_input
 from tfvllm.graph.guarantee import Approximate
 from tfvllm.graph.ir import Graph
 from tfvllm.graph.report import Report, SignatureReport, diagram
@@ -43,28 +44,19 @@ class Simplified:
         array([1., 2.], dtype=float32)
     """
 
-    def __init__(self, graph: Graph, specs: tuple[tuple, dict], pack: Callable[[list], Any], report: Report):
-        self.graph, self.specs, self.report = graph, specs, report
-        self.concrete_function = convert.to_concrete(graph, specs, pack)
+    def __init__(self, graph: Graph, arguments: Arguments, pack: Callable[[list], Any], report: Report):
+        self.graph, self.specs, self.report = graph, arguments.specs, report
+        self.concrete_function = convert.to_concrete(graph, arguments.specs, pack)
+        self._arguments = arguments
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The original's result. Arrays are converted to the original's dtypes.
+        """The original's result. Arrays and lists are converted to the original's dtypes.
 
-        Raises InputError where the arguments are not nested as the original's are.
+        Raises InputError where the arguments are not nested as the original's are, or where one has a shape or a dtype
+        that the graph was not made for.
         """
-        try:
-            packed = tf.nest.map_structure(
-                lambda spec, given: (
-                    tf.convert_to_tensor(given, spec.dtype) if isinstance(spec, tf.TensorSpec) else given
-                ),
-                self.specs,
-                (args, kwargs),
-            )
-        except (TypeError, ValueError) as error:
-            raise InputError(
-                f"expected arguments like {self.specs}, found {_describe((args, kwargs))}: {error}"
-            ) from None
-        return self.concrete_function(*packed[0], **packed[1])
+        args, kwargs = self._arguments.fit(args, kwargs)
+        return self.concrete_function(*args, **kwargs)
 
 
 def simplify(
@@ -126,7 +118,7 @@ def simplify(
     function = _concrete(model, inputs)
     specs = function.structured_input_signature
     graph = convert.from_concrete(function, _owners(model))
-    samples = None if inputs is None else [_flat(inputs)]
+    samples = None if inputs is None else [flat(inputs)]
     int8 = quantize.Options.check(precision, target, max_error, percentile, activations)
     targets.check_runs(target, precision)
     engine = _Engine(
@@ -143,7 +135,8 @@ def simplify(
         notes.extend(SHARED.format(short(name)) for name in state.detach(rewritten))
     outputs = function.structured_outputs
     report = Report(target, precision, {"call": section}, time.perf_counter() - started, _name(model), notes)
-    return Simplified(rewritten, specs, lambda flat: _pack(outputs, flat), report)
+    arguments = Arguments.of(function, keras=_symbolic_inputs(model) is not None)
+    return Simplified(rewritten, arguments, lambda results: _pack(outputs, results), report)
 
 
 def simplify_saved_model(
@@ -217,7 +210,7 @@ def simplify_saved_model(
     memory.trim()
     report = Report(target, precision, sections, 0.0, Path(source).name, engine.notes())
     with new_directory(destination, overwrite=overwrite) as partial:
-        convert.save(saved.signatures, partial, Path(source) / "assets.extra")
+        convert.save(saved.signatures, partial, Path(source) / "assets.extra", saved.loaded)
         report.seconds = time.perf_counter() - started
         _write_manifest(partial, report, source)
     return report
@@ -567,18 +560,9 @@ def _concrete(model: Any, inputs: Any) -> Any:
                 "ConcreteFunction, or pass inputs=(…)."
             )
         return model.get_concrete_function(*(() if inputs is None else _arguments(inputs)))
-    structure = getattr(model, "_inputs_struct", None)
-    if structure is None:
-        structure = getattr(model, "inputs", None)
-        if isinstance(structure, (list, tuple)) and len(structure) == 1:
-            structure = structure[0]
+    structure = _symbolic_inputs(model)
     if callable(model) and (structure is not None or inputs is not None):
-        if inputs is not None:
-            specs = tf.nest.map_structure(_spec_of_array, inputs)
-        else:
-            specs = tf.nest.map_structure(
-                lambda t: tf.TensorSpec(t.shape, t.dtype, name=t.name.split(":")[0]), structure
-            )
+        specs = tf.nest.map_structure(*((spec_of_input, structure) if inputs is None else (spec_of, inputs)))
         call = tf.function(lambda batch: model(batch, training=False), autograph=False)
         return call.get_concrete_function(specs)
     raise InputError(
@@ -597,17 +581,18 @@ def _share(graph: Graph, precision: str) -> None:
         capture.frozen = capture.frozen and capture.made
 
 
-def _spec_of_array(array: Any) -> tf.TensorSpec:
-    tensor = tf.convert_to_tensor(array)
-    return tf.TensorSpec([None, *tensor.shape[1:]] if tensor.shape.rank else [], tensor.dtype)
+def _symbolic_inputs(model: Any) -> Any:
+    """The inputs of a built Keras model, nested as it takes them; None of anything else."""
+    structure = getattr(model, "_inputs_struct", None)
+    if structure is None and not hasattr(model, "graph"):
+        structure = getattr(model, "inputs", None)
+        if isinstance(structure, (list, tuple)) and len(structure) == 1:
+            structure = structure[0]
+    return structure
 
 
 def _arguments(inputs: Any) -> tuple:
     return inputs if isinstance(inputs, tuple) else (inputs,)
-
-
-def _flat(inputs: Any) -> list[np.ndarray]:
-    return [np.asarray(t) for t in tf.nest.flatten(inputs)]
 
 
 def _owners(model: Any) -> dict[int, Any]:
@@ -678,10 +663,6 @@ def _name(model: Any) -> str:
     if isinstance(name, bytes):
         name = name.decode()
     return name if isinstance(name, str) else getattr(model, "__name__", type(model).__name__)
-
-
-def _describe(arguments: Any) -> str:
-    return str(tf.nest.map_structure(lambda a: f"{type(a).__name__}{list(np.shape(a))}", arguments))
 
 
 def _spec(spec: tf.TensorSpec) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from tensorflow.core.framework import node_def_pb2
 
 from tfvllm.errors import InputError
 from tfvllm.graph import convert, effects, ops
+from tfvllm.graph.arguments import pack
 from tfvllm.graph.ir import Graph
 from tfvllm.graph.state import State
 
@@ -63,7 +64,7 @@ class Trial:
 
     def _packed(self, sample: Sequence[Any]) -> Any:
         tensors = [tf.convert_to_tensor(a, v.dtype) for a, v in zip(sample, self.graph.inputs.values())]
-        return tf.nest.pack_sequence_as(self.specs, tensors, expand_composites=True)
+        return pack(self.specs, tensors)
 
 
 def refuse_outside(state: State, what: str = "this") -> None:

@@ -7,6 +7,7 @@ says how far a graph that adds the same terms in another order may lie. Where th
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfvllm.errors import InputError
-from tfvllm.graph import float64, memory, trial
+from tfvllm.graph import composites, float64, memory, trial
 from tfvllm.graph.ir import Graph, Node, Value
 from tfvllm.graph.rewriter import short
 from tfvllm.graph.state import State
@@ -131,9 +132,9 @@ class Verifier:
 
     def _run_original(self, samples: Sequence[Sequence[Any]] | None) -> None:
         given = samples is not None
-        error = self._twice(samples if given else generate(self.graph), given)  # type: ignore[arg-type]
+        error = self._twice(samples if given else generate(self.graph, specs=self.specs), given)  # type: ignore[arg-type]
         if not given and not (self.samples and all(self._whole(j) for j in range(len(self.names)))):
-            error = self._twice(generate(self.graph, sizes=LONG), given) or error
+            error = self._twice(generate(self.graph, specs=self.specs, sizes=LONG), given) or error
         if not self.samples:
             raise InputError(
                 "the original model fails on every generated input "
@@ -340,8 +341,13 @@ SIZES = ((1, 16), (3, 7), (2, 1), (5, 33))
 LONG = ((2, 128), (1, 512))  # for models to which the others are too short
 
 
-def generate(graph: Graph, seed: int = 7, sizes: Sequence[tuple[int, int]] = SIZES) -> Iterable[list[Any]]:
-    """Inputs of several batch and sequence sizes: batch 1, odd sizes, padded rows, the largest and smallest ids."""
+def generate(
+    graph: Graph, seed: int = 7, specs: Any = None, sizes: Sequence[tuple[int, int]] = SIZES
+) -> Iterable[list[Any]]:
+    """Inputs of several batch and sequence sizes: batch 1, odd sizes, padded rows, the largest and smallest ids.
+
+    `specs` tells which inputs are the components of ragged and sparse arguments.
+    """
     rng = np.random.default_rng(seed)
     bounds = {name: _bound(graph, value) for name, value in graph.inputs.items()}
     made = set()
@@ -354,12 +360,27 @@ def generate(graph: Graph, seed: int = 7, sizes: Sequence[tuple[int, int]] = SIZ
                 d if isinstance(d, int) else batch if axis == 0 else length for axis, d in enumerate(value.shape)
             )
             sample.append(_array(rng, graph, value, shape, bounds[name]))
+        _put_composites(rng, graph, specs, batch, length, sample)
         key = tuple(np.shape(a) for a in sample)
         if key not in made:
             made.add(key)
             yield sample
     if graph.inputs and all(key == k for k in made for key in made):  # nothing varies: other values, same shape
         yield [_array(rng, graph, v, np.shape(a), bounds[n]) for (n, v), a in zip(graph.inputs.items(), sample)]
+
+
+def _put_composites(rng, graph: Graph, specs: Any, batch: int, length: int, sample: list[Any]) -> None:
+    values, first = list(graph.inputs.values()), 0
+    for spec in tf.nest.flatten(specs):
+        if not isinstance(spec, tf.TypeSpec):
+            continue
+        inputs = values[first:]
+        made = composites.components(
+            *(spec, batch, length), functools.partial(lambda ins, i, shape: made_up(rng, graph, ins[i], shape), inputs)
+        )
+        if made is not None:
+            sample[first : first + len(made)] = made
+        first += len(tf.nest.flatten(spec, expand_composites=True))
 
 
 def made_up(rng, graph: Graph, value: Value, shape: tuple[int, ...], texts: Sequence[str] = TEXTS) -> Any:

@@ -356,10 +356,10 @@ class _Walk:
         if kind in _SUMS:
             return self._sum(inputs)
         if kind in ("Maximum", "Minimum", "ClipByValue"):
-            inner = [self.of(part) for part in inputs if not self.fixed(part)]
-            if len(inner) == 1 and inner[0].kind in ("softmax", "sigmoid"):
-                return inner[0]  # clipped away from 0 and 1; the values tell if by more
-            return self._changed(inner, at_best=None)
+            clipped = [self.of(part) for part in inputs if not self.fixed(part)]
+            if len(clipped) == 1 and clipped[0].kind in ("softmax", "sigmoid"):
+                return clipped[0]  # clipped away from 0 and 1; the values tell if by more
+            return self._changed(clipped, at_best=None)
         if kind in ("Mul", "RealDiv"):
             return self._scaled(inputs, kind)
         return self._changed([self.of(part) for part in inputs if part.dtype.is_floating][:2], at_best=None)

@@ -4,6 +4,7 @@ import importlib
 
 from tfvllm.errors import InputError
 from tfvllm.generation.spec import LanguageModel
+from tfvllm.models.stored import refuse_quantised
 
 # backbone class name -> (module, function). A subclass is found through its bases.
 READERS: dict[str, tuple[str, str]] = {
@@ -29,9 +30,11 @@ def read(model) -> LanguageModel:
         model: a keras-nlp `CausalLM` or `Seq2SeqLM` (anything with a `backbone`), or a backbone itself.
 
     Raises:
-        InputError: the backbone belongs to no known family, or carries something the engine cannot compute.
+        InputError: the backbone belongs to no known family, carries something the engine cannot compute, or is
+            quantised by Keras.
     """
     backbone = getattr(model, "backbone", model)
+    refuse_quantised(backbone, "generation")
     for base in type(backbone).__mro__:
         if base.__name__ in READERS:
             module, function = READERS[base.__name__]

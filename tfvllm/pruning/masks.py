@@ -2,6 +2,7 @@
 
 import contextlib
 import fnmatch
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -152,6 +153,7 @@ class MaskState(keras.layers.Layer):
     ):
         super().__init__(name=name, trainable=False, dtype="float32")
         block_size, sparsity_m_by_n = check_options(block_size, block_pooling_type, sparsity_m_by_n, scope)
+        targets = with_groups(targets, sparsity_m_by_n)
         if not targets:
             raise InputError(
                 "nothing to prune: expected built Dense-like, convolution or Embedding layers that are trained."
@@ -307,6 +309,21 @@ def check_options(
     if scope == "global" and (m_by_n is not None or block_size != (1, 1)):
         raise InputError("scope='global' works element by element; expected no block_size and no sparsity_m_by_n.")
     return block_size, m_by_n
+
+
+def with_groups(targets: Sequence[Prunable], m_by_n: tuple[int, int] | None) -> list[Prunable]:
+    """The targets that M:N is for: TFMOT leaves 3-D convolutions dense, and vectors have no groups of inputs."""
+    if m_by_n is None:
+        return list(targets)
+    vector = next((target for target in targets if len(target.view.shape) < 2), None)
+    if vector is not None:
+        raise InputError(
+            f"sparsity_m_by_n={m_by_n}: {vector.name} is a vector; expected weights with inputs and outputs."
+        )
+    dense = [target.name for target in targets if isinstance(target.layer, keras.layers.Conv3D)]
+    if dense:
+        warnings.warn(f"not pruned, as M:N is not for 3-D convolutions: {', '.join(dense)}", stacklevel=3)
+    return [target for target in targets if target.name not in dense]
 
 
 def _two(value: Any, name: str) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ import tensorflow as tf
 
 from tfvllm.errors import InputError
 from tfvllm.pruning import masks
-from tfvllm.pruning.masks import MaskState, check_options
+from tfvllm.pruning.masks import MaskState, check_options, with_groups
 from tfvllm.pruning.prunable import PruningPolicy, own_weights, refuse_unknown, say_what_stays_dense, select
 from tfvllm.pruning.schedules import ConstantSparsity
 
@@ -109,9 +110,10 @@ class PruneLowMagnitude(keras.layers.Wrapper):
     def _make_masks(self) -> None:
         found = select(self.layer)
         say_what_stays_dense(found)
-        if found.targets:
+        targets = with_groups(found.targets, self.sparsity_m_by_n)
+        if targets:
             self.masks = MaskState(
-                found.targets,
+                targets,
                 self.pruning_schedule,
                 block_size=self.block_size,
                 block_pooling_type=self.block_pooling_type,
@@ -267,7 +269,7 @@ def _masked_in_place(model: Any, schedule: Any, policy: PruningPolicy | None, op
 def _wrapped(model: Any, schedule: Any, policy: PruningPolicy | None, options: dict[str, Any]) -> Any:
     """`model` with its layers wrapped, or, where it has a class of its own, with masks attached."""
     found = select(model, policy) if model.variables else None
-    if found is not None and not found.targets and not masks.find_states(model):
+    if found is not None and not found.targets and not masks.find_states(model) and policy is None:
         raise InputError(
             f"{model.name} has nothing to prune"
             + (": all its kernels are frozen." if found.frozen else "; expected Dense-like, convolution or Embedding")
@@ -277,6 +279,8 @@ def _wrapped(model: Any, schedule: Any, policy: PruningPolicy | None, options: d
         return _masked_in_place(model, schedule, policy, options)
     if found is not None:
         say_what_stays_dense(found)
+        if not found.targets and not masks.find_states(model):
+            warnings.warn(f"{model.name}: the policy leaves nothing to prune in it", stacklevel=3)
 
     def wrap(layer: Any) -> Any:
         if isinstance(layer, PruneLowMagnitude) or not _has_weights_to_prune(layer, policy):

@@ -68,7 +68,7 @@ def _inner(operation: Any) -> Any:
 
 def _wire(model: Any, above: dict[int, list[Any]], below: dict[int, list[Any]]) -> tuple[list[Any], list[Any]]:
     """Fills what feeds, and what reads, each operation; models inside are opened. The model's first and last ones."""
-    functional = model if hasattr(model, "_nodes") else model._functional
+    functional = model._functional if isinstance(model, keras.Sequential) else model
     inside: dict[int, tuple[list[Any], list[Any]]] = {}
 
     def ends(operation: Any) -> tuple[list[Any], list[Any]]:
@@ -78,7 +78,7 @@ def _wire(model: Any, above: dict[int, list[Any]], below: dict[int, list[Any]]) 
             inside[id(operation)] = _wire(operation, above, below)
         return inside[id(operation)]
 
-    for node in functional._nodes:
+    for node in (node for nodes in functional._nodes_by_depth.values() for node in nodes):
         for parent in node.parent_nodes:
             for source in ends(parent.operation)[1]:
                 for target in ends(node.operation)[0]:

@@ -339,8 +339,8 @@ def test_example(example, tmp_path):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             plain.export(tmp_path / "saved", verbose=False)
-        served = tf.saved_model.load(str(tmp_path / "saved")).serve
-        np.testing.assert_allclose(np.asarray(served(_as_served(plain, x))), out, rtol=1e-4, atol=1e-5)
+        module = tf.saved_model.load(str(tmp_path / "saved"))
+        np.testing.assert_allclose(np.asarray(module.serve(_as_served(plain, x))), out, rtol=1e-4, atol=1e-5)
 
 
 def _as_served(model, x):

@@ -97,6 +97,17 @@ def reaches(model, x, share=0.5, epochs=1, tolerance=0.06):
     assert not wrappers(plain)
 
 
+def same(found, wanted):
+    return [id(variable) for variable in found] == [id(variable) for variable in wanted]
+
+
+def without_shapes(config):
+    """Without the shapes that Keras notes when a layer is built; TFMOT's test leaves them out too."""
+    if isinstance(config, dict):
+        return {key: without_shapes(value) for key, value in config.items() if key != "build_config"}
+    return [without_shapes(value) for value in config] if isinstance(config, list | tuple) else config
+
+
 def data(*shape):
     return np.random.default_rng(1).normal(size=shape).astype("float32")
 
@@ -159,7 +170,8 @@ def _():
         model = keras.Sequential([wrapped])
         model.build((10, 1))
         assert wrapped.layer is layer and (wrapped.block_size, wrapped.block_pooling_type) == ((1, 1), "AVG")
-        assert [t.variable for t in prunable_weights(layer)] == [layer.kernel] and len(wrapped.pruning_vars) == 1
+        assert same([t.variable for t in prunable_weights(layer)], [layer.kernel])
+        assert len(wrapped.pruning_vars) == 1
 
 
 @case("prune_test", "testPruneKerasNonPrunableLayer")
@@ -236,7 +248,10 @@ def _():
     for model in (keras.Sequential([L.Dense(10), L.Dense(10)]), two_inputs()):
         plain = tfvllm.strip_pruning(prune(model))
         assert not wrappers(plain) and type(plain) is type(model)
-        assert [layer.name for layer in plain.layers] == [layer.name for layer in model.layers]
+        kept = [
+            layer for layer in plain.layers if not isinstance(layer, L.InputLayer)
+        ]  # clone_model makes its own inputs
+        assert all(layer in model.layers for layer in kept) and len(plain.layers) == len(model.layers)
 
 
 @case("prune_test", "testPruneScope_NotNeededForKerasCheckpoint")
@@ -258,7 +273,8 @@ def _():
 
     pruned, folder = prune(dense_model()), tempfile.mkdtemp()
     pruned.export(folder, verbose=False)
-    served = tf.saved_model.load(folder).serve(data(2, 10))
+    module = tf.saved_model.load(folder)  # which holds the variables
+    served = module.serve(data(2, 10))
     np.testing.assert_allclose(np.asarray(served), np.asarray(pruned(data(2, 10))), rtol=1e-5, atol=1e-6)
 
 
@@ -520,7 +536,8 @@ def _():
     model = keras.Sequential([PruneLowMagnitude(layer) for layer in layers])
     model.build((1, 28, 28, 1))
     assert sum(len(layer.pruning_vars) for layer in model.layers) == 4
-    assert keras.Sequential.from_config(model.get_config()).get_config() == model.get_config()
+    again = keras.Sequential.from_config(model.get_config())
+    assert without_shapes(again.get_config()) == without_shapes(model.get_config())
 
 
 @case("pruning_wrapper_test", "testCustomLayerNonPrunable")
@@ -631,7 +648,7 @@ def _():
 
 @case("pruning_policy_test", "testPruneUnsupportedModelForLatencyOnXNNPackPolicyNoStopLayer")
 def _():
-    refused(lambda: xnn(mobile(pointwise, last=lambda x: L.AveragePooling2D()(x))), "GlobalAveragePooling2D in every")
+    refused(lambda: xnn(mobile(pointwise, last=lambda x: L.AveragePooling2D(2)(x))), "GlobalAveragePooling2D in every")
 
 
 @case("pruning_policy_test", "testPruneUnsupportedModelForLatencyOnXNNPackPolicyMiddleLayer")
@@ -751,11 +768,12 @@ def _():
         return [t.variable for t in prunable_weights(layer)]
 
     dense, lstm, cells = L.Dense(10), L.LSTM(10), [L.LSTMCell(10), L.GRUCell(5), CellTold(5)]
-    assert of(dense, (10, 1)) == [dense.kernel]
+    assert same(of(dense, (10, 1)), [dense.kernel])
     assert of(L.Dropout(0.5), (10, 1)) == []
-    assert of(lstm, (2, 3, 4)) == [lstm.cell.kernel, lstm.cell.recurrent_kernel]
+    assert same(of(lstm, (2, 3, 4)), [lstm.cell.kernel, lstm.cell.recurrent_kernel])
     wanted = of(L.RNN(cells), (2, 3, 4))
-    assert wanted == [kernel for cell in cells for kernel in (cell.kernel, cell.recurrent_kernel)]
+    kernels = [kernel for cell in cells for kernel in (cell.kernel, cell.recurrent_kernel)]
+    assert {id(kernel) for kernel in wanted} == {id(kernel) for kernel in kernels} and len(wanted) == len(kernels)
 
 
 # ---------------------------------------------------------------- pruning_impl_test, pruning_utils_test

@@ -1,13 +1,16 @@
 """Labelled text: reading `sentence<TAB>label` files, and a maker of synthetic reviews.
 
 A data set is a folder with `train.tsv`, `dev.tsv` and perhaps `test.tsv`, or one file that is split. Files are UTF-8,
-one `sentence<TAB>label` a line under that header, split on `\\n` and the tab alone (no quoting).
+one `sentence<TAB>label` a line under that header, split on `\\n` and the tab alone. Double quotes are text, unless the
+whole file can only be meant as CSV quoting (what pandas and spreadsheets write); a note then says so.
 """
 
+import csv
+import io
 import os
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tfvllm.errors import InputError
@@ -29,7 +32,7 @@ class Split:
 
 @dataclass(frozen=True)
 class TextData:
-    """`train`, `dev` and perhaps `test`; `labels[i]` is the name of label index i."""
+    """`train`, `dev` and perhaps `test`; `labels[i]` is the name of label index i, `keys[i]` what the files call it."""
 
     train: Split
     dev: Split
@@ -37,15 +40,47 @@ class TextData:
     labels: list[str]
     source: str
     notes: list[str] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
 
     def digest(self) -> str:
         """A hash of every sentence, label and label name."""
         splits = [self.train, self.dev, *([self.test] if self.test else [])]
         return digest(self.labels, *[digest(*split.texts, split.labels) for split in splits])
 
+    def in_order(self, order: Sequence[str]) -> "TextData":
+        """The same data with its labels in `order`, given as shown or as the files write them.
+
+        Raises:
+            InputError: `order` does not name every label once.
+        """
+        shown, written = list(self.labels), list(self.keys or self.labels)
+        for names in (shown, written, *([name.casefold() for name in found] for found in (shown, written))):
+            asked = list(order) if names is shown or names is written else [name.casefold() for name in order]
+            if sorted(asked) == sorted(names) and len(set(names)) == len(names):
+                break
+        else:
+            raise InputError(f"expected every label of the data once ({', '.join(shown)}), found {', '.join(order)}.")
+        old = [names.index(name) for name in asked]
+        new = {index: i for i, index in enumerate(old)}
+
+        def renumbered(split: Split) -> Split:
+            return Split(split.texts, [new[label] for label in split.labels])
+
+        return replace(
+            self,
+            train=renumbered(self.train),
+            dev=renumbered(self.dev),
+            test=renumbered(self.test) if self.test else None,
+            labels=[shown[index] for index in old],
+            keys=[written[index] for index in old],
+        )
+
 
 def read_tsv(path: str | os.PathLike) -> list[tuple[str, str]]:
     """Reads `(sentence, label)` pairs. A bad row raises InputError naming the file, the line and what was expected.
+
+    Where every cell with a double quote is quoted as in CSV, and some of them need not have been or have their quotes
+    doubled, or the header is quoted, the quotes are taken off; else they are part of the text.
 
     Example:
         >>> from tfvllm import data
@@ -53,7 +88,11 @@ def read_tsv(path: str | os.PathLike) -> list[tuple[str, str]]:
         >>> data.read_tsv(folder / "train.tsv")
         [('a fine film', '1'), ('dull', '0')]
     """
-    path = Path(path)
+    return _read(Path(path))[0]
+
+
+def _read(path: Path) -> tuple[list[tuple[str, str]], list[str]]:
+    """The pairs of a file, and what its reader should know of them."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -72,6 +111,8 @@ def read_tsv(path: str | os.PathLike) -> list[tuple[str, str]]:
     if lines and not lines[-1]:
         lines.pop()
     header = lines[0].rstrip("\r") if lines else ""
+    if '"' in text and (quoted := _csv_rows(text, lines)) is not None:
+        return quoted, [f"{path.name} has CSV quoting: the double quotes around its cells are not part of the text"]
     if header != HEADER:
         raise InputError(
             f"{path}, line 1: expected the header sentence<TAB>label, found {_shown(header)}; add the header line."
@@ -91,7 +132,39 @@ def read_tsv(path: str | os.PathLike) -> list[tuple[str, str]]:
         rows.append((cells[0], cells[1].strip()))
     if not rows:
         raise InputError(f"{path}: expected at least one row under the header, found none.")
-    return rows
+    wrapped = sum(_wrapped(sentence) for sentence, _ in rows)
+    if not wrapped:
+        return rows, []
+    return rows, [
+        f"{wrapped} of {len(rows)} sentences of {path.name} stand in double quotes, which were kept as text: not every "
+        "cell with a quote is quoted as in CSV"
+    ]
+
+
+def _wrapped(cell: str) -> bool:
+    return len(cell) >= 2 and cell[0] == cell[-1] == '"'
+
+
+def _csv_rows(text: str, lines: Sequence[str]) -> list[tuple[str, str]] | None:
+    """The rows of a file that can only be meant as CSV with tabs; None for any other."""
+    try:
+        parsed = list(csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True))
+    except csv.Error:
+        return None
+    if not parsed or parsed[0] != HEADER.split("\t") or any(len(row) != 2 for row in parsed):
+        return None
+    if not all(cell.strip() for row in parsed for cell in row) or len(parsed) < 2:
+        return None
+    if len(parsed) != len(lines):  # line breaks inside of cells: nothing but quoting puts them there
+        return [(sentence, label.strip()) for sentence, label in parsed[1:]]
+    raw = [line.rstrip("\r").split("\t") for line in lines]
+    cells = [cell for row in raw for cell in row if '"' in cell]
+    whole_columns = len(raw[0]) == 2 and any(all(_wrapped(row[i]) for row in raw[1:] if len(row) == 2) for i in (0, 1))
+    told = '"' in lines[0] or whole_columns or any('""' in cell[1:-1] for cell in cells) or any(len(r) > 2 for r in raw)
+    # A reader of CSV passes over quotes inside of a bare cell; who writes CSV quotes every such cell.
+    if not told or not all(_wrapped(cell) or len(row) > 2 for row in raw for cell in row if '"' in cell):
+        return None
+    return [(sentence, label.strip()) for sentence, label in parsed[1:]]
 
 
 def write_tsv(path: str | os.PathLike, rows: Iterable[tuple[str, str | int]]) -> None:
@@ -139,7 +212,9 @@ def load(
     path = Path(path)
     notes: list[str] = []
     if path.is_file():
-        parts = _split(read_tsv(path), dev_share, seed)
+        rows, told = _read(path)
+        notes += told
+        parts = _split(rows, dev_share, seed)
         files = {"train": path, "dev": path, "test": path}
         notes.append(f"{path.name} was split: dev and test are {dev_share:.0%} each, chosen by seed {seed}")
     elif path.is_dir():
@@ -153,7 +228,10 @@ def load(
                     f"{file} is missing; expected the {split} file in {path}, "
                     f"found {', '.join(here) or 'no .tsv file'}; name it with data.{split} in the recipe."
                 )
-        parts = {split: read_tsv(file) for split, file in files.items()}
+        parts = {}
+        for split, file in files.items():
+            parts[split], told = _read(file)
+            notes += told
     else:
         raise InputError(f"{path} is missing; expected a folder with {train} and {dev}, or one TSV file.")
 
@@ -187,6 +265,7 @@ def load(
         [names.get(label, label) for label in known],
         source=path.name,
         notes=notes,
+        keys=known,
     )
 
 

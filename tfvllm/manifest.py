@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,20 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def command_line(program: str, options: Mapping[str, Any], *, remark: str = "") -> str:
+    """A line for the shell: `program` with `options` (flag to value) and, behind a #, what no option can say.
+
+    None and False are left out, True is a bare flag, a list gives the flag once for each item.
+    """
+    words = [program]
+    for flag, value in options.items():
+        for item in value if isinstance(value, list | tuple) else [value]:
+            if item is None or item is False:
+                continue
+            words.append(flag if item is True else f"{flag} {shlex.quote(str(item))}")
+    return " ".join(words) + (f"  # {remark}" if remark else "")
 
 
 def describe_source(model) -> dict[str, Any]:

@@ -72,11 +72,13 @@ class Teacher(_Training):
     """A preset (`preset`), a trained Keras task (`model`), or else a BERT shape trained from scratch.
 
     `preset` is a keras-nlp preset name, a folder with a preset or a Hugging Face model, or `package:folder`, a folder
-    inside an installed Python package.
+    inside an installed Python package; a new head is trained on it. `model` is taken as it is: a .keras file, or a
+    folder that a classifier's `save_to_preset` wrote.
     """
 
     preset: str | None = None
     model: str | None = None
+    labels: list[str] | None = Field(None, description="the data's labels in the order of the teacher's outputs")
     average: Count = Field(1, description="try the mean of the weights after the last epochs, this many")
     vocabulary: Annotated[int, Field(ge=100)] = Field(8000, description="most tokens of the learnt vocabulary")
     layers: Count = 4
@@ -84,6 +86,12 @@ class Teacher(_Training):
     hidden: Count = 128
     ffn: Count = 512
     dropout: Share = 0.1
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _texts(cls, value: Any) -> Any:
+        numbers = isinstance(value, list) and all(isinstance(item, int) for item in value)
+        return [str(item) for item in value] if numbers else value
 
     @model_validator(mode="after")
     def _one_origin(self) -> "Teacher":
@@ -318,14 +326,48 @@ def parse_recipe(content: dict, *, where: str = "recipe") -> Recipe:
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"synthetic": Synthetic()})})
     if recipe.data.path is not None and not Path(recipe.data.path).exists():
         raise InputError(f"{where}: data.path: expected a folder or a TSV file, found no {recipe.data.path}.")
-    if recipe.teacher.model is not None and not Path(recipe.teacher.model).is_file():
-        raise InputError(f"{where}: teacher.model: expected a .keras file, found no {recipe.teacher.model}.")
+    if recipe.teacher.model is not None and not Path(recipe.teacher.model).exists():
+        raise InputError(
+            f"{where}: teacher.model: expected a .keras file or a preset folder, found no {recipe.teacher.model}."
+        )
     profile = recipe.simplify.profile if recipe.simplify else None
     if profile not in (None, "data") and not Path(profile).is_file():
         raise InputError(f"{where}: simplify.profile: expected data or a JSON-lines file, found no {profile}.")
     if recipe.teacher.preset is not None:
         preset_folder(recipe.teacher.preset)
     return recipe
+
+
+_SHAPE = ("vocabulary", "layers", "heads", "hidden", "ffn", "dropout")  # of a teacher from scratch
+
+
+def unused_keys(recipe: Recipe) -> list[str]:
+    """What the recipe says and this run does not read, each with the reason, such as a trained teacher's `epochs`."""
+    found = []
+
+    def passed_over(block: str, keys: Sequence[str], reason: str) -> None:
+        given = [key for key in keys if key in getattr(recipe, block).model_fields_set]
+        if given:
+            found.append(f"not used: {', '.join(f'{block}.{key}' for key in given)} ({reason})")
+
+    training = list(_Training.model_fields)
+    if recipe.teacher.model is not None:
+        passed_over("teacher", [*training, "average", *_SHAPE], "teacher.model is taken as it is")
+    elif recipe.teacher.preset is not None:
+        passed_over("teacher", _SHAPE, "teacher.preset has its own")
+    for block in ("teacher", "distill", "shrink"):
+        if (part := getattr(recipe, block)) and not part.epochs and recipe.teacher.model is None:
+            passed_over(block, training[1:], f"{block}.epochs is 0")
+    if recipe.data.path is None:
+        passed_over("data", ("train", "dev", "test", "dev_share"), "the data are synthetic")
+    elif Path(recipe.data.path).is_file():
+        passed_over("data", ("train", "dev", "test"), "data.path is one file, which is split")
+    else:
+        passed_over("data", ("dev_share",), "data.path is a folder, whose files are taken as they are")
+    if recipe.shrink and (recipe.shrink.heads, recipe.shrink.ffn, recipe.shrink.width) == (None, None, None):
+        keys = [*training, "importance", "compensate", "calibration"]
+        passed_over("shrink", keys, "without shrink.heads, shrink.ffn or shrink.width only the vocabulary is cut")
+    return found
 
 
 def preset_folder(preset: str) -> str:

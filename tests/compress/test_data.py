@@ -1,6 +1,7 @@
 """Reading labelled text, and the maker of synthetic reviews."""
 
 import collections
+import csv
 
 import pytest
 
@@ -45,6 +46,48 @@ def test_text_that_is_not_utf8_is_named_by_line(tmp_path):
 def test_rows_keep_quotes_odd_line_separators_and_windows_line_ends(tmp_path):
     path = write(tmp_path / "a.tsv", '\ufeffsentence\tlabel\r\nhe said "no\t0\r\na\u0085b\u2028c\t1\r\n很好\t1\r\n')
     assert data.read_tsv(path) == [('he said "no', "0"), ("a\u0085b\u2028c", "1"), ("很好", "1")]
+
+
+QUOTED = [('a "b" c', "x"), ("tab\there", "y"), ("line\nbreak", "x"), ("plain", "y"), ('"', "x"), ("很好", "y")]
+
+
+@pytest.mark.parametrize("quoting", [csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC, csv.QUOTE_MINIMAL])
+@pytest.mark.parametrize("rows", [QUOTED, QUOTED[:2], [row for row in QUOTED if "\n" not in row[0]]])
+def test_csv_quoting_is_read_and_said(tmp_path, rows, quoting):
+    with (tmp_path / "train.tsv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, delimiter="\t", quoting=quoting).writerows([("sentence", "label"), *rows])
+    data.write_tsv(tmp_path / "dev.tsv", [("fine", "x")])
+    assert data.read_tsv(tmp_path / "train.tsv") == rows
+    note = "train.tsv has CSV quoting: the double quotes around its cells are not part of the text"
+    assert data.load(tmp_path).notes == [note]
+
+
+def test_sentences_that_all_stand_in_quotes_are_read_without_them(tmp_path):
+    path = write(tmp_path / "a.tsv", 'sentence\tlabel\n"good film"\t1\n"he said ""no"""\t0\n')
+    assert data.read_tsv(path) == [("good film", "1"), ('he said "no"', "0")]
+    path = write(tmp_path / "b.tsv", 'sentence\tlabel\ngood film\t"up"\nbad\t"down"\n')  # or the labels
+    assert data.read_tsv(path) == [("good film", "up"), ("bad", "down")]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        ['"wow"', "plain"],  # nothing that needs quotes
+        ['"good"', '"bad" and "worse"'],  # quotes inside that are not doubled
+        ['"so ""fine"""', 'an 8" screen'],  # a bare cell with a quote
+        ['"never closed', '"wow"'],
+        ['"', '"wow"'],
+    ],
+)
+def test_other_quotes_are_text_and_said(tmp_path, rows):
+    for name in ("train", "dev"):
+        path = write(tmp_path / f"{name}.tsv", "sentence\tlabel\n" + "".join(f"{s}\t{i}\n" for i, s in enumerate(rows)))
+    assert [sentence for sentence, _ in data.read_tsv(path)] == rows
+    wrapped = sum(len(s) > 1 and s[0] == s[-1] == '"' for s in rows)
+    notes = [note for note in data.load(tmp_path).notes if "double quotes" in note]
+    assert [note.partition(" stand")[0] for note in notes] == [
+        f"{wrapped} of 2 sentences of {name}.tsv" for name in ("train", "dev")
+    ]
 
 
 def test_a_folder_is_loaded_with_label_names(tmp_path):

@@ -80,12 +80,12 @@ def test_classify_signature_reads_examples(classifier, servable):
 
 
 def test_short_texts_make_short_tensors(classifier):
-    from tfvllm.export.classify import TextFeatures
+    from tfvllm.export.text import TextFeatures
 
     features = TextFeatures(classifier, classifier.preprocessor)
     short = features.dynamic(tf.constant(["not good", "dull"]))
     assert short["token_ids"].shape == (2, 4)  # [CLS] not good [SEP]
-    assert features.dynamic(tf.constant(["not good"]), 8)["token_ids"].shape == (1, 8)
+    assert features.dynamic(tf.constant(["not good"]), multiple=8)["token_ids"].shape == (1, 8)
     assert features.dynamic(tf.constant(["good " * 100]))["token_ids"].shape == (1, 48)
     assert features.dynamic(tf.constant([""]))["padding_mask"].numpy().tolist() == [[True, True]]
     fixed, own = features.fixed(tf.constant(TEXTS)), features.own(tf.constant(TEXTS))

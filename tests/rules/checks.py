@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfvllm.graph import convert, verify
+from tfvllm.graph import convert, float64, verify
 from tfvllm.graph.guarantee import Approximate, Exact
 from tfvllm.graph.ir import Graph, Node
 from tfvllm.graph.rewriter import Rewriter, Rule, Step, select
@@ -150,9 +150,9 @@ def _compare(result: Checked, original, samples, exact: bool, slack: float, fini
     new = convert.to_concrete(result.graph, specs, pack=list)
     wide = None
     if not exact:
-        wide_graph = verify.to_float64(result.before)
+        wide_graph = float64.to_float64(result.before)
         with contextlib.suppress(ValueError):  # an op without a float64 kernel: the original stands for the exact
-            wide = convert.to_concrete(wide_graph, verify._wide_specs(specs), pack=list)
+            wide = convert.to_concrete(wide_graph, float64.widened(specs), pack=list)
     names = list(result.before.inputs.values())
     for number, sample in enumerate(samples):
         tensors = [tf.convert_to_tensor(np.asarray(a), v.dtype) for a, v in zip(sample, names)]

@@ -7,23 +7,37 @@ test holds the document to this.
 import json
 from pathlib import Path
 
+from tests.serving import (
+    cases,
+    test_clients,
+    test_crash,
+    test_dtypes,
+    test_seeds,
+    test_server,
+    test_soak,
+    test_upstream,
+    test_upstream_server,
+    test_versions,
+)
 from tests.serving import test_grpc_conformance as grpc_tests
 from tests.serving import test_rest_conformance as rest_tests
-from tests.serving import test_server, test_soak, test_versions
+from tests.serving.cases import differences
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "serving_conformance.md"
 HEAD = """# TF Serving's API, form by form
 
 What `tfvllm serve` answers to each documented form of TF Serving's REST and gRPC APIs and to requests that are wrong,
 and the test that asks it. REST is asked with `requests`, gRPC with the real `tensorflow-serving-api` client. A stock TF
-Serving was not run beside it: the expectations are those of its documentation.
+Serving was not run beside it: the expectations are those of its sources and of its own tests, which are
+[asked here too](#tf-servings-own-tests).
 
 This file is made from the tests (`python -m tests.serving.conformance`); a test fails when it is out of date. `many` is
 a model with two versions, the labels stable = 1 and canary = 2, and signatures of every kind; `text` is a text
 classifier.
 
-Where tfvllm is more lenient, it warns: a `:classify` or `:regress` without `signature_name` takes the only fitting
-signature when `serving_default` is none.
+Names and dtypes are checked against the signature; shapes are for the graph to judge. So half_plus_two, which declares
+`x` as [?, 1], answers `{"instances": [1.0, 2.0, 5.0]}`; where a graph refuses, the message says which shape is not as
+declared.
 """
 # (form, expected, the test's module, the test's name)
 REST = [
@@ -66,7 +80,7 @@ GRPC = [
     ("`tensor_content` in place of typed fields", "understood", "test_tensor_content_is_understood"),
     ("Predict on strings", "scores equal Keras", "test_predict_equals_keras"),
     ("Classify", "labels and scores; scores equal Keras", "test_classify"),
-    ("Classify by a predict signature", "INVALID_ARGUMENT", "test_classify_by_a_predict_signature"),
+    ("Classify by a signature that does not fit", "INVALID_ARGUMENT", "test_classify_by_a_predict_signature"),
     ("Classify without examples", "INVALID_ARGUMENT", "test_empty_input"),
     ("Regress with a context", "values", "test_regress_with_context"),
     ("MultiInference", "one result a task", "test_multi_inference"),
@@ -118,6 +132,46 @@ SERVER = [
 ]
 OTHERS = [
     (
+        "Classify, Regress, MultiInference on TensorFlow 2 models (predict method name)",
+        "answered; INVALID_ARGUMENT with `--enable-signature-method-name-check`",
+        test_upstream,
+        "test_grpc",
+    ),
+    ("scalar and empty strings, bytes", "as sent, by REST and gRPC", test_dtypes, "test_scalar_string_out"),
+    ("every dtype out", "its values; complex numbers by gRPC alone", test_dtypes, "test_numbers_out"),
+    ("ragged, variant, quantized outputs", "501, UNIMPLEMENTED", test_dtypes, "test_what_cannot_be_answered_is_told"),
+    (
+        "`--model-config-file-poll-wait-seconds`",
+        "a changed file is served; a wrong one is logged and changes nothing",
+        test_upstream_server,
+        "test_model_config_is_read_again",
+    ),
+    ("`--grpc-socket-path`", "gRPC on a Unix socket", test_upstream_server, "test_unix_socket"),
+    ("`--grpc-channel-arguments`", "gRPC's own settings", test_upstream_server, "test_grpc_channel_arguments"),
+    (
+        "TF Serving's spelling of flags",
+        "understood",
+        test_upstream_server,
+        "test_tf_servings_own_flags_are_understood",
+    ),
+    ("a Keras 2 model with an optimizer", "served", test_upstream_server, "test_keras_2_model_with_an_optimizer"),
+    ("`ovmsclient`", "predict, status, metadata, errors by REST and gRPC", test_clients, "test_ovmsclient"),
+    ("`min-tfs-client`", "predict", test_clients, "test_min_tfs_client"),
+    ("KServe's client, protocol V1", "infer, liveness", test_clients, "test_kserve"),
+    ("the same seed", "the same text, whoever else asks", test_seeds, "test_the_same_seed_gives_the_same_text"),
+    (
+        "SIGKILL under load, started again",
+        "no answer wrong; the same port, the same answers",
+        test_crash,
+        "test_killed_under_load_and_started_again",
+    ),
+    (
+        "a hundred silent, a hundred half-open connections",
+        "shown out; the others are answered",
+        test_crash,
+        "test_silent_and_half_open_connections_take_nothing",
+    ),
+    (
         "load at saturation, two reloads, a killed worker",
         "0 lost, 0 wrong, memory flat",
         test_soak,
@@ -154,6 +208,28 @@ def _named(module, rows) -> list[list[str]]:
     return [[form, expected, f"`{module.__name__.rpartition('.')[2]}::{name}`"] for form, expected, name in rows]
 
 
+def _upstream() -> list[str]:
+    names = test_upstream.case_names()
+    files = {name.partition("::")[0] for name in names}
+    different = [[f"`{name}`", f"`{answer}`", reason] for name, (answer, reason) in differences.DIFFERENT.items()]
+    return [
+        f"""
+## TF Serving's own tests
+
+{len(names)} cases of {len(files)} of its test files (at commit `{cases.COMMIT[:12]}`) are asked here, as data: inputs
+and expected values. {len(names) - len(different)} are answered as they expect, word for word where they look at words.
+Tests: `test_upstream`; those that start a server of their own: `test_upstream_server`.
+
+The others, by intent:
+""",
+        _table(["case", "tfvllm's answer holds", "why"], different),
+        "\nTests that ask nothing here:\n",
+        _table(["test", "why"], [[f"`{name}`", reason] for name, reason in differences.NOT_ASKED.items()]),
+        "\nWhat its tests do not ask, and what differs by intent:\n",
+        _table(["what", "TF Serving", "tfvllm", "why"], [list(row) for row in differences.BEYOND]),
+    ]
+
+
 def render() -> str:
     """The document's text."""
     asked = ["form", "expected", "test"]
@@ -181,6 +257,7 @@ def render() -> str:
         _table(["what is wrong", "code", "the message holds"], failed),
         "\n## The server as a whole\n",
         _table(asked, _named(test_server, SERVER) + others),
+        *_upstream(),
     ]
     return "\n".join(parts) + "\n"
 

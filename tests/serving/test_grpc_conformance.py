@@ -187,6 +187,12 @@ def bad_proto(**changes):
     return request
 
 
+def filtered(*names):
+    request = predict_request(**TWO)
+    request.output_filter.extend(names)
+    return request
+
+
 ERRORS = [
     ("no model", lambda: predict_request(""), "INVALID_ARGUMENT", "Missing ModelSpec"),
     ("unknown model", lambda: predict_request("none"), "NOT_FOUND", "Latest(none)"),
@@ -195,19 +201,24 @@ ERRORS = [
     (
         "unknown signature",
         lambda: predict_request(signature="x", **TWO),
-        "INVALID_ARGUMENT",
+        "FAILED_PRECONDITION",
         "not found in signature def",
     ),
     ("missing input", lambda: predict_request(a=TWO["a"]), "INVALID_ARGUMENT", "Missing but required: {b}"),
     ("extra input", lambda: predict_request(c=TWO["a"], **TWO), "INVALID_ARGUMENT", "Sent extra: {c}"),
     ("wrong dtype", lambda: predict_request(a=TWO["a"], b=np.array([1.0])), "INVALID_ARGUMENT", "expected int32[?]"),
     (
-        "wrong shape",
-        lambda: predict_request(a=TWO["a"][:, :2], b=TWO["b"]),
+        "a shape the graph refuses",
+        lambda: predict_request(a=TWO["a"][0], b=TWO["b"]),
         "INVALID_ARGUMENT",
-        "expected float32[?, 3]",
+        "input 'a' has shape [3], the signature declares float32[?, 3]",
     ),
-    ("values missing", lambda: bad_proto(dims=[3, 2]), "INVALID_ARGUMENT", "expected int32[?]"),
+    (
+        "an output asked for twice",
+        lambda: filtered("twice", "twice"),
+        "INVALID_ARGUMENT",
+        "duplicate output tensor alias: twice",
+    ),
     ("negative size", lambda: bad_proto(dims=[-1]), "INVALID_ARGUMENT", "no full shape"),
     ("no dtype", lambda: bad_proto(dtype=0), "INVALID_ARGUMENT", "invalid dtype"),
     ("resource", lambda: bad_proto(dtype=tf.resource.as_datatype_enum), "INVALID_ARGUMENT", "input 'b'"),
@@ -238,7 +249,9 @@ def test_classify_by_a_predict_signature(stub):
     request = classification_pb2.ClassificationRequest()
     request.model_spec.name, request.model_spec.signature_name = "many", "echo"
     add_examples(request, [[1.0, 2.0]])
-    assert_refused(lambda: stub.Classify(request, timeout=20), "INVALID_ARGUMENT", "Expected classification signature")
+    assert_refused(
+        lambda: stub.Classify(request, timeout=20), "INVALID_ARGUMENT", "No classification inputs found in SignatureDef"
+    )
 
 
 def test_message_too_large(stub):
@@ -298,9 +311,9 @@ def test_reload_errors_change_nothing(models, stub, tmp_path):
             "no folder",
         ),
         (
-            f"model_config_list {{ config {{ name: 'a/b' base_path: '{tmp_path}' }} }}",
+            f"model_config_list {{ config {{ base_path: '{tmp_path}' }} }}",
             "INVALID_ARGUMENT",
-            "without / and :",
+            "name is empty",
         ),
         (
             f"model_config_list {{ config {{ name: 'x' base_path: '{tmp_path}' model_platform: 'other' }} }}",

@@ -359,7 +359,7 @@ def test_replicas_hold_no_state(base):
 def test_startup_errors_are_told(base, tmp_path):
     for models, words in (
         ([ModelConfig("many", tmp_path)], "no version folder"),
-        ([ModelConfig("a/b", base / "many")], "without / and :"),
+        ([ModelConfig("", base / "many")], "name is empty"),
         ([ModelConfig("m", base / "many"), ModelConfig("m", base / "text")], "two models are named"),
     ):
         with pytest.raises(InputError, match=words), Server(Options(models, rest_port=0)).in_thread():

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfvllm import loading, textops
 from tfvllm.bench.timing import Timing, compare
 from tfvllm.errors import InputError
 
@@ -27,7 +28,7 @@ class ServedModel:
         self.directory = latest_version(directory)
         import_text_ops()
         try:
-            self._loaded = tf.saved_model.load(str(self.directory))
+            self._loaded = loading.load(self.directory)
         except Exception as error:
             line = " ".join(str(error).split())[:200]
             raise InputError(
@@ -96,7 +97,7 @@ class ServedModel:
 
 def import_text_ops() -> None:
     """Registers TensorFlow Text's ops, which a SavedModel with a tokenizer needs to load."""
-    import tensorflow_text  # noqa: F401
+    textops.load()
 
 
 def latest_version(directory: str | os.PathLike) -> Path:

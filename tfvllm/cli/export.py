@@ -6,15 +6,30 @@ from pathlib import Path
 import click
 
 from tfvllm.errors import InputError
+from tfvllm.export import PRECISIONS, TASKS
 
 
 @click.command("export", short_help="Turn a trained Keras task into a SavedModel that a stock TF Serving loads.")
-@click.argument("model", metavar="MODEL.keras", type=click.Path(path_type=Path))
+@click.argument("model", metavar="MODEL", type=click.Path(path_type=Path))
 @click.argument("destination", metavar="DST", type=click.Path(path_type=Path))
-@click.option("--task", required=True, help="classify, generate, translate or embed.")
-@click.option("--labels", help="Class names in the order of the outputs: negative,positive")
+@click.option("--task", required=True, type=click.Choice(list(TASKS)), help="What the model is for.")
+@click.option(
+    "--labels",
+    help="Class names in the order of the outputs: negative,positive; as JSON where they hold commas.",
+)
 @click.option("--max-length", type=click.IntRange(1), help="Longest text in tokens.  [default: the preprocessor's]")
-@click.option("--precision", default="float32", show_default=True, help="Of the weights, where the task offers it.")
+@click.option(
+    "--max-source-length",
+    type=click.IntRange(1),
+    help="translate: longest source in tokens; --max-length is the target's.  [default: the preprocessor's]",
+)
+@click.option(
+    "--precision",
+    default="float32",
+    show_default=True,
+    type=click.Choice(PRECISIONS),
+    help="Of the weights, where the task offers it.",
+)
 @click.option("--option", "options", multiple=True, metavar="NAME=JSON", help="Any further option of the task.")
 @click.option(
     "--check",
@@ -32,34 +47,46 @@ from tfvllm.errors import InputError
 @click.option("--publish", is_flag=True, help="DST is a folder of versions: write the next one into it.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing DST.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
-def command(model, destination, task, labels, max_length, precision, options, check, warmup, serving_kit, publish,
-            overwrite, as_json):  # fmt: skip
-    """Writes the model saved in MODEL.keras (or a preset folder of keras-nlp) as a SavedModel in DST.
+def command(model, destination, task, labels, max_length, max_source_length, precision, options, check, warmup,
+            serving_kit, publish, overwrite, as_json):  # fmt: skip
+    """Writes a saved model as a SavedModel in DST. MODEL is a .keras file, a folder that save_to_preset wrote, or a
+    Hugging Face folder of a family that keras-nlp reads (its backbone: not for classify).
 
     \b
     tfvllm export sentiment.keras saved_models/sentiment/1 --task classify --labels negative,positive
     tfvllm export sentiment.keras saved_models/sentiment --publish --task classify    # the next version
     """
     from tfvllm.files import check_new
-    from tfvllm.quietly import import_tensorflow
+    from tfvllm.quietly import import_tensorflow, no_stderr
 
-    given = dict(_option(item) for item in options)
+    given = _options(options)
+    if max_source_length is not None:
+        given["max_source_length"] = max_source_length
+    named = None if labels is None else labels_of(labels)
     if publish:
         destination = _next_version(destination)
     check_new(destination, overwrite=overwrite)
     if not model.exists():
         raise InputError(f"no file {model}; expected a model saved by model.save('NAME.keras') or a preset folder.")
     import_tensorflow()
+    with no_stderr():
+        import keras_nlp  # noqa: F401
     from tfvllm import manifest
     from tfvllm.export.exporter import check_call, export
+    from tfvllm.export.load import forgotten, load, stated_options
 
-    check_call(task, precision=precision)
-    loaded = _load(model)
+    asked = {"labels": named, "max_length": max_length}
+    check_call(task, precision=precision, options=[*given, *(name for name in asked if asked[name] is not None)])
+    with no_stderr():
+        loaded = load(model, task)
+    given = {**stated_options(loaded, task), **given}
+    for note in forgotten(loaded, model, [*given, *(name for name in asked if asked[name] is not None)]):
+        click.echo(f"note: {note}", err=True)
     path = export(
         loaded,
         destination,
         task,
-        labels=None if labels is None else [label.strip() for label in labels.split(",")],
+        labels=named,
         max_length=max_length,
         precision=precision,
         overwrite=overwrite,
@@ -75,27 +102,46 @@ def command(model, destination, task, labels, max_length, precision, options, ch
     click.echo(f"wrote {path}")
     for name, signature in document.get("signatures", {}).items():
         click.echo(f"  {name}: {_tensors(signature['inputs'])} -> {_tensors(signature['outputs'])}")
+    if document.get("texts") == 1 and task == "classify":
+        click.echo("  takes one text a row; a model that was trained on pairs of texts needs --option texts=2")
+    for note in document.get("notes", ()):
+        click.echo(f"  note: {note}")
     error = document.get("measured_error")
     if error:
         click.echo(f"  largest difference from the model: {error['max_abs_error']:.2g} ({error['process']} process)")
 
 
-def _load(path: Path):
-    from tfvllm.quietly import no_stderr
-
-    with no_stderr():
-        import keras
-        import keras_nlp
-
-        import tfvllm.models  # noqa: F401  registers the classes of shrunk models
-
+def labels_of(text: str) -> list[str]:
+    """The class names that `--labels` gives: separated by commas, or a JSON list."""
+    if not text.startswith("["):
+        return [label.strip() for label in text.split(",")]
     try:
-        if path.is_dir():
-            return keras_nlp.models.Task.from_preset(str(path))
-        return keras.saving.load_model(str(path), compile=False)
-    except Exception as error:
-        line = " ".join(str(error).split())[:300]
-        raise InputError(f"{path} does not load as a Keras model: {line}") from None
+        labels = json.loads(text)
+    except ValueError as error:
+        raise InputError(f'--labels takes a,b or a JSON list such as ["a, b", "c"]; got {text!r} ({error}).') from None
+    if not labels or not all(isinstance(label, str) for label in labels):
+        raise InputError(f"--labels takes a list of texts, one per class; got {text!r}.")
+    return labels
+
+
+# What `--option` may not set: it has a flag of its own, or is an argument.
+_FLAGS = {
+    "task": "--task", "labels": "--labels", "max_length": "--max-length", "max_source_length": "--max-source-length",
+    "precision": "--precision", "check": "--check", "warmup": "--warmup or --no-warmup",
+    "serving_kit": "--serving-kit", "overwrite": "--overwrite", "model": "the argument MODEL",
+    "path": "the argument DST", "directory": "the argument DST",
+}  # fmt: skip
+
+
+def _options(items: tuple[str, ...]) -> dict[str, object]:
+    given: dict[str, object] = {}
+    for name, value in map(_option, items):
+        if name in _FLAGS:
+            raise InputError(f"--option {name}=… is given by {_FLAGS[name]}; expected an option without a flag.")
+        if name in given:
+            raise InputError(f"--option {name} is given twice, as {given[name]!r} and {value!r}; expected it once.")
+        given[name] = value
+    return given
 
 
 def _next_version(base: Path) -> Path:

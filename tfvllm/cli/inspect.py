@@ -8,7 +8,13 @@ import click
 
 @click.command()
 @click.argument("source", metavar="DIR")
-@click.option("--target", default="onednn", show_default=True, help="The target whose rules are tried.")
+@click.option(
+    "--target",
+    default="onednn",
+    show_default=True,
+    type=click.Choice(["portable", "onednn"]),
+    help="The target whose rules are tried.",
+)
 @click.option("--signature", help="Only this signature.")
 @click.option("--diagram", metavar="G.mmd", help="Write the graph, as it is and as it would be, as a Mermaid diagram.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
@@ -17,16 +23,19 @@ def command(source, target, signature, diagram, as_json):
     from tfvllm.quietly import import_tensorflow
 
     import_tensorflow()
+    from tfvllm import manifest
     from tfvllm.files import write_text
     from tfvllm.graph.report import side_by_side
     from tfvllm.graph.simplify import inspect_saved_model
 
     found = inspect_saved_model(source, target=target, signature=signature)
+    notes = manifest.read(source).get("notes", [])
     diagrams = {name: entry.pop("diagrams") for name, entry in found["signatures"].items()}
     if diagram:
         main = diagrams.get("serving_default") or next(iter(diagrams.values()))
         write_text(diagram, side_by_side(main["before"], main["after"]))
     if as_json:
+        found["notes"] = notes
         json.dump(found, sys.stdout, indent=2)
         click.echo()
         return
@@ -36,6 +45,8 @@ def command(source, target, signature, diagram, as_json):
     for name, entry in found["signatures"].items():
         for table in _tables(name, entry):
             console.print(table)
+    for note in notes:
+        console.print(f"note: {note}", markup=False)
 
 
 def _tables(name, entry):

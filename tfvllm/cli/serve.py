@@ -13,16 +13,53 @@ from tfvllm.errors import InputError
 _PATH = click.Path(path_type=Path)
 
 
-@click.command("serve", short_help="Serve SavedModels over TF Serving's REST and gRPC protocols.")
+@click.command(
+    "serve",
+    short_help="Serve SavedModels over TF Serving's REST and gRPC protocols.",
+    # TF Serving writes its flags with underscores.
+    context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},
+)
 @click.argument("models", metavar="NAME=DIR ...", nargs=-1)
+@click.option("--model-name", default="default", help="TF Serving's way to say NAME=DIR, with --model-base-path.")
+@click.option("--model-base-path", type=_PATH)
 @click.option("--model-config-file", type=_PATH, help="TF Serving's models.config, instead of or beside NAME=DIR.")
+@click.option(
+    "--model-config-file-poll-wait-seconds",
+    "config_poll",
+    default=0.0,
+    type=click.FloatRange(0),
+    help="Seconds between looks for changes of that file.  [default: none]",
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--rest-port", default=8501, show_default=True, type=click.IntRange(0, 65535), help="0 picks a free one.")
-@click.option("--grpc-port", type=click.IntRange(0, 65535), help="TF Serving's is 8500. Needs the extra [serve].")
+@click.option(
+    "--rest-port",
+    "--rest-api-port",
+    default=8501,
+    show_default=True,
+    type=click.IntRange(0, 65535),
+    help="0 picks a free one.",
+)
+@click.option(
+    "--grpc-port", "--port", type=click.IntRange(0, 65535), help="TF Serving's is 8500. Needs the extra [serve]."
+)
+@click.option("--grpc-socket-path", type=_PATH, help="A Unix socket for gRPC, beside the port or in its place.")
+@click.option("--grpc-channel-arguments", default="", help="Such as grpc.max_connection_age_ms=2000, with commas.")
 @click.option("--workers", default=0, show_default=True, type=click.IntRange(0), help="Model processes; 0: threads.")
 @click.option("--slots", type=click.IntRange(1), help="Runs at once.  [default: half the cores, or 1 per worker]")
-@click.option("--intra-op-threads", default=0, type=click.IntRange(0), help="Threads of one op; 0: all cores.")
+@click.option(
+    "--intra-op-threads",
+    "--tensorflow-intra-op-parallelism",
+    default=0,
+    type=click.IntRange(0),
+    help="Threads of one op; 0: all cores.",
+)
 @click.option("--batching/--no-batching", default=True, show_default=True, help="Run waiting requests together.")
+@click.option("--enable-batching", is_flag=True, hidden=True, help="TF Serving's flag; on by itself here.")
+@click.option(
+    "--enable-signature-method-name-check",
+    is_flag=True,
+    help="Classify and Regress only by signatures whose method name says so.",
+)
 @click.option("--batching-parameters-file", type=_PATH, help="TF Serving's batching parameters.")
 @click.option("--max-batch-size", type=click.IntRange(1), help="Rows in one run.  [default: 32]")
 @click.option("--batch-timeout-ms", type=click.FloatRange(0), help="How long a request may wait for company.")
@@ -33,7 +70,12 @@ _PATH = click.Path(path_type=Path)
     "--read-timeout", type=click.FloatRange(0, min_open=True), help="Seconds to send a request.  [default: 30]"
 )
 @click.option(
-    "--poll", default=1.0, show_default=True, type=click.FloatRange(0), help="Seconds between looks for versions."
+    "--poll",
+    "--file-system-poll-wait-seconds",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="Seconds between looks for versions.",
 )
 @click.option("--grace", default=30.0, show_default=True, type=click.FloatRange(0), help="Seconds for a shutdown.")
 @click.option("--ssl-cert", type=_PATH, help="PEM certificate (chain) for TLS.")
@@ -41,7 +83,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--ssl-client-ca", type=_PATH, help="PEM authorities; clients need a certificate by one of them.")
 @click.option("--token-file", type=_PATH, help="File with a bearer token that clients must send.")
 @click.option("--basic-auth-file", type=_PATH, help="File with user:password that clients must send.")
-@click.option("--cors", is_flag=True, help="Answer browsers' cross-origin requests.")
+@click.option("--cors", "--rest-api-enable-cors-support", is_flag=True, help="Answer browsers' cross-origin requests.")
 @click.option("--log-level", default="info", type=click.Choice(["debug", "info", "warning", "error"]))
 def command(models, **given):
     """Serves each NAME from DIR: a folder of versions (1/, 2/, …; the highest is served, new ones are picked up while
@@ -69,9 +111,11 @@ def _options(models, given):
     from tfvllm.serving.server import Options
 
     configs = [_model(item) for item in models]
+    if given["model_base_path"] is not None:
+        configs.append(_model(f"{given['model_name']}={given['model_base_path']}"))
     if given["model_config_file"] is not None:
-        configs += config.read_models(given["model_config_file"])
-    if not configs:
+        config.read_models(given["model_config_file"])  # what is wrong with it is told before anything is loaded
+    elif not configs:
         raise InputError("nothing to serve: expected NAME=DIR, such as sentiment=saved_models/sentiment.")
     batching, slots, limits = BatchingOptions(), given["slots"], Limits()
     if given["batching_parameters_file"] is not None:
@@ -120,13 +164,34 @@ def _options(models, given):
         token=_secret(given["token_file"], "--token-file"),
         basic_auth=basic,
         cors=given["cors"],
+        grpc_socket_path=given["grpc_socket_path"],
+        grpc_channel_arguments=_channel_arguments(given["grpc_channel_arguments"]),
+        check_method_names=given["enable_signature_method_name_check"],
+        model_config_file=given["model_config_file"],
+        config_poll_s=given["config_poll"],
     )
 
 
 def _greeting(server) -> str:
     names = ", ".join(server.core.manager.models)
-    grpc = f", gRPC on port {server.grpc_port}" if server.grpc_port else ""
+    socket = server.options.grpc_socket_path
+    places = [f"port {server.grpc_port}"] if server.grpc_port else []
+    places += [f"socket {socket}"] if socket is not None else []
+    grpc = f", gRPC on {' and '.join(places)}" if places else ""
     return f"Serving {names} at {server.rest_url}/v1/models{grpc}. Ctrl-C stops."
+
+
+def _channel_arguments(text: str) -> dict[str, str | int]:
+    arguments: dict[str, str | int] = {}
+    for item in filter(None, text.split(",")):
+        key, sign, value = item.partition("=")
+        if not key or not sign:
+            raise InputError(
+                f"--grpc-channel-arguments expects NAME=VALUE with commas between, such as "
+                f"grpc.max_connection_age_ms=2000; got {item!r}."
+            )
+        arguments[key] = int(value) if value.lstrip("-").isdecimal() else value
+    return arguments
 
 
 def _replace(options, **changes):

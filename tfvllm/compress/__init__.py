@@ -24,8 +24,9 @@ def run(
 ) -> dict[str, Any]:
     """Does all steps of `recipe` in the folder `out` and returns the report.
 
-    `out` holds, when done: `saved_model/1` (the result), `teacher/1` (the baseline), `report.html`, `report.json`,
-    `recipe.json` and `steps/` (each step's own result, which `resume` builds on).
+    `out` holds, when done: `saved_model/1` (the result; beside it `serving-kit/`, where `export.serving_kit` asks for
+    it), `teacher/1` (the baseline), `report.html`, `report.json`, `recipe.json` and `steps/` (each step's own result,
+    which `resume` builds on).
 
     Args:
         recipe: from `tfvllm.recipe.read_recipe` or `parse_recipe`.
@@ -78,11 +79,12 @@ def run(
         if recipe.benchmark:
             measured = product.benchmark(recipe, workspace, road, list(products.items()))
         content = report.build(recipe, workspace, stages, products, measured)
-        if products:
+        if recipe.export:
             names = {"teacher": next(iter(products)), product.MODEL: next(reversed(products))}
             for folder, name in names.items():
                 step = report.manifest_step(content, name)
-                product.publish(workspace, products[name].directory / product.MODEL, folder, step)
+                kit_for = recipe.name if recipe.export.serving_kit and folder == product.MODEL else None
+                product.publish(workspace, products[name].directory / product.MODEL, folder, step, kit_for=kit_for)
         report.write(workspace, content, simplified)
         return content
 

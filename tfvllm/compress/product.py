@@ -28,7 +28,7 @@ def export(recipe: Recipe, workspace: Workspace, road: Road, model: Done, *, bas
     """
     block = recipe.export
     assert block is not None
-    parameters = {"labels": road.text.labels, **({} if baseline else block.model_dump())}
+    parameters = {"labels": road.text.labels, **({} if baseline else {"check": block.check})}
 
     def build(directory: Path, work: Path) -> dict[str, Any]:
         import tfvllm.export
@@ -201,15 +201,23 @@ def sentences_of_length(texts: Sequence[str], preprocessor: Any, batch: int, len
     return made
 
 
-def publish(workspace: Workspace, source: Path, name: str, step: dict[str, Any]) -> Path:
+def publish(workspace: Workspace, source: Path, name: str, step: dict[str, Any], *, kit_for: str | None = None) -> Path:
     """Copies a finished SavedModel to `<out>/<name>/1`, where `tfvllm serve` and TF Serving look for it.
 
-    Its manifest gets `step`: which run made it, and how to make it again.
+    Its manifest gets `step`: which run made it, and how to make it again. `kit_for` is the name under which it is to be
+    served: a serving kit for it is then written beside the version.
     """
     from tfvllm import manifest
+    from tfvllm.export import kit
 
     target = workspace.out / name / "1"
     with new_directory(target, overwrite=True) as partial:
         shutil.copytree(source, partial, dirs_exist_ok=True)
         manifest.add_step(partial, step)
+    folder = target.parent / kit.FOLDER
+    if kit_for is not None:
+        kit.write(target, name=kit_for)
+        workspace.console.line(f"  serving kit: {folder}")
+    elif folder.is_dir():
+        shutil.rmtree(folder)  # an earlier run's, of another model
     return target

@@ -9,7 +9,7 @@ from tfvllm.bench import results
 from tfvllm.compress.product import MODEL
 from tfvllm.compress.steps import Done, Workspace
 from tfvllm.files import write_text
-from tfvllm.recipe import Recipe
+from tfvllm.recipe import Recipe, unused_keys
 
 MASKS = (
     "Masks alone do not speed up serving: TensorFlow multiplies masked weights as it multiplies any others, and its "
@@ -34,7 +34,9 @@ def build(
     report: dict[str, Any] = {
         "name": recipe.name,
         "recipe": _without_folders(recipe.model_dump(mode="json")),
+        "again": again(recipe),
         "data": {key: data.result[key] for key in ("source", "synthetic", "labels", "train", "dev", "test", "notes")},
+        "unused": unused_keys(recipe),
         "stages": [{"stage": done.name, **done.result} for done in models],
         "saved_models": {
             name: {key: value for key, value in done.result.items() if key != "graph"}
@@ -54,10 +56,14 @@ def build(
     return report
 
 
+def _is_path(name: str) -> bool:
+    return Path(name).name != name or Path(name).exists()
+
+
 def _without_folders(recipe: dict[str, Any]) -> dict[str, Any]:
     """Reports and manifests travel: they name files, not where one machine keeps them."""
-    for block, key in (("data", "path"), ("teacher", "preset"), ("teacher", "model")):
-        if recipe[block][key]:
+    for block, key in (("data", "path"), ("teacher", "preset"), ("teacher", "model"), ("simplify", "profile")):
+        if (recipe[block] or {}).get(key):
             recipe[block][key] = Path(recipe[block][key]).name
     return recipe
 
@@ -93,7 +99,20 @@ def manifest_step(report: dict[str, Any], name: str) -> dict[str, Any]:
     step = {"step": "compress", "recipe": report["recipe"], "data": report["data"]}
     if "accuracy" in report:
         step["accuracy"] = report["accuracy"][name]
-    return {**step, "again": "save recipe as YAML, then: tfvllm compress RECIPE.yaml --data DATA"}
+    return {**step, "again": report["again"]}
+
+
+def again(recipe: Recipe) -> str:
+    """How to ask for the same run: the recipe holds every option, but names files without their folders."""
+    from tfvllm.manifest import command_line
+
+    files = {"teacher.model": recipe.teacher.model, "teacher.preset": recipe.teacher.preset}
+    files["simplify.profile"] = recipe.simplify.profile if recipe.simplify else None
+    flags = {
+        "--data": "DATA" if recipe.data.path else None,
+        "--set": [f"{key}={key.upper().replace('.', '_')}" for key, path in files.items() if path and _is_path(path)],
+    }
+    return "save recipe as YAML, then: " + command_line("tfvllm compress RECIPE.yaml", flags)
 
 
 def write(workspace: Workspace, report: dict[str, Any], simplified: Done | None) -> None:

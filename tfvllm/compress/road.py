@@ -20,7 +20,7 @@ from tfvllm.compress.vocabulary import learn_vocabulary
 from tfvllm.errors import InputError
 from tfvllm.files import digest, new_directory, write_text
 from tfvllm.graph import targets
-from tfvllm.recipe import Distill, Prune, Recipe
+from tfvllm.recipe import Distill, Prune, Recipe, unused_keys
 
 _OBJECTIVE = ("temperature", "logits", "task", "hidden", "hidden_fade", "augment")
 
@@ -71,6 +71,7 @@ class Road:
                 seed=self.recipe.seed,
                 names=block.labels,
             )
+        self._put_in_order()
         text = self.text
 
         def build(directory: Path, work: Path) -> dict[str, Any]:
@@ -88,9 +89,26 @@ class Road:
         self.console.line(
             f"  {len(text.train)} sentences to train on, {len(text.dev)} dev, labels {', '.join(text.labels)}"
         )
-        for note in text.notes:
+        for note in [*text.notes, *unused_keys(self.recipe)]:
             self.console.line(f"  note: {note}")
         return done
+
+    def _put_in_order(self) -> None:
+        """Numbers the labels as the teacher's outputs, where the recipe or something beside the teacher says how."""
+        block = self.recipe.teacher
+        if block.labels is not None:
+            try:
+                self.text = self.text.in_order(block.labels)
+            except InputError as error:
+                raise InputError(f"teacher.labels: {error}") from None
+        elif block.model is not None and (stated := classifiers.stated_labels(Path(block.model))) is not None:
+            try:
+                self.text = self.text.in_order(stated)
+            except InputError:
+                self.text.notes.append(
+                    f"the teacher calls its classes {', '.join(stated)}, the data {', '.join(self.text.labels)}: they "
+                    "are taken to stand in this order; teacher.labels gives another"
+                )
 
     def tokens(self, split: str) -> training.Tokens:
         """The tokenised split, made once with the teacher's preprocessor, which the student shares."""
@@ -105,18 +123,22 @@ class Road:
         block = self.recipe.teacher
         parameters: dict[str, Any] = {"seed": self.recipe.seed, **block.model_dump()}
         if block.model is not None:
-            parameters = {"model": digest(Path(block.model))}
+            parameters = {"model": digest(*_files(Path(block.model)))}
         elif block.preset is not None:
             for name in ("vocabulary", "layers", "heads", "hidden", "ffn", "dropout"):
                 del parameters[name]
+        parameters.pop("labels", None)  # the data's digest has their order
 
         def build(directory: Path, work: Path) -> dict[str, Any]:
             keras.utils.set_random_seed(self.recipe.seed)
             model = self._untrained_teacher()
             self.preprocessor = model.preprocessor
             trained = self._train_teacher(model, work) if block.epochs and block.model is None else {}
+            described = self._describe(model)
+            if block.model is not None:
+                self._check_order(model)
             save_model(model, directory / "model.keras")
-            return {**trained, **self._describe(model)}
+            return {**trained, **described}
 
         self._teacher = self._say(self.workspace.do("teacher", parameters, [data], build))
         self.preprocessor = self.model_of(self._teacher).preprocessor
@@ -125,7 +147,7 @@ class Road:
     def _untrained_teacher(self) -> keras.Model:
         block, length, classes = self.recipe.teacher, self.recipe.data.max_length, len(self.text.labels)
         if block.model is not None:
-            return classifiers.from_file(Path(block.model), classes)
+            return classifiers.from_file(Path(block.model), classes, length)
         if block.preset is not None:
             return classifiers.from_preset(block.preset, classes, length)
         vocabulary = learn_vocabulary(self.text.train.texts, block.vocabulary)
@@ -139,10 +161,28 @@ class Road:
             dropout=block.dropout,
         )
 
+    def _check_order(self, model: keras.Model) -> None:
+        """Refuses a trained teacher whose outputs fit the labels far better in another order, unless it was given."""
+        tokens, labels = self.tokens("dev"), self.text.labels
+        found = classifiers.best_order(training.predict_logits(model, tokens).argmax(-1), tokens.labels, len(labels))
+        if not found.better:
+            return
+        other = ", ".join(labels[label] for label in found.best)
+        told = (
+            f"on dev its outputs fit the labels much better as {other} ({found.best_accuracy:.2%} right) than as "
+            f"{', '.join(labels)} ({found.accuracy:.2%})"
+        )
+        if self.recipe.teacher.labels is None:
+            raise InputError(
+                f"teacher.model: expected the classes in the order of the data's labels; {told}. Give the order of its "
+                f"outputs: teacher.labels: [{other}]"
+            )
+        self.console.line(f"  warning: teacher.labels: {told}; the order given is kept")
+
     def _train_teacher(self, model: keras.Model, work: Path) -> dict[str, Any]:
         block = self.recipe.teacher
         trained = classifiers.plain(model)
-        trained.compile(optimizer=self._optimizer(block), loss=_cross_entropy(), jit_compile=False)
+        trained.compile(optimizer=self._optimizer(block), loss=training.cross_entropy(trained), jit_compile=False)
         return self._fit(trained, trained, block, work, "teacher", self.tokens("train"), average=block.average)
 
     # --- student ----------------------------------------------------------------------------------------------------
@@ -232,8 +272,11 @@ class Road:
         else:  # every epoch asks the teacher the same, so it is asked once
             train = replace(train, extra={"teacher_logits": self._teacher_logits()})
             teacher = training.recalled_teacher(len(self.text.labels))
-        distiller = Distiller(teacher, model, losses=terms, loss_weights=weights, task_weight=objective.task)
-        distiller.compile(optimizer=self._optimizer(rates), loss=_cross_entropy(), jit_compile=False)
+        known = {"teacher": True} if train.extra else None
+        distiller = Distiller(
+            teacher, model, losses=terms, loss_weights=weights, task_weight=objective.task, from_logits=known
+        )
+        distiller.compile(optimizer=self._optimizer(rates), loss=training.cross_entropy(model), jit_compile=False)
         return self._fit(distiller, model, rates, work, title, train, callbacks, change, best_from, start=start)
 
     def _teacher_logits(self) -> np.ndarray:
@@ -275,7 +318,7 @@ class Road:
                 if removed.is_dir():
                     model = load_model(removed / "model.keras")
                 else:
-                    model.compile(loss=_cross_entropy())  # taylor scores are gradients of this loss
+                    model.compile(loss=training.cross_entropy(model))  # taylor scores are gradients of this loss
                     model = pruning.shrink(
                         model,
                         **structure,
@@ -365,11 +408,15 @@ class Road:
         weights = [np.asarray(weight) for weight in model.weights]
         total = sum(weight.size for weight in weights)
         nonzero = sum(int(np.count_nonzero(weight)) for weight in weights)
-        return {**result, "weights": int(total), "nonzero_share": nonzero / total}
+        return {**result, "weights": int(total), "nonzero_share": nonzero / total, "labels": self.text.labels}
 
     def _say(self, done: Done) -> Done:
         self.console.line(f"  {done.name}: {describe_scores(done.result)}")
         return done
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
 
 
 def describe_scores(result: dict[str, Any]) -> str:
@@ -380,10 +427,6 @@ def describe_scores(result: dict[str, Any]) -> str:
         if f"{split}_accuracy" in result
     ]
     return ", ".join([f"{result['weights'] / 1e6:.2f} M weights ({result['nonzero_share']:.0%} not zero)", *scores])
-
-
-def _cross_entropy() -> keras.losses.Loss:
-    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 def _when(prune: Prune, steps: int) -> dict[str, int]:

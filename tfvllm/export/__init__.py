@@ -11,6 +11,7 @@ TASKS = {
     "translate": "tfvllm.export.translate",
     "embed": "tfvllm.export.embed",
 }
+PRECISIONS = ("float32", "bfloat16", "int8")
 
 
 class _CallablePackage(types.ModuleType):

@@ -2,16 +2,17 @@
 
 import difflib
 import importlib
+import json
 import os
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from tfvllm import manifest
 from tfvllm.errors import InputError
-from tfvllm.export import TASKS, savedmodel
+from tfvllm.export import PRECISIONS, TASKS, savedmodel
 from tfvllm.files import new_directory
-
-PRECISIONS = ("float32", "bfloat16", "int8")
 
 
 def export(
@@ -35,7 +36,8 @@ def export(
         path: a folder that does not exist yet, such as `saved_models/sentiment/1` (TF Serving serves the parent).
         task: one of `tfvllm.export.TASKS`.
         labels: for `classify`, the class names in the order of the model's outputs; default "0", "1", …
-        max_length: the longest input (and, for generating tasks, output) in tokens; default the preprocessor's own.
+        max_length: the longest input (and, for generating tasks, output) in tokens; default the preprocessor's own, or
+            as many as the model has positions for, where the preprocessor's is beyond them.
         precision: of the weights, where the task offers it.
         overwrite: replace an existing `path` (only after the new one is complete).
         check: compare the SavedModel with the model "here" (in this process), "fresh" (in a new process that has only
@@ -69,40 +71,82 @@ def export(
     if max_length is not None:
         options["max_length"] = max_length
     options["precision"] = precision
+    fitted = fit_lengths(model, task, options)
     _check_options(export_task, task, options)
 
     from tfvllm.export import parity
     from tfvllm.export import warmup as records
 
     path = Path(path)
+    if serving_kit:
+        from tfvllm.export import kit
+
+        kit.model_name(path)
     with new_directory(path, overwrite=overwrite) as partial:
         entries = dict(export_task(model, partial, **options))
         comparison = entries.pop("check", None)
         examples = entries.pop("warmup", None)
-        step = {"step": "export", "task": task, "options": _jsonable(options)}
+        notes = [*fitted, *entries.pop("notes", ())]
+        asked = {"--check": check or "none", "--no-warmup": not warmup, "--serving-kit": serving_kit}
+        step = {"step": "export", "task": task, "options": _jsonable(options), "again": again(task, options, asked)}
         document = manifest.new(task=task, source=manifest.describe_source(model), **entries)
         document["steps"].append(step)
         document["signatures"] = savedmodel.signature_summary(partial)
+        if notes:
+            document["notes"] = notes
         manifest.write(partial, document)
         run = parity.loaded_here(partial)
         if check and comparison:
+            comparison = comparison() if callable(comparison) else comparison
             document["measured_error"] = parity.check(partial, **comparison, fresh=check == "fresh", run=run)
         if warmup and examples:
             document["warmup"] = records.write(partial, examples, run=run)
         manifest.write(partial, document)
+    for note in notes:
+        warnings.warn(f"export of {path.name}: {note}", stacklevel=2)
     if serving_kit:
-        from tfvllm.export import kit
-
         kit.write(path)
     return path
 
 
-def check_call(task: str, *, precision: str = "float32") -> None:
-    """Checks what can be checked without a model. Raises InputError that names the nearest valid word."""
+def check_call(task: str, *, precision: str = "float32", options: Iterable[str] = ()) -> None:
+    """Checks what can be checked without a model. Raises InputError that names the nearest valid word.
+
+    `options`: names of further options, labels and max_length among them.
+    """
     if task not in TASKS:
         raise InputError(f"task must be one of {', '.join(TASKS)}; got {task!r}.{_nearest(task, TASKS)}")
     if precision not in PRECISIONS:
         raise InputError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}.")
+    asked = dict.fromkeys(options)
+    if asked:
+        _check_options(importlib.import_module(TASKS[task]).export_task, task, asked)
+
+
+# option -> the preprocessor's own length
+_LENGTHS = {"max_length": "sequence_length"}
+_LENGTHS_OF_TWO = {"max_length": "decoder_sequence_length", "max_source_length": "encoder_sequence_length"}
+
+
+def fit_lengths(model, task: str, options: dict[str, Any]) -> list[str]:
+    """Sets the lengths that nobody gave and the preprocessor has beyond the model's positions; says so.
+
+    keras-nlp's preprocessors have defaults (1024, 512) that know nothing of the model, and a sequence-to-sequence one
+    comes back from a file with them, whatever it was made with.
+    """
+    preprocessor = options.get("preprocessor") or getattr(model, "preprocessor", None)
+    positions = getattr(getattr(model, "backbone", model), "max_sequence_length", None)
+    lengths = _LENGTHS_OF_TWO if task == "translate" else _LENGTHS
+    notes = []
+    for option, attribute in lengths.items():
+        own = getattr(preprocessor, attribute, None)
+        if options.get(option) is None and isinstance(own, int) and isinstance(positions, int) and own > positions:
+            options[option] = positions
+            notes.append(
+                f"{option} is {positions}: the preprocessor says {own}, but the model has positions for {positions} "
+                f"tokens. Pass {option} for another."
+            )
+    return notes
 
 
 def _check_options(export_task, task: str, options: dict) -> None:
@@ -124,6 +168,25 @@ def _check_options(export_task, task: str, options: dict) -> None:
 def _nearest(name: str, known) -> str:
     close = difflib.get_close_matches(str(name), list(known), n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def again(task: str, options: dict, asked: dict[str, Any]) -> str:
+    """The command that asks for the same export again; MODEL and DST stand for its folders."""
+    flags: dict[str, Any] = {"--task": task}
+    rest, beyond = [], []
+    for name, value in options.items():
+        if name == "labels":
+            plain = all(label == label.strip() and label and "," not in label for label in value)
+            plain = plain and not value[0].startswith("[")
+            flags["--labels"] = ",".join(value) if plain else json.dumps(value, ensure_ascii=False)
+        elif name in ("max_length", "max_source_length", "precision"):
+            flags[f"--{name.replace('_', '-')}"] = value
+        elif _jsonable({name: value})[name] is value:
+            rest.append(f"{name}={json.dumps(value, ensure_ascii=False)}")
+        else:
+            beyond.append(name)
+    remark = f"with {', '.join(beyond)} given in Python" if beyond else ""
+    return manifest.command_line("tfvllm export MODEL DST", {**flags, "--option": rest, **asked}, remark=remark)
 
 
 def _jsonable(options: dict) -> dict:

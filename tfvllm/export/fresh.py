@@ -1,8 +1,9 @@
-"""Runs a signature of a SavedModel with TensorFlow alone. Executed by its path in a fresh process; imports no tfvllm.
+"""Runs signatures of SavedModels with TensorFlow alone. Executed by its path in a fresh process; imports no tfvllm.
 
-    python fresh.py SAVED_MODEL REQUEST RESULT
+    python fresh.py REQUEST RESULT
 
-REQUEST and RESULT are pickles. Keras and tfvllm are hidden from the process, as on a server that lacks them.
+Both are pickles: REQUEST a list of (directory, requests), RESULT for each the outputs, or words where it failed.
+Keras and tfvllm are hidden from the process, as on a server that lacks them.
 """
 
 import importlib.machinery
@@ -30,9 +31,7 @@ def hide(names=HIDDEN) -> None:
 
 def load(directory):
     """The SavedModel in `directory`."""
-    import tensorflow as tf
-
-    return tf.saved_model.load(str(directory))
+    return _by_path("loading").load(directory)
 
 
 def run(model, requests) -> list[dict]:
@@ -48,21 +47,27 @@ def run(model, requests) -> list[dict]:
     return results
 
 
-def _textops():
-    spec = importlib.util.spec_from_file_location("textops", Path(__file__).parents[1] / "textops.py")
+def _by_path(name):
+    """A file of tfvllm that imports nothing of it, as a module."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def main(directory: str, request: str, result: str) -> None:
+def main(request: str, result: str) -> None:
     hide()
-    _textops().load()
-    outputs = run(load(directory), pickle.loads(Path(request).read_bytes()))
+    _by_path("textops").load()
+    answers: list = []
+    for directory, requests in pickle.loads(Path(request).read_bytes()):
+        try:
+            answers.append(run(load(directory), requests))
+        except Exception as error:
+            answers.append(" ".join(f"{type(error).__name__}: {error}".split()))
     loaded = sorted({name.split(".")[0] for name in sys.modules})
     found = [name for name in HIDDEN if name in loaded]
     assert not found, f"{found} must not be imported here"
-    Path(result).write_bytes(pickle.dumps({"outputs": outputs, "modules": loaded}))
+    Path(result).write_bytes(pickle.dumps({"answers": answers, "modules": loaded}))
 
 
 if __name__ == "__main__":

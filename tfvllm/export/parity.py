@@ -69,27 +69,45 @@ def run_fresh(
     Raises TfvllmError with the process's last words when it fails, and VerificationError when a hidden package was
     loaded after all.
     """
+    return run_fresh_each([(directory, requests)], timeout)[0]
+
+
+def run_fresh_each(
+    asked: Sequence[tuple[str | os.PathLike, Sequence[tuple[str, Mapping]]]],
+    timeout: float = 600.0,
+    *,
+    keep_errors: bool = False,
+) -> list[list[dict[str, np.ndarray]]]:
+    """The same for several SavedModels, one after the other in one new process: (directory, requests) of each.
+
+    `keep_errors`: where one fails its TfvllmError stands in the place of its answers, and the others go on.
+    """
+    jobs = [(str(Path(where).resolve()), [(name, dict(inputs)) for name, inputs in each]) for where, each in asked]
+    names = ", ".join(str(where) for where, _ in asked)
     with tempfile.TemporaryDirectory() as folder:
         request, result = Path(folder) / "request", Path(folder) / "result"
-        request.write_bytes(pickle.dumps([(name, dict(inputs)) for name, inputs in requests]))
-        command = [
-            sys.executable,
-            "-I",
-            fresh_script.__file__,
-            str(Path(directory).resolve()),
-            str(request),
-            str(result),
-        ]
+        request.write_bytes(pickle.dumps(jobs))
+        command = [sys.executable, "-I", fresh_script.__file__, str(request), str(result)]
         environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
         process = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment, check=False)
         if process.returncode or not result.exists():
-            last = (process.stderr.strip().splitlines() or ["no message"])[-1]
-            raise TfvllmError(f"{directory} does not load in a fresh process with TensorFlow alone: {last[:300]}")
-        answer = pickle.loads(result.read_bytes())
-    loaded = [name for name in fresh_script.HIDDEN if name in answer["modules"]]
+            raise _not_loading(names, (process.stderr.strip().splitlines() or ["no message"])[-1])
+        found = pickle.loads(result.read_bytes())
+    loaded = [name for name in fresh_script.HIDDEN if name in found["modules"]]
     if loaded:
-        raise VerificationError(f"loading {directory} imported {', '.join(loaded)}; expected TensorFlow alone.")
-    return answer["outputs"]
+        raise VerificationError(f"loading {names} imported {', '.join(loaded)}; expected TensorFlow alone.")
+    answers: list[Any] = [
+        _not_loading(where, answer) if isinstance(answer, str) else answer
+        for (where, _), answer in zip(asked, found["answers"])
+    ]
+    for answer in answers:
+        if isinstance(answer, TfvllmError) and not keep_errors:
+            raise answer
+    return answers
+
+
+def _not_loading(where: object, words: str) -> TfvllmError:
+    return TfvllmError(f"{where} does not load in a fresh process with TensorFlow alone: {words[:300]}")
 
 
 def _compare(name: str, expected: np.ndarray, found: np.ndarray, atol: float, rtol: float) -> float:

@@ -1,11 +1,13 @@
 """Saving signatures as a SavedModel: shared by every task."""
 
+import collections
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 import tensorflow as tf
 from tensorflow.core.framework import function_pb2
+from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow.python.trackable.resource import TrackableResource
 
 from tfvllm.protos import read_proto, set_method_names, write_proto
@@ -68,8 +70,9 @@ def save(
     tf.saved_model.save(module, str(directory), signatures=dict(signatures), options=options)
     proto = read_proto(directory)
     for graph in proto.meta_graphs:
+        named = named_from_outside(graph)
         for function in graph.graph_def.library.function:
-            merge_repeats(function)
+            merge_repeats(function, named[function.signature.name])
     write_proto(directory, proto)
     if method_names:
         set_method_names(directory, method_names)
@@ -79,14 +82,30 @@ def save(
 _SHAPE_OPS = frozenset({"Const", "Shape", "Size", "StridedSlice", "Pack"})
 
 
-def merge_repeats(function: function_pb2.FunctionDef) -> None:
+def named_from_outside(graph: meta_graph_pb2.MetaGraphDef) -> Mapping[str, Set[str]]:
+    """For each function of a saved graph, the nodes that the object graph refers to by name.
+
+    A stored custom gradient (`tf.nn.silu` has one) reads tensors of the function it belongs to; TensorFlow looks them
+    up there when it loads the SavedModel. All else refers to functions, their arguments, or nodes outside of them.
+    """
+    named: dict[str, set[str]] = collections.defaultdict(set)
+    for node in graph.object_graph_def.nodes:
+        if node.HasField("captured_tensor"):
+            named[node.captured_tensor.concrete_function].add(node.captured_tensor.name.split(":")[0])
+    return named
+
+
+def merge_repeats(function: function_pb2.FunctionDef, keep: Set[str] = frozenset()) -> None:
     """Leaves one of several constants and shape computations that are the same, and none that nothing reads.
+
+    The nodes named in `keep` stay, whatever reads them.
 
     TensorFlow does this itself before it runs a function. But it loads every node first, and tracing leaves many
     as such repeats (9,140 of the 15,087 nodes of a GPT-2 with 12 layers), and loading takes time for each.
     """
     classes = [name for node in function.node_def if "_class" in node.attr for name in node.attr["_class"].list.s]
     held = {name.decode().removeprefix("loc:@") for name in classes}  # other nodes want to be where these are
+    held |= keep
 
     def node_of(tensor: str) -> str:
         return tensor.removeprefix("^").split(":")[0]

@@ -24,8 +24,10 @@ def activate(x: tf.Tensor, activation: str) -> tf.Tensor:
     if activation == "gelu_approximate":
         return tf.nn.gelu(x, approximate=True)
     if activation == "silu":
-        # keras-nlp computes this one in float32 whatever the model's type.
-        return tf.cast(tf.nn.silu(tf.cast(x, tf.float32)), x.dtype)
+        # keras-nlp computes this one in float32 whatever the model's type. tf.nn.silu is the same product, but with a
+        # gradient of its own: a SavedModel would hold a function for each use of it.
+        wide = tf.cast(x, tf.float32)
+        return tf.cast(wide * tf.sigmoid(wide), x.dtype)
     return {"relu": tf.nn.relu, "tanh": tf.nn.tanh}[activation](x)
 
 

@@ -220,15 +220,30 @@ class SentencePiece(Codec):
                 for i, piece in enumerate(vocabulary)
             ]
         )
-        # Most models put a space before every text; it is taken off again.
-        self._prefixes = tokenizer._sentence_piece_spm.EncodeAsPieces("a")[0].startswith("\u2581")
+        self._unknown = unknown
+        # Most models put a space before every text; it is taken off again. Those that leave out repeated spaces take
+        # off all that a text begins with.
+        probe = "".join(tokenizer._sentence_piece_spm.EncodeAsPieces("a  b"))
+        self._prefixes, self._collapses = probe.startswith("\u2581"), "\u2581\u2581" not in probe
 
     def _encode(self, texts):
         return self._model.tokenize(valid_utf8(texts))
 
     def decode(self, tokens):
         texts = super().decode(tokens)
-        return tf.strings.regex_replace(texts, "^ ", "", replace_global=False) if self._prefixes else texts
+        if not (self._prefixes or self._collapses):
+            return texts
+        # One column more, so that there is a first piece after the spaces of any row.
+        ids = tf.pad(tokens.to_tensor(default_value=-1), [[0, 0], [0, 1]], constant_values=-1)
+        pieces = tf.where(ids < 0, b"", self.bytes_of(tf.maximum(ids, 0)))
+        leading = tf.math.cumprod(tf.cast((pieces == b"") | (pieces == b" "), tf.int32), axis=1)
+        spaces = tf.reduce_sum(leading * tf.cast(pieces == b" ", tf.int32), axis=1)
+        at = tf.minimum(tf.reduce_sum(leading, axis=1), tf.shape(ids)[1] - 1)
+        first, piece = tf.gather(ids, at, batch_dims=1), tf.gather(pieces, at, batch_dims=1)
+        # What stands for an unknown token begins with a space of its own.
+        joined = tf.cast((first != self._unknown) & (tf.strings.substr(piece, 0, 1) == b" "), tf.int32)
+        off = spaces + joined if self._collapses else tf.minimum(spaces + joined, 1)
+        return tf.strings.substr(texts, off, tf.strings.length(texts))
 
 
 class Bytes(Codec):

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfvllm.errors import InputError
-from tfvllm.graph import convert
+from tfvllm.graph import trial
 from tfvllm.graph.ir import Graph, Node, Value
 from tfvllm.graph.rewriter import Builder, short
 
@@ -48,11 +48,9 @@ class Spread:
 
 def run(graph: Graph, specs: tuple[tuple, dict], samples: Sequence[Sequence[Any]]) -> Iterable[list[np.ndarray]]:
     """The results of `graph` on each sample (arrays in the order of its inputs)."""
-    function = convert.to_concrete(graph, specs, pack=list)
+    attempt = trial.Trial(graph, specs)
     for sample in samples:
-        tensors = [tf.convert_to_tensor(a, v.dtype) for a, v in zip(sample, graph.inputs.values())]
-        packed = tf.nest.pack_sequence_as(specs, tensors, expand_composites=True)
-        yield [r.numpy() for r in function(*packed[0], **packed[1])]
+        yield attempt.run(sample)
 
 
 def observe(
@@ -122,7 +120,7 @@ class Switchboard:
         graph: the original; not changed.
         nodes: names of the nodes.
         lower: adds the other form of a node to the graph it is in, and returns its value (of the same type and shape).
-        references: what the model should give on each sample, in the order of its outputs.
+        references: what the model should give on each sample, in the order of its outputs; None where nobody can tell.
     """
 
     def __init__(
@@ -130,7 +128,7 @@ class Switchboard:
         graph: Graph,
         specs: tuple[tuple, dict],
         samples: Sequence[Sequence[Any]],
-        references: Sequence[Sequence[np.ndarray]],
+        references: Sequence[Sequence[np.ndarray | None]],
         nodes: Sequence[str],
         lower: Callable[[Graph, Node], Value],
     ):
@@ -150,9 +148,7 @@ class Switchboard:
             board.outputs.update(dict.fromkeys(results, chosen))
         board.inputs = {"flags": flags, **board.inputs}
         args, kwargs = specs
-        self.inputs = list(board.inputs.values())
-        self.specs = ((tf.TensorSpec([len(nodes)], tf.bool, "flags"), *args), kwargs)
-        self.function = convert.to_concrete(board, self.specs, pack=list)
+        self.trial = trial.Trial(board, ((tf.TensorSpec([len(nodes)], tf.bool, "flags"), *args), kwargs))
 
     def error(self, lowered: Iterable[str]) -> float:
         """The largest error of the results, relative to each one's largest magnitude, with these nodes lowered.
@@ -163,10 +159,9 @@ class Switchboard:
         flags = np.array([n in chosen for n in self.nodes])
         worst = 0.0
         for sample, wanted in zip(self.samples, self.references):
-            tensors = [tf.convert_to_tensor(a, v.dtype) for a, v in zip([flags, *sample], self.inputs)]
-            packed = tf.nest.pack_sequence_as(self.specs, tensors, expand_composites=True)
-            for result, want in zip(self.function(*packed[0], **packed[1]), wanted):
-                worst = max(worst, relative_error(result.numpy(), want))
+            for result, want in zip(self.trial.run([flags, *sample]), wanted):
+                if want is not None:
+                    worst = max(worst, relative_error(result, want))
         return worst
 
     def keep(self, bound: float) -> tuple[list[str], dict[str, float]]:

@@ -21,13 +21,13 @@ from tensorflow.core.framework import graph_pb2, node_def_pb2
 from tensorflow.core.protobuf import saved_model_pb2, trackable_object_graph_pb2
 from tensorflow.python.eager import context
 
+from tfvllm import loading, textops
 from tfvllm.errors import InputError
-from tfvllm.graph import infer, ops
+from tfvllm.graph import effects, infer, ops
 from tfvllm.graph.ir import Capture, Graph, Node, Value
 from tfvllm.protos import set_method_names
 
 _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
-_WRITES = ("Assign", "Scatter", "ResourceApply", "ResourceSparseApply", "Import", "Insert", "Remove", "Push", "Pop")
 _V1_LOOPS = frozenset({"Enter", "RefEnter", "NextIteration", "Exit", "Switch", "Merge", "LoopCond"})
 _SMALL_CAPTURE = 1024  # captured plain tensors of at most this many elements become constants
 
@@ -87,6 +87,8 @@ class _Importer:
     def __init__(self, graph: Graph):
         self.graph = graph
         self.scope: dict[str, Any] = {}
+        self.ordered: dict[Node, None] = {}  # effects, and reads of what may be written
+        self.waits: dict[Node, dict[Node, None]] = {}  # what a node without an effect waits for, and what reads it too
 
     def placeholder(self, name: str, dtype: tf.DType) -> Value:
         node = self.graph.add(name, "Placeholder", [], {"dtype": dtype})
@@ -100,7 +102,7 @@ class _Importer:
             owner = owners.get(id(outer))
             self.graph.captures[value.node.name] = Capture(outer, owner, frozen=isinstance(owner, tf.Variable))
             return
-        array = outer.numpy()
+        array = np.asarray(outer.numpy(), outer.dtype.as_numpy_dtype)  # of a string scalar, bytes
         if array.size <= _SMALL_CAPTURE or array.dtype == object:
             node = self.graph.add(name, "Const", [], {"dtype": outer.dtype, "value": array})
         else:
@@ -152,7 +154,9 @@ class _Importer:
         controls: dict[Node, None] = dict.fromkeys(outer_controls)
         for reference in node_def.input:
             if reference.startswith("^"):
-                controls.update(dict.fromkeys(scope[reference[1:]].effects))
+                controls.update(dict.fromkeys(self._behind(scope[reference[1:]])))
+        for value in inputs:
+            controls.update(self.waits.get(value.node, {}))
         callee = self._callee(node_def)
         if callee is not None:
             return self._inline(callee, node_def, inputs, prefix, tuple(controls))
@@ -167,18 +171,34 @@ class _Importer:
                 f"op {node_def.op!r} (node {node_def.name!r}) is not registered in this TensorFlow; "
                 "import the package that provides it (for text ops: tensorflow_text), or use a newer TensorFlow."
             )
-        effect = ops.has_effect(node_def.op)
         node = self.graph.add(prefix + node_def.name, node_def.op, inputs, attrs)
-        if effect:
-            node.controls = list(controls)
+        before: tuple[Node, ...] | None = None if node.outputs else tuple(controls)
+        if ops.has_effect(node_def.op):
             self.graph.effects.append(node)
-            effects: tuple[Node, ...] = (node,)
-        else:
-            if ops.reads_state(node_def.op):
-                node.controls = list(controls)
-            effects = tuple(controls)
+        if ops.has_effect(node_def.op) or ops.reads_state(node_def.op):
+            node.controls = list(controls)
+            self.ordered[node] = None
+            before = (node,)
+        elif controls and node.outputs:
+            self.waits[node] = controls
         ranges = ops.output_ranges(node_def.op, node.attrs) if found is not None else {}
-        return _Imported(node.outputs, ranges, effects)
+        return _Imported(node.outputs, ranges, before)
+
+    def _behind(self, imported: _Imported) -> Iterable[Node]:
+        """What a control edge from `imported` waits for: what has an effect, or reads state, at or before it."""
+        if imported.effects is not None or not self.ordered:
+            return imported.effects or ()
+        found: dict[Node, None] = {}
+        stack, seen = [v.node for v in imported.values], set()
+        while stack:
+            node = stack.pop()
+            if node in self.ordered:
+                found[node] = None
+            elif node not in seen:
+                seen.add(node)
+                found.update(self.waits.get(node, {}))
+                stack.extend(v.node for v in node.inputs)
+        return found
 
     def _callee(self, node_def):
         if node_def.op in self.graph.library:
@@ -201,24 +221,24 @@ class _Importer:
 
     def _inline(self, callee, node_def, inputs: list[Value], prefix: str, controls: tuple) -> _Imported:
         scope: dict[str, Any] = {arg.name: _Imported([value]) for arg, value in zip(callee.signature.input_arg, inputs)}
-        before = len(self.graph.effects)
+        before = len(self.ordered)
         # An inlined call's own name tells nothing: the layer's name is inside.
         self.run(callee.node_def, prefix, "function", scope, controls)
         values = [self.value(callee.ret[arg.name], scope) for arg in callee.signature.output_arg]
-        effects = tuple(self.graph.effects[before:]) or controls
+        inside = tuple(list(self.ordered)[before:]) or controls
         ranges = (
             {"output": 0} if node_def.op in _CALLS else {a.name: i for i, a in enumerate(callee.signature.output_arg)}
         )
-        return _Imported(values, ranges, effects)
+        return _Imported(values, ranges, inside)
 
 
 @dataclass
 class _Imported:
-    """What a name stands for: its tensors, their ranges by output argument, the effects a control edge to it means."""
+    """What a name stands for: its tensors, their ranges by output argument, what a control edge from it waits for."""
 
     values: list[Value]
     ranges: dict[str, int] = field(default_factory=dict)
-    effects: tuple[Node, ...] = ()
+    effects: tuple[Node, ...] | None = None  # None: to be found from its values
 
 
 def _base(reference: str) -> str:
@@ -226,18 +246,16 @@ def _base(reference: str) -> str:
 
 
 def _freeze(graph: Graph) -> None:
-    """A variable that anything in this graph may write is not frozen; reads of frozen ones need no order."""
-    library_writes = any(n.op.startswith(_WRITES) for f in graph.library.values() for n in f.node_def)
-    for name, capture in graph.captures.items():
-        for reader in graph.readers(graph.nodes[name].output):
-            opaque = any(a.WhichOneof("value") == "func" or a.list.func for a in reader.attrs.values())
-            if (opaque and library_writes) or (not opaque and ops.has_effect(reader.op)):
-                capture.frozen = False
-    for node in graph.nodes.values():
-        if node.op == "ReadVariableOp":
-            read = graph.captures.get(node.inputs[0].node.name)
-            if read is not None and read.frozen:
-                node.controls = []
+    """A variable that anything in this graph may write is not frozen; reads of what nothing writes need no order."""
+    written = effects.find(graph, graph.nodes.values()).written
+    for name in set(written) & set(graph.captures):
+        graph.captures[name].frozen = False
+    free: dict[Node, list[Node]] = {}  # such reads, and what they waited for
+    for node in graph.order():
+        node.controls = list(dict.fromkeys(n for c in node.controls for n in free.get(c, [c])))
+        source = node.inputs[0].node.name if node.inputs else ""
+        if ops.reads_state(node.op) and source in graph.captures and source not in written:
+            free[node], node.controls = node.controls, []
 
 
 # --------------------------------------------------------------------------------------------------- Graph -> function
@@ -347,13 +365,13 @@ def to_concrete(graph: Graph, specs: tuple[tuple, dict], pack: Callable[[list], 
         used = {i.split(":")[0] for n in graph_def.node for i in n.input}
         values = list(graph.outputs.values())
         fetched = [v for v in values if v.node.name not in supplied]
-        effects = [n for n in graph.effects if n.name in live]
+        effective = [n for n in graph.effects if n.name in live]
         elements = (
             tf.graph_util.import_graph_def(
                 graph_def,
                 input_map={f"{name}:0": t for name, t in supplied.items() if name in used},
                 return_elements=[f"{rename[v.node.name]}:{v.index}" for v in fetched]
-                + [rename[n.name] for n in effects],
+                + [rename[n.name] for n in effective],
                 name="",
             )
             or []
@@ -435,9 +453,7 @@ def load(path: str | os.PathLike, only: str | None = None) -> SavedModel:
     _register_ops(proto)
     restore = _Restore.of(path)
     try:
-        loaded = tf.saved_model.load(
-            str(path), options=tf.saved_model.LoadOptions(experimental_skip_checkpoint=restore is not None)
-        )
+        loaded = loading.load(path, tf.saved_model.LoadOptions(experimental_skip_checkpoint=restore is not None))
     except Exception as error:
         raise InputError(f"{path} cannot be loaded: {_first_line(error)}") from error
     definitions = next(iter(proto.meta_graphs)).signature_def
@@ -525,8 +541,7 @@ def _register_ops(proto) -> None:
     used = {n.op for m in proto.meta_graphs for n in m.graph_def.node}
     used.update(n.op for m in proto.meta_graphs for f in m.graph_def.library.function for n in f.node_def)
     if any(ops.definition(op) is None for op in used):
-        import tensorflow_text  # noqa: F401  registers its ops
-
+        textops.load()
         ops.definition.cache_clear()
         ops.is_stateful.cache_clear()
 
@@ -539,8 +554,13 @@ def _thaw_shared(graphs: list[Graph]) -> None:
             capture.frozen = capture.frozen and id(capture.tensor) not in written
 
 
-def save(signatures: dict[str, Signature], directory: Path, extra_assets: Path | None = None) -> None:
-    """Writes the signatures' graphs as a SavedModel into `directory` (which must not exist or be empty)."""
+def save(
+    signatures: dict[str, Signature], directory: Path, extra_assets: Path | None = None, loaded: Any = None
+) -> None:
+    """Writes the signatures' graphs as a SavedModel into `directory` (which must not exist or be empty).
+
+    `loaded` is the SavedModel they are of: one of TF 1 fills the tables in its graph by an initialiser of its own.
+    """
     holder = tf.Module()
     owners: dict[int, Any] = {}
     functions = {}
@@ -555,6 +575,9 @@ def save(signatures: dict[str, Signature], directory: Path, extra_assets: Path |
                     raise InputError(f"{key}: a captured resource has no owner that could be saved with the model.")
                 owners[id(capture.owner)] = capture.owner
     holder.tfvllm_resources = list(owners.values())
+    tables = any("HashTable" in n.op for s in signatures.values() for n in s.graph.live())
+    if tables and hasattr(loaded, "initializer"):  # it belongs to a graph that holds all the variables
+        holder.tfvllm_resources += [loaded.initializer, *loaded.asset_paths, *loaded.variables]
     tf.saved_model.save(holder, str(directory), signatures=functions)
     set_method_names(directory, {n: s.method_name for n, s in signatures.items() if s.method_name})
     if extra_assets is not None and extra_assets.is_dir():

@@ -24,10 +24,11 @@ import tensorflow as tf
 from tensorflow.core.framework import function_pb2
 
 from tfvllm.errors import InputError
-from tfvllm.graph import convert, cost, dims, functions, infer, ops, requests, targets, verify
+from tfvllm.graph import cost, dims, functions, infer, ops, requests, targets, trial, verify
 from tfvllm.graph.ir import Graph, Node, Value
 from tfvllm.graph.requests import Kind
 from tfvllm.graph.rewriter import Builder
+from tfvllm.graph.state import State
 
 MEMORY_LIMIT = 2.0  # all ways together, as a multiple of the original's bytes of weights
 FEATURES = ("batch × length", "length", "batch")
@@ -149,17 +150,19 @@ def take_turns(calls: Mapping[str, Callable[[], Any]], rounds: int, seconds: flo
 
 def measure(points: Sequence[Point], ways: Sequence[Way], specs: tuple[tuple, dict], seconds: float) -> None:
     """Times all ways at all points: a few rounds each, then more for those that may be the best somewhere."""
-    made = {way.name: convert.to_concrete(way.graph, specs, pack=list) for way in ways}
-    inputs = list(ways[0].graph.inputs.values())
-    calls = []
-    for point in points:
-        tensors = [tf.convert_to_tensor(a, v.dtype) for a, v in zip(point.sample, inputs)]
-        calls.append({name: _call(function, specs, tensors) for name, function in made.items()})
+    state = State.of(ways[0].graph)
+    made = {way.name: trial.Trial(way.graph, specs, state) for way in ways}
+    calls = [{name: _fetched(attempt.call(point.sample)) for name, attempt in made.items()} for point in points]
+    with state.kept():
+        _measure(points, calls, seconds)
+
+
+def _measure(points: Sequence[Point], calls: Sequence[Mapping[str, Callable[[], Any]]], seconds: float) -> None:
     began = time.perf_counter()
     for point, mine in zip(points, calls):
         point.rounds = take_turns(mine, _FEWEST, 0.0, warm=2)
     left = (seconds - (time.perf_counter() - began)) / len(points)
-    overall = sorted(made, key=lambda name: sum(p.kind.count * math.log(p.median(name)) for p in points))
+    overall = sorted(calls[0], key=lambda name: sum(p.kind.count * math.log(p.median(name)) for p in points))
     for point, mine in zip(points, calls):
         bar = _CONTENDER * min(point.median(name) for name in mine)
         chosen = [name for name in mine if name in overall[:2] or point.median(name) <= bar]
@@ -167,9 +170,8 @@ def measure(points: Sequence[Point], ways: Sequence[Way], specs: tuple[tuple, di
             point.rounds[name].extend(times)
 
 
-def _call(function: Any, specs: tuple[tuple, dict], tensors: list[tf.Tensor]) -> Callable[[], Any]:
-    args, kwargs = tf.nest.pack_sequence_as(specs, tensors, expand_composites=True)
-    return lambda: [t.numpy() for t in function(*args, **kwargs)]
+def _fetched(call: Callable[[], Any]) -> Callable[[], Any]:
+    return lambda: [t.numpy() for t in call()]
 
 
 # ------------------------------------------------------------------------------------------------------------ deciding
@@ -381,12 +383,10 @@ class Merged:
         twin = graph.nodes[value.node.name].outputs[value.index]
         graph.outputs = {"shape": Builder(graph, _SCOPE).Shape(twin, out_type=tf.int32)}
         graph.effects = []
-        function = convert.to_concrete(graph, specs, pack=list)
+        attempt = trial.Trial(graph, specs)
 
         def measured(sample: list[Any]) -> tuple[int, int | None]:
-            tensors = [tf.convert_to_tensor(a, v.dtype) for a, v in zip(sample, graph.inputs.values())]
-            args, kwargs = tf.nest.pack_sequence_as(specs, tensors, expand_composites=True)
-            shape = function(*args, **kwargs)[0].numpy()
+            shape = attempt.run(sample)[0]
             return int(shape[0]), int(shape[1]) if has_length else None
 
         return measured
@@ -654,7 +654,7 @@ def run(ways: Sequence[Way], specs: tuple[tuple, dict], verifier: verify.Verifie
     if shapes:
         around = verify.Verifier(original.graph, specs, [s for _, s in shapes], verifier.rtol, verifier.atol)
         comparison = joined(comparison, around.compare(graph, slack))
-    if not comparison.ok:
+    if not comparison.agrees:
         details["reason"] = f"the graph that chooses is wrong ({comparison.failures[0]}); please report this"
         return _single(by_name[default], verifier, points, details)
     details["checked"] = [list(shape) for shape, _ in shapes]
@@ -686,6 +686,7 @@ CHOOSING = "chosen at run time"
 def joined(first: verify.Comparison, second: verify.Comparison) -> verify.Comparison:
     """Two comparisons as one: all samples, the largest differences."""
     worst = max(first, second, key=lambda c: c.max_abs_error / (c.tolerance or 1.0))
+    checked = {k: first.checked.get(k, 0) + second.checked.get(k, 0) for k in {**first.checked, **second.checked}}
     return verify.Comparison(
         first.samples + second.samples,
         max(first.max_abs_error, second.max_abs_error),
@@ -693,6 +694,9 @@ def joined(first: verify.Comparison, second: verify.Comparison) -> verify.Compar
         worst.tolerance,
         first.yardstick,
         [*first.failures, *second.failures],
+        {k: why for k, why in {**second.unverified, **first.unverified}.items() if k not in checked},
+        checked,
+        first.random,
     )
 
 

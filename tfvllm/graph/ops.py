@@ -60,6 +60,11 @@ def is_random(op: str) -> bool:
     return is_stateful(op) and (op.startswith(("Random", "TruncatedNormal", "Multinomial", "ParameterizedTruncated")))
 
 
+def is_read_only(op: str) -> bool:
+    """Whether an op that is stateful in TensorFlow's registry only reads."""
+    return op in _READ_ONLY
+
+
 def has_effect(op: str) -> bool:
     """Whether the op must run even if nobody reads its outputs."""
     return is_stateful(op) and op not in _READ_ONLY and not is_random(op)

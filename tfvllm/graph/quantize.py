@@ -124,14 +124,14 @@ class Quantizer:
         plan = self._plan(base, spreads, tables, len(free))
         if not self._safe(plan) and (costly or outliers):
             plan = self._cheapest(verified, free, costly, outliers, plan)
-        if plan.comparison.ok:
+        if plan.comparison.agrees:
             return self._outcome(plan, {})
         ranges, errors = plan.ranges, plan.errors
         board = calibrate.Switchboard(
             plan.base.graph,
             self.verifier.specs,
             self.verifier.samples,
-            self.verifier.references,
+            self.verifier.wanted(),
             list(ranges),
             lambda graph, node: self._form(graph).build(node, ranges[node.name]),
         )
@@ -139,7 +139,7 @@ class Quantizer:
         while len(kept) < len(ranges):
             chosen = {n: span for n, span in ranges.items() if n not in kept}
             plan.lowered, plan.comparison = self._lower(plan.base, chosen, errors)
-            if plan.comparison.ok:
+            if plan.comparison.agrees:
                 for node in kept:
                     moved = f"in int8 it alone moves the result by {sensitivity[node]:.2g}"
                     rule = "QuantizeTables" if ranges[node] is None else "QuantizeProducts"
@@ -197,13 +197,15 @@ class Quantizer:
             else:
                 low = middle + 1
             self._let_go(known, best)
-        if first.comparison.ok and not best.comparison.ok:  # helping did harm: a bound without a margin is better
+        if (
+            first.comparison.agrees and not best.comparison.agrees
+        ):  # helping did harm: a bound without a margin is better
             best = first
             self._let_go(known, best)
         return best
 
     def _safe(self, plan: _Plan) -> bool:
-        return plan.comparison.ok and plan.comparison.max_rel_error <= _MARGIN * self.options.max_error
+        return plan.comparison.agrees and plan.comparison.max_rel_error <= _MARGIN * self.options.max_error
 
     def _let_go(self, known: set, best: _Plan) -> None:
         """Forgets weights that were made, beside the `known` ones, for other plans than the best."""
@@ -353,9 +355,7 @@ def keep_from_bfloat16(graph: Graph, verifier: Verifier, bound: float) -> dict[s
     products = [n.name for n in graph.live() if is_product(n)]
     if not products:
         return {}
-    board = calibrate.Switchboard(
-        graph, verifier.specs, verifier.samples, verifier.references, products, lowered_product
-    )
+    board = calibrate.Switchboard(graph, verifier.specs, verifier.samples, verifier.wanted(), products, lowered_product)
     kept, sensitivity = board.keep(bound)
     return {n: sensitivity[n] for n in kept}
 

@@ -189,16 +189,33 @@ class Report:
                     ways.add_row(*row)
                 parts.append(ways)
             parts.extend(escape(line) for line in dispatch_lines(signature))
-        check = self.verification
-        if check:
-            parts.append(
-                f"verified on {check['samples']} inputs: largest difference {check['max_abs_error']:.3g} "
-                f"(allowed {check['tolerance']:.3g}; yardstick: {check['yardstick']})"
-            )
+        for name, signature in self.signatures.items():
+            prefix = f"{name}: " if len(self.signatures) > 1 else ""
+            parts.extend(prefix + escape(line) for line in verification_lines(signature))
         if not self.rules:
             parts.append("Nothing could be merged: the output equals the input.")
         parts.extend(self.notes)
         return Group(*parts)
+
+
+def verification_lines(signature: SignatureReport) -> list[str]:
+    """What the comparison with the original found, and what it could not tell, as sentences."""
+    check = signature.verification
+    if not check:
+        return []
+    lines = []
+    if check["status"] != "not verified":
+        lines.append(
+            f"verified on {check['samples']} inputs: largest difference {check['max_abs_error']:.3g} "
+            f"(allowed {check['tolerance']:.3g}; yardstick: {check['yardstick']})"
+        )
+    by_reason: dict[str, list[str]] = defaultdict(list)
+    for name, reason in check["not_verified"].items():
+        by_reason[reason].append(name)
+    lines.extend(f"not verified: {', '.join(names)}: {reason}" for reason, names in by_reason.items())
+    if check["random"]:
+        lines.append(f"the original is random: {', '.join(check['random'])}; it was compared on the same draws")
+    return lines
 
 
 def lowering_lines(signature: SignatureReport) -> list[str]:

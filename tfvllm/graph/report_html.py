@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from tfvllm import html
-from tfvllm.graph.report import Report, SignatureReport, dispatch_lines, dispatch_table, lowering_lines
+from tfvllm.graph.report import (
+    Report,
+    SignatureReport,
+    dispatch_lines,
+    dispatch_table,
+    lowering_lines,
+    verification_lines,
+)
 
 
 def page(report: Report) -> str:
@@ -13,7 +20,7 @@ def page(report: Report) -> str:
         (f"{before['nodes']:,} → {after['nodes']:,}", "nodes"),
         (_ratio(before["flops"], after["flops"]), "FLOPs, after / before"),
         (_ratio(before["bytes"], after["bytes"]), "bytes of weights, after / before"),
-        (f"{report.verification.get('max_abs_error', 0):.2g}", "largest difference found"),
+        (_difference(report.verification), "largest difference found"),
     ]
     body = [
         f"<p>Target <b>{html.escape(report.target)}</b>, precision <b>{html.escape(report.precision)}</b>. "
@@ -76,15 +83,16 @@ def _section(signature: SignatureReport) -> list[str]:
             for e in signature.lowering["products"]
         ]
         parts.append(html.table(("where", "what", "precision", "range of the input", "relative error"), forms))
-    check = signature.verification
-    if check:
-        parts.append(
-            f"<p>Verified on {check['samples']} inputs: the largest difference is {check['max_abs_error']:.3g}, "
-            f"allowed is {check['tolerance']:.3g} (yardstick: {html.escape(check['yardstick'])}).</p>"
-        )
+    parts.extend(f"<p>{html.escape(line[0].upper() + line[1:])}.</p>" for line in verification_lines(signature))
     for which in ("before", "after"):
         parts.append(html.diagram(signature.diagrams[which], f"The graph {which}, one box for each layer", folded=True))
     return parts
+
+
+def _difference(check: dict) -> str:
+    if check.get("status") == "not verified":
+        return "not verified"
+    return f"{check.get('max_abs_error', 0):.2g}"
 
 
 def _range(ends: list[float] | None) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import os
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -14,8 +17,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfvllm.errors import InputError, VerificationError
-from tfvllm.files import check_new, new_directory
-from tfvllm.graph import convert, cost, dispatch, memory, quantize, targets, verify
+from tfvllm.files import check_new, digest, new_directory
+from tfvllm.graph import convert, cost, dispatch, memory, quantize, state, targets, verify
 from tfvllm.graph.guarantee import Approximate
 from tfvllm.graph.ir import Graph
 from tfvllm.graph.report import Report, SignatureReport, diagram
@@ -25,6 +28,10 @@ PRECISIONS = ("float32", "bfloat16", "int8")
 _MAX_ROLLBACKS = 20
 _STRUCTURAL = ("clean", "layout", "weights")  # steps that only tidy up: not worth a measurement
 LOWERED_TOLERANCE = 0.05  # relative to the largest magnitude of an output; --rtol and --atol add to it
+
+
+LIVE = "live: the weights are the model's own, and no rule made a new one of them"
+SHARED = "{}: the graph writes it and it cannot be copied, so the model and the result share it"
 
 
 class Simplified:
@@ -75,8 +82,13 @@ def simplify(
     measure: bool = False,
     profile: Any = None,
     memory_limit: float | None = None,
+    live: bool = False,
 ) -> Simplified:
     """Rewrites the graph of a Keras model, a `tf.function` or a `ConcreteFunction`; the result is called like it.
+
+    The result has weights of its own, which hold what the model's hold now: training the model further, or
+    `set_weights`, does not reach it. What the graph itself writes (counters, the state of a stateful layer, tables,
+    generators) is the result's own from then on, too. The model is left as it was, whatever its graph writes.
 
     Args:
         model: a built Keras model (its inference graph, `training=False`), a `tf.function` with an input signature, or
@@ -85,7 +97,9 @@ def simplify(
         precision: "float32", "bfloat16" (matrix products in bfloat16; sums, norms and softmax in float32) or "int8"
             (products with weights in int8 with ranges from `inputs`; target "onednn" only).
         rules: None for all; names of steps or rules to keep; with a leading "-" to leave out; `Rule` objects to add.
-        inputs: example arguments to verify on (and to trace a model without known inputs with); made up if None.
+        inputs: example arguments to verify on (and to trace a model without known inputs with; sizes that a model with
+            known inputs leaves open stay open); or `tf.TensorSpec`s to trace with, None where a size may differ. Made
+            up if None.
         rtol, atol: fixed tolerances in place of the comparison with float64; rtol is relative to the largest magnitude.
         max_error: for int8: how far results may be off, relative to their largest magnitude (default 0.1). Products
             that cost too much stay in float32.
@@ -98,6 +112,8 @@ def simplify(
             single one is best, the result chooses by batch and length.
         memory_limit: for `profile`: what the weights of all ways together may take, as a multiple of the original's
             bytes (default 2). A way with weights of its own has to save a tenth of the time.
+        live: share all variables with the model: the result follows whatever is assigned to them. No rule may then make
+            a new weight of old ones, so less is merged; float32 only.
 
     Raises:
         InputError: the model cannot be traced, or an option is not one of those listed.
@@ -112,16 +128,24 @@ def simplify(
     function = _concrete(model, inputs)
     specs = function.structured_input_signature
     graph = convert.from_concrete(function, _owners(model))
-    samples = None if inputs is None else [_flat(inputs)]
+    given = tf.nest.flatten(inputs)
+    samples = None if inputs is None or any(isinstance(t, tf.TensorSpec) for t in given) else [_flat(inputs)]
     int8 = quantize.Options.check(precision, target, max_error, percentile, activations)
     targets.check_runs(target, precision)
     engine = _Engine(
         *(target, precision, rules, rtol, atol, int8, measure), dispatch.Options.check(profile, memory_limit)
     )
+    if live:
+        _share(graph, precision)
     rewritten, section = engine.run(graph, specs, "call", samples)
     engine.check_lowered([section])
+    notes = engine.notes()
+    if live:
+        notes.append(LIVE)
+    else:
+        notes.extend(SHARED.format(short(name)) for name in state.detach(rewritten))
     outputs = function.structured_outputs
-    report = Report(target, precision, {"call": section}, time.perf_counter() - started, _name(model), engine.notes())
+    report = Report(target, precision, {"call": section}, time.perf_counter() - started, _name(model), notes)
     return Simplified(rewritten, specs, lambda flat: _pack(outputs, flat), report)
 
 
@@ -196,9 +220,22 @@ def simplify_saved_model(
     memory.trim()
     report = Report(target, precision, sections, 0.0, Path(source).name, engine.notes())
     with new_directory(destination, overwrite=overwrite) as partial:
-        convert.save(saved.signatures, partial, Path(source) / "assets.extra")
+        convert.save(saved.signatures, partial, Path(source) / "assets.extra", saved.loaded)
         report.seconds = time.perf_counter() - started
-        _write_manifest(partial, report, source)
+        given = {
+            "signature": signature,
+            "rules": rules,
+            "calibration": calibration,
+            "max_error": max_error,
+            "percentile": percentile,
+            "activations": activations,
+            "measure": measure,
+            "profile": profile,
+            "memory_limit": memory_limit,
+            "rtol": rtol,
+            "atol": atol,
+        }
+        _write_manifest(partial, report, source, given)
     return report
 
 
@@ -281,6 +318,13 @@ class _Engine:
 
     def run(self, graph: Graph, specs, name: str, samples) -> tuple[Graph, SignatureReport]:
         verifier = verify.Verifier(graph, specs, samples, self.rtol, self.atol)
+        for wanted, what in (
+            (self.lowering, f"precision {self.precision}"),
+            (self.measure, "measure"),
+            (self.requests, "profile"),
+        ):
+            if wanted:
+                verifier.require_runs(what)
         section = SignatureReport(name, cost.count(graph), {}, diagrams={"before": diagram(graph)})
         skip: set[tuple[str, str]] = set()
         rewriter, comparison = self._verified(graph, verifier, section, skip)
@@ -354,7 +398,7 @@ class _Engine:
         rewriter = Rewriter(verified.graph.copy(), self.target)
         rewriter.run([Step("few", (KeepPackedForFew(),))])
         slack = self._slack(verified)
-        if rewriter.fired and verifier.compare(rewriter.graph, slack).ok:
+        if rewriter.fired and verifier.compare(rewriter.graph, slack).agrees:
             add(name, rewriter.graph, slack)
 
     def _verified(self, graph: Graph, verifier: verify.Verifier, section: SignatureReport, skip: set):
@@ -363,7 +407,7 @@ class _Engine:
             rewriter = self.rewrite(graph, frozenset(skip))
             targets.check_graph(rewriter.graph, self.target)
             comparison = verifier.compare(rewriter.graph, self._slack(rewriter))
-            if comparison.ok:
+            if comparison.agrees:
                 break
             guilty = self._bisect(graph, verifier, rewriter, frozenset(skip))
             if guilty is None or len(section.rolled_back) == _MAX_ROLLBACKS:
@@ -393,10 +437,11 @@ class _Engine:
             # Weights made for a trial go with it.
             self.steps, self.shared_weights = select(self.steps, f"-{rule}"), dict(self.shared_weights)
             trial = self.rewrite(graph, frozenset(skip))
-            duel = cost.duel(verifier.calls(best.graph), verifier.calls(trial.graph))
+            with verifier.state.kept():
+                duel = cost.duel(verifier.calls(best.graph), verifier.calls(trial.graph))
             pays = duel.winner == "first" or (duel.winner is None and not _burdens(best.graph, trial.graph))
             comparison = found if pays else verifier.compare(trial.graph, self._slack(trial))
-            drop = not pays and comparison.ok
+            drop = not pays and comparison.agrees
             why = {"first": "faster with it", "second": "faster without it", None: "no difference beyond the noise"}
             section.measured.append(
                 {
@@ -422,17 +467,23 @@ class _Engine:
             lowered, comparison, section.lowering = outcome.rewriter, outcome.comparison, outcome.details
         else:
             lowered, comparison = self._bfloat16(verified.graph, verifier, {})
-            if not comparison.ok:
+            if not comparison.agrees:
                 kept = quantize.keep_from_bfloat16(verified.graph, verifier, LOWERED_TOLERANCE)
                 lowered, comparison = self._bfloat16(verified.graph, verifier, kept)
         lowered.declined = {**verified.declined, **lowered.declined}
-        if comparison.ok and self.last:
+        if comparison.agrees and self.last:
             before = len(lowered.fired)
             lowered.run(self.last)
             if len(lowered.fired) > before:
                 slack = self.int8.max_error if self.precision == "int8" else LOWERED_TOLERANCE
                 comparison = verifier.compare(lowered.graph, slack)
-        if not comparison.ok:
+        if comparison.status == "not verified":
+            reason = next(iter(comparison.unverified.values()))
+            raise InputError(
+                f"signature {section.name!r}: precision {self.precision} needs results to be held against, and none "
+                f"can be: {reason}. Use float32, or pass inputs on which the model gives the same twice."
+            )
+        if not comparison.agrees:
             raise VerificationError(
                 f"signature {section.name!r}: {self.precision} is off by more than {LOWERED_TOLERANCE:.0%} of the "
                 f"result ({comparison.failures[0]}). Nothing was written. Allow more with --rtol, or stay with float32."
@@ -475,7 +526,7 @@ class _Engine:
 
         def wrong(count: int) -> bool:
             trial = self.rewrite(graph, skip, limit=count)
-            return not verifier.compare(trial.graph, self._slack(rewriter)).ok
+            return not verifier.compare(trial.graph, self._slack(rewriter)).agrees
 
         low, high = 0, len(rewriter.fired)
         if high == 0 or wrong(0):
@@ -538,21 +589,72 @@ def _concrete(model: Any, inputs: Any) -> Any:
         if isinstance(structure, (list, tuple)) and len(structure) == 1:
             structure = structure[0]
     if callable(model) and (structure is not None or inputs is not None):
-        if inputs is not None:
-            specs = tf.nest.map_structure(_spec_of_array, inputs)
-        else:
+        specs = None
+        if structure is not None:
             specs = tf.nest.map_structure(
                 lambda t: tf.TensorSpec(t.shape, t.dtype, name=t.name.split(":")[0]), structure
             )
+        if inputs is not None:
+            specs = _with_open_sizes(specs, inputs)
         call = tf.function(lambda batch: model(batch, training=False), autograph=False)
         return call.get_concrete_function(specs)
+    if callable(model) and getattr(model, "built", False):
+        raise InputError(
+            f"{type(model).__name__} is built, but a subclassed model does not say what it reads. Pass inputs=…: "
+            "arrays, or tf.TensorSpec with None where a size may differ."
+        )
     raise InputError(
         f"expected a built Keras model, a tf.function or a ConcreteFunction, found {type(model).__name__}"
         + ("; build the model, or pass inputs=…" if callable(model) else ".")
     )
 
 
+def _with_open_sizes(known: Any, inputs: Any) -> Any:
+    """The specs of `inputs`, with the sizes open that the model (where its specs are `known`) leaves open."""
+    if (
+        isinstance(inputs, (list, tuple))
+        and len(inputs) == 1
+        and not (isinstance(known, (list, tuple)) and len(known) == 1)
+    ):
+        inputs = inputs[0]  # one positional argument
+    specs = tf.nest.map_structure(_spec_of_array, inputs)
+    if known is None:
+        return specs
+    if isinstance(specs, dict):  # by name, whether or not the model was made with a dict
+        names = known if isinstance(known, dict) else {spec.name: spec for spec in tf.nest.flatten(known)}
+        if set(names) != set(specs):
+            raise InputError(f"inputs=…: the model reads {sorted(names)}, found {sorted(specs)}.")
+        return {name: _opened(names[name], spec) for name, spec in specs.items()}
+    if len(tf.nest.flatten(known)) != len(tf.nest.flatten(specs)):
+        raise InputError(
+            f"inputs=…: the model reads {len(tf.nest.flatten(known))} tensors, found {len(tf.nest.flatten(specs))}."
+        )
+    if isinstance(known, dict):
+        return specs  # in an order that only Keras knows
+    return tf.nest.pack_sequence_as(known, list(map(_opened, tf.nest.flatten(known), tf.nest.flatten(specs))))
+
+
+def _opened(known: tf.TensorSpec, given: tf.TensorSpec) -> tf.TensorSpec:
+    """`given` with the open sizes of `known`."""
+    if known.shape.rank is None or known.shape.rank != given.shape.rank:
+        return given
+    sizes = [None if open_ is None else size for open_, size in zip(known.shape, given.shape)]
+    return tf.TensorSpec(sizes, given.dtype, name=known.name)
+
+
+def _share(graph: Graph, precision: str) -> None:
+    """Lets no rule rely on what a variable holds."""
+    if precision != "float32":
+        raise InputError(
+            f"live: expected precision float32, found {precision}, which makes new weights of the model's."
+        )
+    for capture in graph.captures.values():
+        capture.frozen = capture.frozen and capture.made
+
+
 def _spec_of_array(array: Any) -> tf.TensorSpec:
+    if isinstance(array, tf.TensorSpec):
+        return array
     tensor = tf.convert_to_tensor(array)
     return tf.TensorSpec([None, *tensor.shape[1:]] if tensor.shape.rank else [], tensor.dtype)
 
@@ -566,11 +668,19 @@ def _flat(inputs: Any) -> list[np.ndarray]:
 
 
 def _owners(model: Any) -> dict[int, Any]:
-    """Tables and tokenizers that a model holds, so that a saved result can hold them too."""
-    try:
-        return convert.owners_of(tf.train.TrackableView(model).descendants())
-    except (ValueError, TypeError, AttributeError):
-        return {}
+    """Tables and tokenizers that a model holds, or a function refers to, so that they can be copied and saved."""
+    roots = [model]
+    python_function = getattr(model, "python_function", None)
+    for function in () if python_function is None else (python_function, inspect.unwrap(python_function)):
+        with contextlib.suppress(TypeError, ValueError):
+            names = inspect.getclosurevars(function)
+            found = [*names.nonlocals.values(), *names.globals.values()]
+            roots.extend(item() if isinstance(item, weakref.ref) else item for item in found)  # a method's own object
+    owners: dict[int, Any] = {}
+    for root in roots:
+        with contextlib.suppress(ValueError, TypeError, AttributeError):  # it tracks nothing
+            owners |= convert.owners_of(tf.train.TrackableView(root).descendants())
+    return owners
 
 
 def _pack(structure: Any, flat: list) -> Any:
@@ -596,9 +706,10 @@ def _calibration(calibration: Sequence[dict[str, Any]] | None, entry: convert.Si
     return samples
 
 
-def _write_manifest(directory: Path, report: Report, source: str | os.PathLike) -> None:
+def _write_manifest(directory: Path, report: Report, source: str | os.PathLike, given: dict[str, Any]) -> None:
     from tfvllm import manifest
 
+    options, again = _as_given(report, given)
     manifest.add_step(
         directory,
         {
@@ -606,18 +717,57 @@ def _write_manifest(directory: Path, report: Report, source: str | os.PathLike) 
             "source": Path(source).name,
             "target": report.target,
             "precision": report.precision,
+            "options": options,
             "rules": report.rules,
             "guarantees": {n: e["guarantee"] for n, e in report.main.fired.items()},
             "verification": report.verification,
             **({"lowering": report.main.lowering} if report.main.lowering else {}),
             **({"dispatch": report.main.dispatch} if report.main.dispatch else {}),
             **({"notes": report.notes} if report.notes else {}),
-            "again": f"tfvllm simplify SRC DST --target {report.target} --precision {report.precision}"
-            + "".join(f" --rules -{rule}" for rule in report.dropped)
-            + (" --profile REQUESTS.jsonl" if report.main.dispatch else ""),
+            "again": again,
         },
         target=report.target,
     )
+
+
+def _as_given(report: Report, given: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """The options that were used, JSON-able, and the command that asks for the same model again.
+
+    Files travel under stand-ins (CALIBRATION, REQUESTS.jsonl), as the model does (SRC, DST); of the calibration the
+    digest is kept. Rules that a measurement left out are named, so that nothing need be measured again.
+    """
+    from tfvllm import manifest
+
+    rules = [] if given["rules"] is None else given["rules"]
+    rules = [rules] if isinstance(rules, str | Rule) else list(rules)
+    added = [rule.name for rule in rules if isinstance(rule, Rule)]
+    names = [name for name in rules if isinstance(name, str)]
+    calibration = given["calibration"]
+    told = {**given, "rules": [*names, *added], "profile": None if given["profile"] is None else "given"}
+    if calibration is not None:
+        flat = [(name, np.asarray(row[name])) for row in calibration for name in sorted(row)]
+        content = [
+            digest(name, value.dtype.name, value.shape, value.tolist() if value.dtype.hasobject else value.tobytes())
+            for name, value in flat
+        ]
+        told["calibration"] = {"samples": len(calibration), "digest": digest(*content)}
+    flags = {
+        "--target": report.target,
+        "--precision": report.precision,
+        "--signature": given["signature"],
+        "--rules": [*names, *(f"-{rule}" for rule in report.dropped)],
+        "--calibration": None if calibration is None else "CALIBRATION",
+        "--max-error": given["max_error"],
+        "--percentile": given["percentile"],
+        "--activations": given["activations"],
+        "--profile": None if given["profile"] is None else "REQUESTS.jsonl",
+        "--memory-limit": given["memory_limit"],
+        "--rtol": given["rtol"],
+        "--atol": given["atol"],
+    }
+    remark = f"with rules added in Python: {', '.join(added)}" if added else ""
+    options = {name: value for name, value in told.items() if value not in (None, False, [])}
+    return options, manifest.command_line("tfvllm simplify SRC DST", flags, remark=remark)
 
 
 def _name(model: Any) -> str:

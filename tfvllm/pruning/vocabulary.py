@@ -1,6 +1,7 @@
 """Fewer tokens: which embedding rows go, and the tokenizer that goes with the rest."""
 
 import itertools
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from tfvllm.errors import InputError
 from tfvllm.models import VOCABULARY, find_backbone
+from tfvllm.models.tokenizer import settle
 from tfvllm.pruning.capture import batches
 from tfvllm.pruning.structure import Plan, resolve
 
@@ -31,6 +33,9 @@ def plan_vocabulary(
     backbone = find_backbone(model)
     total = int(backbone.token_embedding.input_dim)
     tokenizer = getattr(getattr(model, "preprocessor", None), "tokenizer", None)
+    if tokenizer is not None:
+        for note in settle(tokenizer, {}).notes:  # cut, it no longer knows the folder it was read from
+            warnings.warn(f"shrink: {note}", stacklevel=4)
     forced = _forced(tokenizer, total)
     if isinstance(request, str):
         if request != "seen":
@@ -134,7 +139,9 @@ def cut_tokenizer(tokenizer: Any, kept: Iterable[int]) -> tuple[Any, set[int]]:
         size = len(tokenizer.vocabulary)
         ids = [i for i in sorted(kept) if i < size]
         config["vocabulary"] = [tokenizer.vocabulary[i] for i in ids]
-        return type(tokenizer).from_config(config), set(ids)
+        cut = type(tokenizer).from_config(config)
+        cut.split_on_cjk = tokenizer.split_on_cjk  # keras-nlp leaves it out of the config
+        return cut, set(ids)
     if kind == "byte_pair":
         vocabulary = dict(tokenizer.vocabulary)
         merges = [tuple(merge.split(" ")) for merge in tokenizer.merges]

@@ -5,6 +5,7 @@ and a busy server forms batches by itself. With `batch_timeout_ms` a run also wa
 Serving's batching does.
 Scalars and inputs with a default (a generate request's `max_new_tokens`, its stop strings) are no rows: they must be
 equal in a batch. A signature with a `seed` is not batched at all, as its answers depend on the place in the batch.
+A request whose shapes are not as the signature declares them runs alone: nothing says where its rows are.
 """
 
 import asyncio
@@ -244,7 +245,9 @@ def _row_inputs(signature: Signature) -> list[str]:
 
 
 def row_count(signature: Signature, inputs: Mapping[str, np.ndarray]) -> int | None:
-    """How many rows a request has; None where its inputs disagree."""
+    """How many rows a request has; None where its inputs disagree, or are not as the signature declares them."""
+    if not all(signature.inputs[name].accepts(array.shape) for name, array in inputs.items()):
+        return None
     sizes = {inputs[name].shape[0] for name in _row_inputs(signature) if name in inputs and inputs[name].ndim}
     return sizes.pop() if len(sizes) == 1 else None
 

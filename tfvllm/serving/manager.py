@@ -122,8 +122,8 @@ class Manager:
     def _set_models(self, models: Sequence[ModelConfig]) -> None:
         names = [model.name for model in models]
         for name in names:
-            if not name or any(character in name for character in "/:"):
-                raise InputError(f"a model's name must be non-empty and without / and :; got {name!r}.")
+            if not name:
+                raise InputError("a model's name is empty; expected a name for requests to ask for.")
             if names.count(name) > 1:
                 raise InputError(f"two models are named {name!r}; expected each name once.")
         self._models = {model.name: model for model in models}
@@ -238,6 +238,22 @@ class Manager:
             except OSError as error:
                 logger.error("cannot look for new versions: %s", error)
 
+    async def follow(self, read: Callable[[], Sequence[ModelConfig]], seconds: float) -> None:
+        """Serves what `read` says, asked every `seconds`, for ever. What cannot be read or loaded is logged, once."""
+        told = ""
+        while True:
+            await asyncio.sleep(seconds)
+            try:
+                models = list(await asyncio.to_thread(read))
+                if models != list(self._models.values()):
+                    await self.reconfigure(models)
+                    logger.info("the model config has changed; serving %s", ", ".join(self._models))
+                told = ""
+            except (InputError, ServingError, OSError) as error:
+                if str(error) != told:
+                    logger.error("the changed model config is not served: %s", error)
+                told = str(error)
+
     async def close(self) -> None:
         """Waits for the requests under way, then unloads everything."""
         self.closing = True
@@ -253,6 +269,10 @@ class Manager:
         found = self._versions.get(name, {})
         return {number: version for number, version in found.items() if version.state == "AVAILABLE"}
 
+    def _meant(self, name: str, number: int | None) -> int | None:
+        # OpenVINO's clients ask for version 0 where they mean the newest.
+        return None if number == 0 and 0 not in self._versions.get(name, {}) else number
+
     def find(self, name: str, number: int | None = None, label: str | None = None) -> Version:
         """The version a request means. Raises ServingError in TF Serving's words when there is none."""
         if not name:
@@ -263,6 +283,7 @@ class Manager:
             if label not in labels:
                 raise invalid(f"Unrecognized servable version label: {label}")
             number = labels[label]
+        number = self._meant(name, number)
         if number is not None:
             if number in available:
                 return available[number]
@@ -277,6 +298,7 @@ class Manager:
             raise invalid("Missing model name in request.")
         if label:
             number = self.find(name, label=label).number
+        number = self._meant(name, number)
         found = self._versions.get(name, {})
         chosen = [version for version in found.values() if number is None or version.number == number]
         if not chosen:

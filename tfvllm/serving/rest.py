@@ -77,7 +77,7 @@ class RestApp:
 
     async def _route(self, request: Request) -> tuple[int, bytes, str]:
         path, method = request.scope["path"], request.method
-        if path in ("/healthz", "/v1/healthz", "/livez"):
+        if path in ("/", "/healthz", "/v1/healthz", "/livez"):  # the first is where KServe's clients look
             return 200, b'{"status":"alive"}', "application/json"
         if path in ("/readyz", "/v1/readyz"):
             if self.core.manager.ready:
@@ -127,13 +127,8 @@ class RestApp:
             outputs = await core.predict(version, parsed.signature_name, parsed.inputs)
             return tensors.predict_answer(outputs, parsed.format)
         request = examples.parse_examples(body, verb)
-        if verb == "classify":
-            rows = await core.classify(version, request.signature_name, request.examples)
-            result: list = [[[label, float(str(score))] for label, score in row] for row in rows]
-        else:
-            values = await core.regress(version, request.signature_name, request.examples)
-            result = [float(str(value)) for value in values]
-        return tensors.dumps({"results": result})
+        ask = core.classify if verb == "classify" else core.regress
+        return examples.results_answer(await ask(version, request.signature_name, request.examples))
 
     def _status(self, name, number, label, metadata) -> bytes:
         name = urllib.parse.unquote(name or "")

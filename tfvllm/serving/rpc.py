@@ -51,13 +51,15 @@ _FIELDS = {
     "uint32": "uint32_val",
     "uint64": "uint64_val",
     "bool": "bool_val",
+    "int4": "int_val",
+    "uint4": "int_val",
 }
 
 
 class GrpcServer:
-    """A running gRPC server; `port` is the one it listens on."""
+    """A running gRPC server; `port` is the one it listens on, None where that is a Unix socket alone."""
 
-    def __init__(self, server, port: int):
+    def __init__(self, server, port: int | None):
         self._server = server
         self.port = port
 
@@ -67,35 +69,49 @@ class GrpcServer:
 
 
 async def start(core: Core, options, authorise=None) -> GrpcServer:
-    """Starts the services on `options.host` and `options.grpc_port`. Raises InputError when the port is taken."""
-    interceptors = [] if authorise is None else [_Authorisation(authorise)]
+    """Starts the services on `options.host` and `options.grpc_port`, and on `options.grpc_socket_path`.
+
+    Raises InputError when the port is taken or the socket cannot be made.
+    """
+    arguments = {
+        "grpc.max_receive_message_length": core.limits.max_request_bytes,
+        "grpc.max_send_message_length": -1,
+        "grpc.so_reuseport": 0,
+        **options.grpc_channel_arguments,
+    }
     server = grpc.aio.server(
-        interceptors=interceptors,
-        options=[
-            ("grpc.max_receive_message_length", core.limits.max_request_bytes),
-            ("grpc.max_send_message_length", -1),
-            ("grpc.so_reuseport", 0),
-        ],
+        interceptors=[] if authorise is None else [_Authorisation(authorise)], options=list(arguments.items())
     )
-    remote_reload = options.host in ("127.0.0.1", "::1", "localhost") or authorise is not None
+    local = options.grpc_port is None or options.host in ("127.0.0.1", "::1", "localhost")
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(PredictionService(core), server)
-    model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(core, remote_reload), server)
+    model_service = ModelService(core, remote_reload=local or authorise is not None)
+    model_service_pb2_grpc.add_ModelServiceServicer_to_server(model_service, server)
     server.add_generic_rpc_handlers((_health_handler(core),))
-    host = f"[{options.host}]" if ":" in options.host else options.host
-    address = f"{host}:{options.grpc_port}"
-    try:
-        if options.certificate is not None:
-            port = server.add_secure_port(address, _credentials(options))
-        else:
-            port = server.add_insecure_port(address)
-    except RuntimeError:
-        port = 0
-    if not port:
+    port = None
+    if options.grpc_port is not None:
+        host = f"[{options.host}]" if ":" in options.host else options.host
+        address = f"{host}:{options.grpc_port}"
+        port = _listen(server, address, options)
+        if not port:
+            raise InputError(
+                f"cannot listen on {address}: the port is taken. Pass another --grpc-port (0 picks a free one)."
+            )
+    if options.grpc_socket_path is not None and not _listen(server, f"unix:{options.grpc_socket_path}", options):
         raise InputError(
-            f"cannot listen on {address}: the port is taken. Pass another --grpc-port (0 picks a free one)."
+            f"cannot make the socket {options.grpc_socket_path}; expected a path of at most 107 bytes in a folder that "
+            "can be written to. Pass another --grpc-socket-path."
         )
     await server.start()
     return GrpcServer(server, port)
+
+
+def _listen(server, address: str, options) -> int:
+    try:
+        if options.certificate is not None:
+            return server.add_secure_port(address, _credentials(options))
+        return server.add_insecure_port(address)
+    except RuntimeError:
+        return 0
 
 
 def _credentials(options):
@@ -147,9 +163,10 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
 
     async def _predict(self, request, context):
         version = self._find(request.model_spec)
+        signature = request.model_spec.signature_name
+        self._core.signature(version, signature, "FAILED_PRECONDITION")
         limit = self._core.limits.max_request_bytes
         inputs = {name: from_proto(proto, name, limit) for name, proto in request.inputs.items()}
-        signature = request.model_spec.signature_name
         outputs = await self._core.predict(version, signature, inputs, list(request.output_filter), _remaining(context))
         response = predict_pb2.PredictResponse()
         _fill_spec(response.model_spec, version, signature)
@@ -177,21 +194,27 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     async def _multi_inference(self, request, context):
         if not request.tasks:
             raise invalid("Inference request must have at least one task")
-        names = {task.model_spec.name for task in request.tasks}
-        if len(names) > 1:
-            raise invalid("All ModelSpecs in a MultiInferenceRequest must access the same model name.")
-        signatures = [task.model_spec.signature_name or DEFAULT_SIGNATURE for task in request.tasks]
-        for i, signature in enumerate(signatures):
-            if signature in signatures[:i]:
+        version = self._find(request.tasks[0].model_spec)
+        asks, signatures = {CLASSIFY: self._core.classify, REGRESS: self._core.regress}, list[str]()
+        for task in request.tasks:
+            if not task.model_spec.name:
+                raise invalid("Found ModelSpec with an empty model name.")
+            if task.model_spec.name != request.tasks[0].model_spec.name:
+                raise invalid("All ModelSpecs in a MultiInferenceRequest must access the same model name.")
+            signature = task.model_spec.signature_name or DEFAULT_SIGNATURE
+            if signature in signatures:
                 raise invalid(f"Duplicate evaluation of signature: {signature}")
-        version, rows = self._find(request.tasks[0].model_spec), serialised_examples(request.input)
-        timeout = _remaining(context)
-        calls = []
-        for task, signature in zip(request.tasks, signatures):
-            if task.method_name not in (CLASSIFY, REGRESS):
+            if signature not in version.signatures:
+                raise invalid(f"Requested signature not found in model graph: {signature}")
+            if task.method_name not in asks:
                 raise ServingError("UNIMPLEMENTED", f"Unsupported signature method_name: {task.method_name}")
-            ask = self._core.classify if task.method_name == CLASSIFY else self._core.regress
-            calls.append(ask(version, signature, rows, timeout))
+            self._core.examples_signature(version, signature, task.method_name)
+            signatures.append(signature)
+        rows, timeout = serialised_examples(request.input), _remaining(context)
+        calls = [
+            asks[task.method_name](version, signature, rows, timeout)
+            for task, signature in zip(request.tasks, signatures)
+        ]
         response = inference_pb2.MultiInferenceResponse()
         answers = await asyncio.gather(*calls)
         for task, signature, answer in zip(request.tasks, signatures, answers):
@@ -263,7 +286,9 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
                     "this server listens beyond loopback without authentication and takes no model config from clients",
                 )
             if request.config.WhichOneof("config") != "model_config_list":
-                raise invalid("expected a model_config_list in the ReloadConfigRequest")
+                raise invalid(
+                    "ServerModelConfig type not supported by HandleReloadConfigRequest. Expected a model_config_list"
+                )
             models = [model_config(config) for config in request.config.model_config_list.config]
             await self._core.manager.reconfigure(models)
         except ServingError as error:
@@ -335,7 +360,7 @@ def from_proto(proto: tensor_pb2.TensorProto, name: str, limit: int) -> np.ndarr
     dtype = tf.as_dtype(proto.dtype)
     try:
         item = 8 if dtype == tf.string else numpy_dtype(dtype.name).itemsize
-    except TypeError:
+    except ServingError:
         raise invalid(f"input {name!r} has dtype {dtype.name}, which cannot be sent as a TensorProto") from None
     count = math.prod(dim.size for dim in proto.tensor_shape.dim)
     if count * item > limit:
@@ -363,11 +388,17 @@ def to_proto(array: np.ndarray) -> tensor_pb2.TensorProto:
         proto = tensor_pb2.TensorProto(dtype=tf.as_dtype(array.dtype).as_datatype_enum)
         field = _FIELDS.get(array.dtype.name)
         if field is not None:
-            getattr(proto, field).extend(array.ravel().tolist())
+            getattr(proto, field).extend(
+                map(int, array.ravel()) if "int4" in array.dtype.name else array.ravel().tolist()
+            )
+        elif array.dtype.kind == "c":
+            values = proto.scomplex_val if array.dtype == np.complex64 else proto.dcomplex_val
+            values.extend(np.ascontiguousarray(array).view(array.real.dtype).ravel().tolist())
         elif array.dtype.itemsize == 2:  # float16, bfloat16: their bits
             proto.half_val.extend(np.ascontiguousarray(array).view(np.uint16).ravel().tolist())
         else:
             proto.tensor_content = array.tobytes()
+    proto.tensor_shape.SetInParent()  # a scalar's shape is empty, not missing
     for size in array.shape:
         proto.tensor_shape.dim.add(size=size)
     return proto

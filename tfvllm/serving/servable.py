@@ -34,7 +34,7 @@ class Spec:
         return f"{self.dtype}[{', '.join('?' if size < 0 else str(size) for size in self.shape)}]"
 
     def accepts(self, shape: Sequence[int]) -> bool:
-        """Whether an array of `shape` may be fed."""
+        """Whether `shape` is as declared. Other shapes may be fed too: the graph judges them."""
         if self.shape is None:
             return True
         return len(shape) == len(self.shape) and all(own in (-1, size) for own, size in zip(self.shape, shape))
@@ -61,14 +61,18 @@ class Signature:
 
 
 def numpy_dtype(name: str) -> np.dtype:
-    """The numpy dtype of a TensorFlow dtype name (strings are `object`)."""
+    """The numpy dtype of a TensorFlow dtype name (strings are `object`).
+
+    Raises ServingError (UNIMPLEMENTED) for those no request can carry, such as `resource` and `variant`.
+    """
     if name == "string":
         return np.dtype(object)
-    if name in ("bfloat16", "float8_e5m2", "float8_e4m3fn", "int4", "uint4"):
-        import ml_dtypes
+    import ml_dtypes
 
-        return np.dtype(getattr(ml_dtypes, name))
-    return np.dtype(name)
+    try:
+        return np.dtype(getattr(ml_dtypes, name, name))
+    except TypeError:
+        raise ServingError("UNIMPLEMENTED", f"tensors of type {name} cannot be sent or answered") from None
 
 
 def find_saved_model(directory: str | os.PathLike) -> Path:
@@ -135,16 +139,17 @@ class Servable:
         spec = self.signatures[signature]
         names = tuple(spec.outputs) if outputs is None else tuple(outputs)
         feeds = tuple(sorted(inputs))
-        run = self._callable(signature, feeds, names)
+        for name in names:
+            numpy_dtype(spec.outputs[name].dtype)
         try:
-            values = run(*(inputs[name] for name in feeds))
+            values = self._callable(signature, feeds, names)(*(inputs[name] for name in feeds))
         except self._op_error as error:
             raise ServingError(CODES.get(error.error_code, "UNKNOWN"), _short(error.message)) from None
         except (ValueError, TypeError) as error:
             raise invalid(_short(str(error))) from None
         except RuntimeError as error:
             raise ServingError("UNAVAILABLE", _short(str(error))) from None
-        return dict(zip(names, values))
+        return {name: _array(value) for name, value in zip(names, values)}
 
     def close(self) -> None:
         """Frees the session, its variables and tables."""
@@ -156,14 +161,24 @@ class Servable:
         key = (signature, feeds, names)
         found = self._callables.get(key)
         if found is None:
+            from tensorflow.core.protobuf import config_pb2
+
             with self._lock:
                 spec = self.signatures[signature]
-                found = self._session.make_callable(
-                    [spec.outputs[name].tensor for name in names],
-                    feed_list=[self._graph.get_tensor_by_name(spec.inputs[name].tensor) for name in feeds],
+                options = config_pb2.CallableOptions(
+                    feed=[spec.inputs[name].tensor for name in feeds],
+                    fetch=[spec.outputs[name].tensor for name in names],
                 )
+                # As TF Serving's Session::Run: `make_callable` would hold arrays to the shapes of the graph's tensors,
+                # which are hints there (a tensor [?, 1] takes [3]).
+                found = self._session._make_callable_from_options(options)
                 self._callables[key] = found
         return found
+
+
+def _array(value) -> np.ndarray:
+    # A scalar comes as a bare number or bytes; a bare `bytes` array would be padded to a fixed width.
+    return np.asarray(value, object) if isinstance(value, bytes) else np.asarray(value)
 
 
 def _quietly(load, *arguments):
@@ -184,7 +199,9 @@ def _signature(name: str, definition) -> Signature:
     def spec(info) -> Spec:
         shape = info.tensor_shape
         sizes = None if shape.unknown_rank else tuple(dim.size if dim.size >= 0 else -1 for dim in shape.dim)
-        return Spec(info.name, tf.as_dtype(info.dtype).name, sizes)
+        if info.WhichOneof("encoding") != "name":  # sparse and ragged ones have several tensors, and no dtype of TF's
+            return Spec("", info.WhichOneof("encoding") or "none", sizes)
+        return Spec(info.name, tf.as_dtype(info.dtype).base_dtype.name, sizes)
 
     return Signature(
         name,

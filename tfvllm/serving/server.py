@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import uvicorn
 
 from tfvllm.errors import InputError, TfvllmError
-from tfvllm.serving import loop
+from tfvllm.serving import config, loop
 from tfvllm.serving.batching import BatchingOptions
 from tfvllm.serving.core import Core, Limits
 from tfvllm.serving.executor import LocalExecutor, WorkerPool
@@ -43,6 +43,12 @@ class Options:
         token: a bearer token clients must send.
         basic_auth: "user:password" clients may send instead.
         cors: answer browsers' cross-origin requests.
+        grpc_socket_path: a Unix socket for gRPC, beside the port or (grpc_port None) in its place.
+        grpc_channel_arguments: gRPC's own settings by name, such as {"grpc.max_connection_age_ms": 2000}.
+        check_method_names: whether a Classify or Regress request needs a signature whose method name says so (TF
+            Serving's enable_signature_method_name_check).
+        model_config_file, config_poll_s: a models.config to read again every so many seconds (0: never); what it
+            names is served beside `models`.
     """
 
     models: Sequence[ModelConfig]
@@ -63,6 +69,11 @@ class Options:
     token: str | None = None
     basic_auth: str | None = None
     cors: bool = False
+    grpc_socket_path: Path | None = None
+    grpc_channel_arguments: Mapping[str, str | int] = field(default_factory=dict)
+    check_method_names: bool = False
+    model_config_file: Path | None = None
+    config_poll_s: float = 0.0
 
 
 class Server:
@@ -91,7 +102,13 @@ class Server:
         options = self.options
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         executor = self._executor()
-        self.core = Core(options.models, executor, batching=options.batching, limits=options.limits)
+        self.core = Core(
+            self._models(),
+            executor,
+            batching=options.batching,
+            limits=options.limits,
+            check_method_names=options.check_method_names,
+        )
         async with contextlib.AsyncExitStack() as stack:
             # Bind first: a taken port must be told before a large model is loaded.
             sock = None
@@ -104,7 +121,7 @@ class Server:
             await self.core.manager.refresh()
             self._check_loaded()
             stack.push_async_callback(self.core.manager.close)
-            if options.grpc_port is not None:
+            if options.grpc_port is not None or options.grpc_socket_path is not None:
                 from tfvllm.serving import rpc
 
                 grpc = await rpc.start(self.core, options, self._authoriser())
@@ -118,8 +135,10 @@ class Server:
                 while not web.started and not serving.done():
                     await asyncio.sleep(0.01)
             if options.poll_s > 0:
-                watching = asyncio.ensure_future(self.core.manager.watch(options.poll_s))
-                stack.push_async_callback(_cancel, watching)
+                stack.push_async_callback(_cancel, asyncio.ensure_future(self.core.manager.watch(options.poll_s)))
+            if options.config_poll_s > 0 and options.model_config_file is not None:
+                watching = self.core.manager.follow(self._models, options.config_poll_s)
+                stack.push_async_callback(_cancel, asyncio.ensure_future(watching))
             self.started.set()
             if on_start is not None:
                 on_start()
@@ -175,6 +194,10 @@ class Server:
             thread.join(self.options.grace_s + 30)
 
     # --- parts ---
+
+    def _models(self) -> list[ModelConfig]:
+        file = self.options.model_config_file
+        return [*self.options.models, *(config.read_models(file) if file is not None else ())]
 
     def _executor(self):
         options = self.options

@@ -7,6 +7,7 @@ request. Nothing else may come out of them, whatever the bytes are; the fuzz tes
 import base64
 import binascii
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
@@ -18,6 +19,7 @@ from tfvllm.serving.servable import Signature, Spec, numpy_dtype
 from tfvllm.serving.status import invalid
 
 ROW, COLUMN = "row", "column"
+_DEEPEST = 32  # more dimensions numpy does not know
 _INTEGERS = {"int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"}
 _FLOATS = {"float16", "bfloat16", "float32", "float64"}
 
@@ -50,11 +52,11 @@ def parse_json(body: bytes) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise invalid(f"JSON Parse error: {error.msg} at offset: {error.pos}") from None
     except RecursionError:
-        raise invalid("JSON Parse error: lists are nested too deeply.") from None
+        raise invalid("JSON Parse error: the document is nested too deeply.") from None
     except ValueError as error:  # an integer of thousands of digits
         raise invalid(f"JSON Parse error: {str(error)[:200]}") from None
     if not isinstance(document, dict):
-        raise invalid(f"JSON Value: {_show(document)} Is not object. Expected an object with 'instances' or 'inputs'.")
+        raise invalid(f"JSON Value: {show(document)} Is not object. Expected an object with 'instances' or 'inputs'.")
     return document
 
 
@@ -62,9 +64,7 @@ def signature_name(document: Mapping[str, Any]) -> str:
     """The "signature_name" of a request, "" where there is none."""
     name = document.get("signature_name", "")
     if not isinstance(name, str):
-        raise invalid(
-            f"JSON Value: {_show(name)} not formatted correctly. 'signature_name' key must be a string value."
-        )
+        raise invalid(f"JSON Value: {show(name)} not formatted correctly. 'signature_name' key must be a string value.")
     return name
 
 
@@ -73,6 +73,8 @@ def parse_predict(body: bytes, find_signature: Callable[[str], Signature]) -> Pr
     document = parse_json(body)
     name = signature_name(document)
     signature = find_signature(name)
+    if not signature.inputs:
+        raise invalid(f"Failed to get input map for signature: {name or 'DEFAULT'}; it takes no inputs.")
     has_rows, has_columns = "instances" in document, "inputs" in document
     if has_rows and has_columns:
         raise invalid("Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist")
@@ -86,7 +88,7 @@ def parse_predict(body: bytes, find_signature: Callable[[str], Signature]) -> Pr
 def _from_rows(rows: Any, signature: Signature) -> dict[str, np.ndarray]:
     inputs, required = signature.inputs, signature.required
     if not isinstance(rows, list):
-        raise invalid(f"Expecting 'instances' to be an list/array; got {_kind(rows)}")
+        raise invalid(f"Expecting 'instances' to be an list/array; got {kind_of(rows)}")
     if not rows:
         raise invalid("No values in 'instances' array")
     if not _is_object(rows[0]):
@@ -99,19 +101,20 @@ def _from_rows(rows: Any, signature: Signature) -> dict[str, np.ndarray]:
             if _is_object(row):
                 raise invalid(f"Expecting value/list but got object at item {i} of input list")
         name = next(iter(required or inputs))
-        return {name: _array(rows, name, inputs[name], "instances")}
-    given = set(rows[0]) if _is_object(rows[0]) else set()
+        return {name: array_of(rows, name, inputs[name], "instances")}
+    given = set(rows[0])
     expected = given if set(required) <= given <= set(inputs) else set(inputs)
     for i, row in enumerate(rows):
         if not _is_object(row):
-            raise invalid(f"Expecting object but got {_kind(row)} at item {i} of input list")
+            found = "list" if isinstance(row, list) else kind_of(row)
+            raise invalid(f"Expecting object but got {found} at item {i} of input list")
         if set(row) != expected:
             raise invalid(
-                f"Failed to process element: {i} of 'instances' list. JSON object: {_show(row)} "
+                f"Failed to process element: {i} of 'instances' list. JSON object: {show(row)} "
                 f"keys must be equal to: {','.join(inputs)}"
             )
     return {
-        name: _array([row[name] for row in rows], name, spec, "instances")
+        name: array_of([row[name] for row in rows], name, spec, "instances")
         for name, spec in inputs.items()
         if name in expected
     }
@@ -126,21 +129,21 @@ def _from_columns(value: Any, signature: Signature) -> dict[str, np.ndarray]:
                 f"{', '.join(required or inputs)}"
             )
         name = next(iter(required or inputs))
-        return {name: _array(value, name, inputs[name], "inputs")}
+        return {name: array_of(value, name, inputs[name], "inputs")}
     arrays = {}
     for name, spec in inputs.items():
         if name not in value:
             if name in signature.defaults:
                 continue
             raise invalid(f"Missing named input: {name} in 'inputs' object.")
-        arrays[name] = _array(value[name], name, spec, "inputs")
+        arrays[name] = array_of(value[name], name, spec, "inputs")
     extra = [name for name in value if name not in inputs]
     if extra:
-        raise invalid(f"Unknown named input: {_show(extra[0])} in 'inputs' object; expected {', '.join(inputs)}.")
+        raise invalid(f"Unknown named input: {show(extra[0])} in 'inputs' object; expected {', '.join(inputs)}.")
     return arrays
 
 
-def _array(value: Any, name: str, spec: Spec, where: str) -> np.ndarray:
+def array_of(value: Any, name: str, spec: Spec, where: str) -> np.ndarray:
     """A JSON value (nested lists) as an array of the spec's dtype; refuses ragged lists and other types."""
     # Level by level, so that the loops over the values run in C.
     level: list[Any] = [value]
@@ -149,16 +152,11 @@ def _array(value: Any, name: str, spec: Spec, where: str) -> np.ndarray:
         kinds = set(map(type, level))
         if list not in kinds:
             break
-        if kinds != {list}:
-            raise invalid(f"Failed to process input {name!r} of '{where}': values and lists are mixed at one level.")
-        sizes = set(map(len, level))
+        sizes = set(map(len, level)) if kinds == {list} else set()
         if len(sizes) != 1:
-            raise invalid(
-                f"Failed to process input {name!r} of '{where}': rows of unequal length {sorted(sizes)[:5]} at level "
-                f"{len(shape)}. Expected a rectangular {spec.describe()}: pad the rows."
-            )
+            raise invalid(f"Failed to process input {name!r} of '{where}': {_ragged(value, where)}. Pad the rows.")
         shape.append(sizes.pop())
-        if len(shape) > 32:
+        if len(shape) > _DEEPEST:
             raise invalid(f"Failed to process input {name!r} of '{where}': lists are nested too deeply.")
         if not shape[-1]:
             # Nothing below an empty list: the dims the spec knows stand, the others are empty.
@@ -174,12 +172,57 @@ def _array(value: Any, name: str, spec: Spec, where: str) -> np.ndarray:
         ) from None
 
 
+def _ragged(value: Any, where: str) -> str:
+    """What makes nested lists no tensor, in TF Serving's words. A row counts as what its first elements say."""
+    if where == "instances":
+        expected = _first_shape(value[0])
+        for i, row in enumerate(value):
+            shape = _first_shape(row)
+            if math.prod(shape) != math.prod(expected):
+                return f"Expecting tensor size: {math.prod(expected)} but got: {math.prod(shape)}, at item {i}"
+            if shape != expected:
+                return f"Expecting shape {_joined(expected)} but got: {_joined(shape)}, at item {i}"
+    shape = _first_shape(value)
+    return _uneven(value, shape, 0) if len(shape) <= _DEEPEST else "lists are nested too deeply"
+
+
+def _first_shape(value: Any) -> list[int]:
+    shape = []
+    while isinstance(value, list):
+        shape.append(len(value))
+        if not value:
+            break
+        value = value[0]
+    return shape
+
+
+def _joined(shape: list[int]) -> str:
+    return f"[{','.join(map(str, shape))}]"
+
+
+def _uneven(value: Any, shape: list[int], level: int) -> str:
+    if not isinstance(value, list):
+        return (
+            ""
+            if level == len(shape)
+            else (
+                f"JSON Value: {show(value)} found at incorrect level: {level + 1} in the JSON DOM. "
+                f"Expected at level: {len(shape)}"
+            )
+        )
+    if level >= len(shape):
+        return f"Encountered list at unexpected level: {level} expected < {len(shape)}"
+    if len(value) != shape[level]:
+        return f"Encountered list at unexpected size: {len(value)} at level: {level} expected size: {shape[level]}"
+    return next(filter(None, (_uneven(item, shape, level + 1) for item in value)), "")
+
+
 def _leaves(values: list, kinds: set[type], name: str, spec: Spec) -> np.ndarray:
     dtype = spec.dtype
     if dtype == "string":
         out = np.empty(len(values), object)
         for i, value in enumerate(values):
-            out[i] = _bytes(value, name)
+            out[i] = bytes_of(value, name)
         return out
     if dtype in _FLOATS:
         allowed = {int, float}
@@ -192,29 +235,33 @@ def _leaves(values: list, kinds: set[type], name: str, spec: Spec) -> np.ndarray
     if not kinds <= allowed:
         wrong = next(value for value in values if type(value) not in allowed)
         raise invalid(
-            f"JSON Value: {_show(wrong)} Type: {_kind(wrong)} is not of expected type: {dtype} (input {name!r})"
+            f"JSON Value: {show(wrong)} Type: {kind_of(wrong)} is not of expected type: {dtype} (input {name!r})"
         )
+    if dtype in _FLOATS:
+        return narrow_floats(values, dtype, name)
     try:
-        if dtype in _FLOATS:
-            wide = np.array(values, np.float64)
-            with np.errstate(over="ignore"):  # told below, with the value
-                narrow = wide.astype(numpy_dtype(dtype)) if dtype != "float64" else wide
-            if dtype != "float64" and not np.array_equal(np.isfinite(wide), np.isfinite(narrow.astype(np.float64))):
-                wrong = wide[np.isfinite(wide) & ~np.isfinite(narrow.astype(np.float64))][0]
-                raise invalid(f"Cannot convert JSON value: {wrong:g} to {dtype} without loss of precision.")
-            return narrow
         return np.array(values, numpy_dtype(dtype))
     except OverflowError:
         raise invalid(f"A value of input {name!r} does not fit in {dtype}.") from None
 
 
-def _bytes(value: Any, name: str) -> bytes:
+def narrow_floats(values: list, dtype: str, name: str) -> np.ndarray:
+    """Numbers as an array of a float `dtype`. What is beyond its range becomes infinity, as in TF Serving."""
+    try:
+        wide = np.array(values, np.float64)
+    except OverflowError:  # an integer of hundreds of digits
+        raise invalid(f"A value of input {name!r} does not fit in float64.") from None
+    with np.errstate(over="ignore"):
+        return wide.astype(numpy_dtype(dtype), copy=False)
+
+
+def bytes_of(value: Any, name: str) -> bytes:
     if type(value) is str:
         try:
             return value.encode()
         except UnicodeEncodeError:
             raise invalid(f"input {name!r} holds half a surrogate pair; expected valid Unicode text.") from None
-    if _is_b64(value):
+    if is_b64(value):
         try:
             text = value["b64"].encode("ascii")
             # TF Serving also takes the URL-safe alphabet and missing padding.
@@ -223,8 +270,8 @@ def _bytes(value: Any, name: str) -> bytes:
         except (UnicodeEncodeError, binascii.Error):
             raise invalid(f"Unable to base64 decode a value of input {name!r}") from None
     if isinstance(value, dict):
-        raise invalid(f"JSON Value: {_show(value)} not formatted correctly for base64 data")
-    raise invalid(f"JSON Value: {_show(value)} Type: {_kind(value)} is not of expected type: string (input {name!r})")
+        raise invalid(f"JSON Value: {show(value)} not formatted correctly for base64 data")
+    raise invalid(f"JSON Value: {show(value)} Type: {kind_of(value)} is not of expected type: string (input {name!r})")
 
 
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
@@ -267,6 +314,8 @@ def jsonable(array: np.ndarray, name: str = "") -> Any:
         flat = [_text(value, as_bytes) for value in array.ravel().tolist()]
     elif array.dtype == np.float64 or array.dtype.kind in "iub":
         return array.tolist()
+    elif array.dtype.name in ("int4", "uint4"):
+        return array.astype(np.int8).tolist()
     elif array.dtype.kind == "f" or numpy_float(array.dtype):
         # 0.2 in float32 is written 0.2, not 0.20000000298023224
         flat = list(map(float, map(str, array.astype(np.float32).ravel())))
@@ -311,19 +360,19 @@ def error_body(message: str) -> bytes:
     return dumps({"error": message.encode("utf-8", "replace").decode()})
 
 
-def _is_b64(value: Any) -> bool:
+def is_b64(value: Any) -> bool:
     return isinstance(value, dict) and len(value) == 1 and isinstance(value.get("b64"), str)
 
 
 def _is_object(value: Any) -> bool:
-    return isinstance(value, dict) and not _is_b64(value)
+    return isinstance(value, dict) and not is_b64(value)
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
     names = {dict: "Object", list: "Array", str: "String", bool: str(value), type(None): "Null"}
     return names.get(type(value), "Number")
 
 
-def _show(value: Any) -> str:
+def show(value: Any) -> str:
     text = repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=True, default=str)
     return text if len(text) <= 100 else text[:97] + "..."

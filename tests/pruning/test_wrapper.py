@@ -236,10 +236,12 @@ def test_subclassed_models_are_masked_in_place_even_when_only_their_layers_were_
 
 
 def test_frozen_layers_stay_dense_and_are_named():
+    frozen = RNG.normal(size=(5, 8)).astype("float32")
+
     def build():
         model = around(L.ReLU())
         model.layers[0].trainable = False
-        model.layers[0].kernel.assign(np.full((5, 8), 0.25))
+        model.layers[0].kernel.assign(frozen)
         return model
 
     model = build()
@@ -250,7 +252,7 @@ def test_frozen_layers_stay_dense_and_are_named():
     for each, callback in ((model, pruning), (pruned, UpdatePruningStep())):
         each.compile("sgd", "mse")
         each.fit(VECTORS[:, 0], Y, verbose=0, callbacks=[callback])
-        np.testing.assert_array_equal(np.asarray(each.layers[0].kernel), 0.25)
+        np.testing.assert_array_equal(np.asarray(each.layers[0].kernel), frozen)
         assert [np.mean(np.asarray(s.targets[0].variable) == 0) for s in callback.states] == [0.5]
     assert pruning.sparsity == 0.5
     assert [name.split("/")[-1] for name in pruning.dense] == ["kernel"]

@@ -38,9 +38,9 @@ def read(model, kind: str | None = None) -> LanguageModel:
             quantised by Keras.
     """
     backbone = getattr(model, "backbone", model)
-    refuse_quantised(backbone, "generation")
     for base in type(backbone).__mro__:
         if base.__name__ in READERS:
+            refuse_quantised(backbone, "generation")
             module, function = READERS[base.__name__]
             return getattr(importlib.import_module(f"tfvllm.generation.families.{module}"), function)(backbone)
     fitting = [name for name in READERS if kind is None or (name in SEQ2SEQ) == (kind == "Seq2SeqLM")]

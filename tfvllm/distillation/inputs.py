@@ -103,10 +103,9 @@ def dataset_of(
 
 
 def preprocess_batch(x: Any, y: Any, sample_weight: Any, preprocess: Callable[..., Any]) -> tuple[Any, Any, Any]:
-    """One batch of raw strings as (x, y, sample_weight) tensors."""
-    arrays = [as_arrays(part) for part in (x, y, sample_weight)]
-    parts = [None if part is None else tf.nest.map_structure(tf.convert_to_tensor, part) for part in arrays]
-    return keras.utils.unpack_x_y_sample_weight(preprocess(*parts))
+    """One batch of raw strings as (x, y, sample_weight) tensors, made as those of a dataset."""
+    batches = dataset_of(x, y, sample_weight, rows_of(x), preprocess, shuffle=False)
+    return keras.utils.unpack_x_y_sample_weight(next(iter(batches)))
 
 
 def split_rows(parts: Sequence[Any], fraction: float) -> tuple[list[Any], list[Any]]:

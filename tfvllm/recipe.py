@@ -4,9 +4,7 @@ import contextlib
 import difflib
 import importlib.util
 import os
-import types
-import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tfvllm.errors import InputError
+from tfvllm.recipe_errors import blocks, explain, kind
 
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=1)]
@@ -296,7 +295,7 @@ def read_recipe(
         raise InputError(f"{path}{where}: expected YAML, found {getattr(error, 'problem', 'an error')}.") from error
     content = {} if content is None else content
     if not isinstance(content, dict):
-        raise InputError(f"{path}: expected keys such as data: and teacher:, found {_kind(content)}.")
+        raise InputError(f"{path}: expected keys such as data: and teacher:, found {kind(content)}.")
     for override in overrides:
         _override(content, override)
     if data is not None:
@@ -321,7 +320,7 @@ def parse_recipe(content: dict, *, where: str = "recipe") -> Recipe:
     try:
         recipe = Recipe.model_validate(_floats(content, Recipe))
     except ValidationError as error:
-        raise InputError(f"{where}: {_explain(error, content)}") from None
+        raise InputError(f"{where}: {explain(error, content, Recipe)}") from None
     if recipe.data.path is None and recipe.data.synthetic is None:
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"synthetic": Synthetic()})})
     if recipe.data.path is not None and not Path(recipe.data.path).exists():
@@ -399,19 +398,11 @@ def _override(content: dict, override: str) -> None:
             block[parent] = {}
         block = block[parent]
         if not isinstance(block, dict):
-            raise InputError(f"--set {override}: expected {parent} to be a block of keys, found {_kind(block)}.")
+            raise InputError(f"--set {override}: expected {parent} to be a block of keys, found {kind(block)}.")
     try:
         block[last] = yaml.safe_load(value)
     except yaml.YAMLError:
         raise InputError(f"--set {override}: expected a YAML value, found {value!r}.") from None
-
-
-def _blocks(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    elif isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
-        for option in typing.get_args(annotation):
-            yield from _blocks(option)
 
 
 def _floats(content: Any, model: type[BaseModel]) -> Any:
@@ -422,7 +413,7 @@ def _floats(content: Any, model: type[BaseModel]) -> Any:
     for key, value in content.items():
         field = model.model_fields.get(key)
         if field is not None:
-            block = next(_blocks(field.annotation), None)
+            block = next(blocks(field.annotation), None)
             if value is None and not field.is_required() and field.annotation is block:
                 value = {}
             elif block is not None:
@@ -432,92 +423,3 @@ def _floats(content: Any, model: type[BaseModel]) -> Any:
                     value = float(value)
         read[key] = value
     return read
-
-
-def _explain(error: ValidationError, content: dict) -> str:
-    """The first problem as one line: key, what was expected, what was found, the nearest name."""
-    first: Any = error.errors()[0]
-    steps = [step for step in first["loc"] if not (isinstance(step, str) and ("[" in step or step in _TYPE_NAMES))]
-    key = ".".join(map(str, steps)) or "recipe"
-    if first["type"] == "extra_forbidden":
-        names = list(_block_at(steps[:-1]).model_fields)
-        near = difflib.get_close_matches(str(steps[-1]), names, 1)
-        elsewhere = [f"{block}.{steps[-1]}" for block, kind in _all_blocks() if steps[-1] in kind.model_fields]
-        hint = f"did you mean {near[0]}?" if near else f"did you mean {elsewhere[0]}?" if elsewhere else ""
-        return f"{key}: unknown key; expected one of {', '.join(names)}. {hint}".rstrip()
-    if first["type"] == "value_error":
-        return str(first["ctx"]["error"]) + "."
-    found: Any = content
-    for step in steps:
-        try:
-            found = found[step] if isinstance(found, list) else {str(key): value for key, value in found.items()}[step]
-        except (KeyError, IndexError, TypeError, AttributeError):
-            found = None
-            break
-    alternatives = [
-        _expected(item) for item in error.errors() if item["loc"][: len(first["loc"]) - 1] == first["loc"][:-1]
-    ]
-    expected = " or ".join(dict.fromkeys(alternatives)) if len(first["loc"]) > len(steps) else _expected(first)
-    nearest = ""
-    if first["type"] == "literal_error" and isinstance(found, str):
-        options = [option.strip("' ") for option in first["ctx"]["expected"].replace(" or ", ",").split(",")]
-        match = difflib.get_close_matches(found, options, 1)
-        nearest = f"; did you mean {match[0]}?" if match else ""
-    return f"{key}: expected {expected}, found {_kind(found)}{nearest}"
-
-
-_TYPE_NAMES = {"int", "float", "str", "bool", "constrained-int", "constrained-float", "constrained-str"}
-_EXPECTED = {
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "string_type": "text",
-    "bool_type": "true or false",
-    "list_type": "a list",
-    "dict_type": "a block of keys",
-    "model_type": "a block of keys",
-    "model_attributes_type": "a block of keys",
-    "missing": "a value",
-}
-
-
-def _expected(item: Any) -> str:
-    context = item.get("ctx", {})
-    match item["type"]:
-        case "greater_than_equal":
-            return f"at least {context['ge']}"
-        case "greater_than":
-            return f"more than {context['gt']}"
-        case "less_than_equal":
-            return f"at most {context['le']}"
-        case "less_than":
-            return f"less than {context['lt']}"
-        case "literal_error":
-            return "one of " + context["expected"].replace("'", "").replace(" or ", ", ")
-        case "string_pattern_mismatch":
-            return "letters, digits, dots, dashes and underscores"
-        case "too_short" | "too_long":
-            return f"{context.get('min_length', context.get('max_length'))} items"
-        case kind:
-            return _EXPECTED.get(kind, item["msg"])
-
-
-def _kind(value: Any) -> str:
-    if value is None:
-        return "nothing"
-    if isinstance(value, dict):
-        return "a block of keys"
-    return f"{value!r}" if len(repr(value)) <= 60 else f"{type(value).__name__} of {len(value)} items"
-
-
-def _block_at(steps: list) -> type[BaseModel]:
-    block: type[BaseModel] = Recipe
-    for step in steps:
-        block = next(_blocks(block.model_fields[step].annotation))
-    return block
-
-
-def _all_blocks() -> Iterator[tuple[str, type[BaseModel]]]:
-    for name, field in Recipe.model_fields.items():
-        for block in _blocks(field.annotation):
-            yield name, block

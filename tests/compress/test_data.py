@@ -5,7 +5,7 @@ import csv
 
 import pytest
 
-from tfvllm import data
+from tfvllm import data, reviews
 from tfvllm.errors import InputError
 
 
@@ -179,17 +179,17 @@ def test_synthetic_sentiment_needs_composition_not_word_counts():
 def test_synthetic_meaning_composes():
     import random
 
-    writer = data._Writer(random.Random(0))
+    writer = reviews._Writer(random.Random(0))
     seen = {"negated": 0, "feared": 0, "unmet": 0}
     for _ in range(300):
         words, meaning = writer.negated()
-        bad = next((word for word in data._BAD if word in words.split()), None)
+        bad = next((word for word in reviews._BAD if word in words.split()), None)
         assert (meaning > 0) == (bad is not None), words
         seen["negated"] += bad is not None
         words, meaning = writer.feared()
-        assert meaning > 0 and any(word in words.replace(",", "").split() for word in data._BAD)
+        assert meaning > 0 and any(word in words.replace(",", "").split() for word in reviews._BAD)
         words, meaning = writer.unmet()
-        assert meaning < 0 and any(word in words.replace(",", "").split() for word in data._GOOD)
+        assert meaning < 0 and any(word in words.replace(",", "").split() for word in reviews._GOOD)
     assert 0 < seen["negated"] < 300
 
 

@@ -292,7 +292,8 @@ def test_relation_heads_that_do_not_divide_are_refused():
         (lambda: losses.AttentionMaps(layers=[("a", "b")]), "two numbers"),
         (lambda: losses.Relations(kinds=["query"]), "queries"),
         (lambda: losses.ForwardKL()(tf.zeros((1, 3)), tf.zeros((1, 4))), "teacher has 3 and the student 4"),
-        (lambda: losses.ForwardKL()(tf.zeros((4, 1)), tf.zeros((4, 1))), "always 1"),
+        (lambda: losses.ForwardKL(independent=False)(tf.zeros((4, 1)), tf.zeros((4, 1))), "always 1"),
+        (lambda: losses.ReverseKL(independent="yes"), "independent as True, False or None"),
     ],
 )
 def test_errors_say_what_is_valid(make, told):

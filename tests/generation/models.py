@@ -9,54 +9,59 @@ M = keras_nlp.models
 VOCABULARY = 97
 
 
-def gpt2():
-    return M.GPT2CausalLM(M.GPT2Backbone(VOCABULARY, 3, 4, 32, 64, max_sequence_length=64))
+# Each takes how many tokens it knows, how many blocks it has, and, for text, its preprocessor.
 
 
-def opt():
-    return M.OPTCausalLM(M.OPTBackbone(VOCABULARY, 2, 2, 32, 64, max_sequence_length=64))
+def gpt2(vocabulary=VOCABULARY, layers=3, preprocessor=None):
+    backbone = M.GPT2Backbone(vocabulary, layers, 4, 32, 64, max_sequence_length=64)
+    return M.GPT2CausalLM(backbone, preprocessor)
 
 
-def bloom():
-    return M.BloomCausalLM(M.BloomBackbone(VOCABULARY, 2, 6, 48, 64))  # six heads: slopes of no power of two
+def opt(vocabulary=VOCABULARY, layers=2, preprocessor=None):
+    return M.OPTCausalLM(M.OPTBackbone(vocabulary, layers, 2, 32, 64, max_sequence_length=64), preprocessor)
 
 
-def phi3():
-    return M.Phi3CausalLM(M.Phi3Backbone(VOCABULARY, 2, 32, 64, 4, 2))
+def bloom(vocabulary=VOCABULARY, layers=2, preprocessor=None):
+    backbone = M.BloomBackbone(vocabulary, layers, 6, 48, 64)  # six heads: slopes of no power of two
+    return M.BloomCausalLM(backbone, preprocessor)
 
 
-def llama():
-    return M.LlamaCausalLM(M.LlamaBackbone(VOCABULARY, 2, 4, 32, 64, 2, tie_word_embeddings=True))
+def phi3(vocabulary=VOCABULARY, layers=2, preprocessor=None):
+    return M.Phi3CausalLM(M.Phi3Backbone(vocabulary, layers, 32, 64, 4, 2), preprocessor)
 
 
-def llama3():
+def llama(vocabulary=VOCABULARY, layers=2, preprocessor=None):
+    backbone = M.LlamaBackbone(vocabulary, layers, 4, 32, 64, 2, tie_word_embeddings=True)
+    return M.LlamaCausalLM(backbone, preprocessor)
+
+
+def llama3(vocabulary=VOCABULARY, layers=2, preprocessor=None):
     scaling = {"rope_frequency_adjustment_factor": 8.0, "rope_low_freq_factor": 1.0, "rope_high_freq_factor": 4.0}
-    return M.Llama3CausalLM(
-        M.Llama3Backbone(VOCABULARY, 2, 4, 32, 64, 1, rope_pretraining_sequence_length=16, **scaling)
-    )
+    backbone = M.Llama3Backbone(vocabulary, layers, 4, 32, 64, 1, rope_pretraining_sequence_length=16, **scaling)
+    return M.Llama3CausalLM(backbone, preprocessor)
 
 
-def mistral():
-    return M.MistralCausalLM(M.MistralBackbone(VOCABULARY, 2, 4, 32, 64, 2, sliding_window=6))
+def mistral(vocabulary=VOCABULARY, layers=2, preprocessor=None):
+    return M.MistralCausalLM(M.MistralBackbone(vocabulary, layers, 4, 32, 64, 2, sliding_window=6), preprocessor)
 
 
-def qwen():
-    backbone = M.QwenBackbone(VOCABULARY, 2, 4, 2, 32, 64, use_sliding_window_attention=True, sliding_window_size=6)
-    return M.QwenCausalLM(backbone)
+def qwen(vocabulary=VOCABULARY, layers=2, preprocessor=None):
+    window = {"use_sliding_window_attention": True, "sliding_window_size": 6}
+    return M.QwenCausalLM(M.QwenBackbone(vocabulary, layers, 4, 2, 32, 64, **window), preprocessor)
 
 
-def qwen3():
-    return M.Qwen3CausalLM(M.Qwen3Backbone(VOCABULARY, 2, 4, 2, 16, 32, 64, sliding_window_size=8))
+def qwen3(vocabulary=VOCABULARY, layers=2, preprocessor=None):
+    return M.Qwen3CausalLM(M.Qwen3Backbone(vocabulary, layers, 4, 2, 16, 32, 64, sliding_window_size=8), preprocessor)
 
 
-def gemma():
-    return M.GemmaCausalLM(M.GemmaBackbone(VOCABULARY, 2, 4, 1, 32, 64, 8))
+def gemma(vocabulary=VOCABULARY, layers=2, preprocessor=None):
+    return M.GemmaCausalLM(M.GemmaBackbone(vocabulary, layers, 4, 1, 32, 64, 8), preprocessor)
 
 
-def gemma2():
+def gemma2(vocabulary=VOCABULARY, layers=2, preprocessor=None):
     backbone = M.GemmaBackbone(
-        VOCABULARY,
-        2,
+        vocabulary,
+        layers,
         4,
         2,
         32,
@@ -70,14 +75,14 @@ def gemma2():
         use_sliding_window_attention=True,
         sliding_window_size=6,
     )
-    return M.GemmaCausalLM(backbone)
+    return M.GemmaCausalLM(backbone, preprocessor)
 
 
-def gemma3():
+def gemma3(vocabulary=VOCABULARY, layers=7, preprocessor=None):
     backbone = M.Gemma3Backbone(
-        VOCABULARY,
+        vocabulary,
         16,
-        7,
+        layers,
         4,
         2,
         32,
@@ -90,22 +95,20 @@ def gemma3():
         sliding_window_size=6,
         global_rope_scaling_factor=2.0,
     )
-    return M.Gemma3CausalLM(preprocessor=None, backbone=backbone)
+    return M.Gemma3CausalLM(preprocessor=preprocessor, backbone=backbone)
 
 
-def bart():
-    return M.BartSeq2SeqLM(M.BartBackbone(VOCABULARY, 2, 4, 32, 64, max_sequence_length=64))
+def bart(vocabulary=VOCABULARY, layers=2, preprocessor=None):
+    return M.BartSeq2SeqLM(M.BartBackbone(vocabulary, layers, 4, 32, 64, max_sequence_length=64), preprocessor)
 
 
-def t5():
-    return M.T5Seq2SeqLM(M.T5Backbone(VOCABULARY, 2, 4, 32, 64))
+def t5(vocabulary=VOCABULARY, layers=2, preprocessor=None):
+    return M.T5Seq2SeqLM(M.T5Backbone(vocabulary, layers, 4, 32, 64), preprocessor)
 
 
-def t5_untied():
-    backbone = M.T5Backbone(
-        VOCABULARY, 2, 4, 32, 64, key_value_dim=12, use_gated_activation=False, tie_embedding_weights=False
-    )
-    return M.T5Seq2SeqLM(backbone)
+def t5_untied(vocabulary=VOCABULARY, layers=2, preprocessor=None):
+    options = {"key_value_dim": 12, "use_gated_activation": False, "tie_embedding_weights": False}
+    return M.T5Seq2SeqLM(M.T5Backbone(vocabulary, layers, 4, 32, 64, **options), preprocessor)
 
 
 CAUSAL = (gpt2, opt, bloom, phi3, llama, llama3, mistral, qwen, qwen3, gemma, gemma2, gemma3)
@@ -117,9 +120,9 @@ def families(makes, quick):
     return [pytest.param(make, id=make.__name__, marks=[] if make in quick else pytest.mark.slow) for make in makes]
 
 
-def build(make, seed: int = 1):
-    """A model with random weights large enough to have opinions."""
-    model = make()
+def build(make, seed: int = 1, **options):
+    """A model with random weights large enough to have opinions. `options` are those of `make`."""
+    model = make(**options)
     random = np.random.default_rng(seed)
     for variable in model.variables:
         shape = variable.shape

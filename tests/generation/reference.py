@@ -19,9 +19,9 @@ def keras_generate(model, ids, mask, count, *, eager=False, stop=None):
     return np.stack([row[length : length + count] for row, length in zip(found, lengths)])
 
 
-def keras_translate(model, ids, mask, start, count, sampler="greedy"):
+def keras_translate(model, ids, mask, start, count, sampler="greedy", *, eager=False):
     """New tokens int32[batch, count] of keras-nlp's generate function for a Seq2SeqLM."""
-    model.compile(sampler=sampler)
+    model.compile(sampler=sampler, run_eagerly=eager)
     decoder = np.zeros([len(ids), len(start) + count], np.int32)
     decoder[:, : len(start)] = start
     inputs = {
@@ -32,6 +32,15 @@ def keras_translate(model, ids, mask, start, count, sampler="greedy"):
     }
     found = model.make_generate_function()(inputs, stop_token_ids=None)["decoder_token_ids"].numpy()
     return found[:, len(start) :]
+
+
+def keras_prompts(model, texts):
+    """ids and mask int32[batch, length] that the preprocessor of a CausalLM or Seq2SeqLM makes of texts."""
+    features = model.preprocessor.generate_preprocess(texts)
+    side = "encoder_" if "encoder_token_ids" in features else ""
+    ids, mask = (np.asarray(features[f"{side}{name}"], np.int32) for name in ("token_ids", "padding_mask"))
+    longest = mask.sum(1).max()
+    return ids[:, :longest] * mask[:, :longest], mask[:, :longest]
 
 
 def beam_sampler(beams):

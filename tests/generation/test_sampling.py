@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfvllm.errors import InputError
 from tfvllm.generation import sampling
 from tfvllm.generation.sampling import Controls
 
@@ -120,3 +121,47 @@ def test_no_repeated_ngrams(size):
         grams = [words[i : i + size] for i in range(length - size + 1)]
         banned = {gram[-1] for gram in grams if gram[:-1] == tail} if length >= size - 1 else set()
         assert {token for token in range(4) if found[row, token] < -1e30} == banned
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"temperature": float("nan")}, "temperature must be a number, 0 \\(greedy\\) or more; got nan"),
+        ({"temperature": -0.5}, "temperature must be a number, 0 \\(greedy\\) or more; got -0.5"),
+        ({"temperature": float("inf")}, "temperature must be a number"),
+        ({"top_k": -1}, "top_k must be 0 \\(all\\) or more; got -1"),
+        ({"top_p": 1.5}, "top_p must be from 0"),
+        ({"top_p": np.float32("nan")}, "top_p must be from 0"),
+        ({"repetition_penalty": 0}, "repetition_penalty must be a number above 0"),
+        ({"repetition_penalty": -1.2}, "repetition_penalty must be a number above 0"),
+        ({"no_repeat_ngram": -2}, "no_repeat_ngram must be 0"),
+    ],
+    ids=str,
+)
+def test_numbers_without_sense_are_refused(wrong, message):
+    with pytest.raises(InputError, match=message):
+        Controls(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"temperature": float("nan")}, "temperature must be a number"),
+        ({"top_p": float("nan")}, "top_p must be a number"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty must be a number above 0"),
+        ({"repetition_penalty": float("nan")}, "repetition_penalty must be a number above 0"),
+        ({"repetition_penalty": float("inf")}, "repetition_penalty must be a number above 0"),
+    ],
+    ids=str,
+)
+def test_a_graph_refuses_what_would_make_every_logit_nan(wrong, message):
+    given = {"temperature": -1.0, "top_p": 1.0, "repetition_penalty": 1.0}  # documented: 0 or less is greedy
+
+    @tf.function(autograph=False)
+    def checked(**numbers):
+        with tf.control_dependencies(sampling.valid(Controls(**numbers))):
+            return tf.constant(1)
+
+    assert checked(**{name: tf.constant(value) for name, value in given.items()}) == 1
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        checked(**{name: tf.constant(value) for name, value in {**given, **wrong}.items()})

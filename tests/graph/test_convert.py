@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import tfvllm
 from tests.graph.conftest import bert_inputs, run_saved
 from tfvllm.errors import InputError
 from tfvllm.graph import convert
@@ -196,3 +197,19 @@ def test_fresh_process_with_plain_tensorflow(bert_saved, tmp_path):
     want = run_saved(bert_saved, inputs)["output_0"]
     for target in ("portable", "onednn"):
         np.testing.assert_allclose(np.load(tmp_path / f"{target}.npy"), want, atol=1e-5)
+
+
+@pytest.mark.parametrize("writes", [False, True])
+def test_reference_variables_are_refused(tmp_path, writes):
+    """Their values are not stored by TensorFlow 2: the result would load, and fail at the first request."""
+    v1 = tf.compat.v1
+    with tf.Graph().as_default(), v1.Session() as session:
+        x = v1.placeholder(tf.float32, [None, 2], name="x")
+        w = v1.get_variable("w", initializer=np.ones((2, 3), np.float32), use_resource=False)
+        with tf.control_dependencies([v1.assign_add(w, w)] if writes else []):
+            y = tf.matmul(x, w)
+        session.run(v1.global_variables_initializer())
+        v1.saved_model.simple_save(session, str(tmp_path / "a"), {"x": x}, {"y": y})
+    with pytest.raises(InputError, match="'w' is a TensorFlow 1 reference variable"):
+        tfvllm.simplify_saved_model(tmp_path / "a", tmp_path / "b")
+    assert not (tmp_path / "b").exists()

@@ -14,7 +14,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import keras
 import numpy as np
 import requests
 import tensorflow as tf
@@ -60,7 +59,6 @@ class Group:
     """One family at one task: its model, keras-nlp's answers, and the SavedModels of its cells."""
 
     def __init__(self, family: Family, task: str, folder: Path):
-        keras.utils.set_random_seed(1)
         self.family, self.task, self.folder = family, task, folder / f"{family.name}-{task}"
         self.model = family.task[task]()
         self.reference = _REFERENCES[task](self.model)
@@ -141,7 +139,7 @@ def answers_of(asked: list[tuple[Path, tuple]]) -> list:
     """What SavedModels answer to a request each, in a process that knows TensorFlow and TensorFlow Text only."""
     if not asked:
         return []
-    found = parity.run_all_fresh([(path, [request]) for path, request in asked])
+    found = parity.run_fresh_each([(path, [request]) for path, request in asked], keep_errors=True)
     return [answer if isinstance(answer, Exception) else answer[0] for answer in found]
 
 
@@ -239,11 +237,14 @@ class Tokens:
         return {name: np.asarray(value) for name, value in features.items() if name in ("token_ids", "padding_mask")}
 
     def _greedy(self) -> list[list[int]]:
-        self.model.compile(sampler="greedy")
-        inputs = {name: tf.constant(value) for name, value in self.prompts.items()}
-        answers = self.model.make_generate_function()(inputs, stop_token_ids=None)["token_ids"].numpy()
-        starts = self.prompts["padding_mask"].sum(1)
+        starts = self.prompts["padding_mask"].astype(int).sum(1)
+        places = starts.max() + NEW_TOKENS  # keras-nlp computes to the end of what it is given
+        answers = self._generated({name: tf.constant(value[:, :places]) for name, value in self.prompts.items()})
         return [self._until_stop(row[start : start + NEW_TOKENS]) for row, start in zip(answers, starts)]
+
+    def _generated(self, prompts) -> np.ndarray:
+        self.model.compile(sampler="greedy", run_eagerly=True)
+        return np.asarray(self.model.make_generate_function()(prompts, stop_token_ids=None)["token_ids"])
 
     def _until_stop(self, row) -> list[int]:
         ends = [place for place, token in enumerate(row) if token in self.stops]
@@ -275,6 +276,7 @@ class Translations(Tokens):
         self.body["inputs"]["texts"] = self.body["inputs"].pop("prompts")
         values = dict(self.request[1])
         values["texts"] = values.pop("prompts")
+        del values["stop_strings"]
         self.request = ("generate", values)
 
     def _prompts(self):
@@ -282,13 +284,11 @@ class Translations(Tokens):
         self.sources = {name: value for name, value in found.items() if name.startswith("encoder_")}
         return {name.removeprefix("decoder_"): value for name, value in found.items() if name.startswith("decoder_")}
 
-    def _greedy(self):
-        self.model.compile(sampler="greedy")
-        inputs = {f"decoder_{name}": tf.constant(value) for name, value in self.prompts.items()}
+    def _generated(self, prompts):
+        self.model.compile(sampler="greedy", run_eagerly=True)
+        inputs = {f"decoder_{name}": value for name, value in prompts.items()}
         inputs |= {name: tf.constant(value) for name, value in self.sources.items()}
-        answers = self.model.make_generate_function()(inputs, stop_token_ids=None)["decoder_token_ids"].numpy()
-        starts = self.prompts["padding_mask"].astype(int).sum(1)
-        return [self._until_stop(row[start : start + NEW_TOKENS]) for row, start in zip(answers, starts)]
+        return np.asarray(self.model.make_generate_function()(inputs, stop_token_ids=None)["decoder_token_ids"])
 
     def _logits(self, index, ids):
         sources = {name: value[index : index + 1] for name, value in self.sources.items()}

@@ -38,8 +38,10 @@ def test_masks_from_scores():
     np.testing.assert_array_equal(kept, [[0, 1], [0, 1], [1, 0], [1, 0]])
     assert np.asarray(scores.mask_from_scores(np.ones((4, 2)), 0.5)).sum() == 4  # ties do not remove more
     np.testing.assert_array_equal(np.asarray(scores.m_by_n_mask(values, 1, 2)), [[0, 1], [1, 0], [0, 1], [1, 0]])
-    with pytest.raises(InputError, match="divide by n"):
-        scores.m_by_n_mask(values, 2, 3)
+    # The last group is filled up with zeros, which go first.
+    np.testing.assert_array_equal(np.asarray(scores.m_by_n_mask(values, 2, 3)), [[0, 1], [0, 0], [1, 0], [1, 1]])
+    with pytest.raises(InputError, match="0 < m < n"):
+        scores.m_by_n_mask(values, 3, 3)
     with pytest.raises(InputError, match=r"\[0, 1\)"):
         scores.mask_from_scores(values, 1.0)
 

@@ -160,6 +160,31 @@ def test_a_signature_with_a_seed_is_not_batched():
     assert not is_batchable(signature(**inputs))
 
 
+def test_requests_of_other_shapes_than_declared_run_alone():
+    """Their first dimension need not be rows: two [2]s are no [4]."""
+
+    async def total(inputs, outputs):
+        runs.append(inputs["x"].shape)
+        await asyncio.sleep(0.01)
+        return {"y": inputs["x"].sum(axis=-1)}
+
+    runs = []
+    vectors = [{"x": np.array([value, 0.5], np.float32)} for value in range(4)]
+    cubes = [{"x": np.full((1, 2, 2), value, np.float32)} for value in range(3)]
+    wide = [{"x": np.full((1, 3), value, np.float32)} for value in range(3)]
+    answers = ask(total, [*vectors, *cubes, *wide, *(rows(value) for value in range(4))])
+    assert [answer["y"].tolist() for answer in answers] == [
+        *(value + 0.5 for value in range(4)),
+        *([[2.0 * value] * 2] for value in range(3)),
+        *([3.0 * value] for value in range(3)),
+        *([value + 0.5] for value in range(4)),
+    ]
+    assert runs.count((2,)) == 4
+    assert runs.count((1, 2, 2)) == 3
+    assert runs.count((1, 3)) == 3
+    assert (4, 2) in runs or (3, 2) in runs  # and those of the declared shape run together as ever
+
+
 def test_too_many_waiting_are_refused():
     answers = ask(Model(0.05), [rows(i) for i in range(6)], max_queued=3, max_batch_size=1)
     codes = [answer.code for answer in answers if isinstance(answer, ServingError)]

@@ -37,7 +37,7 @@ for client in (ovmsclient.make_grpc_client(grpc), ovmsclient.make_http_client(re
         client.predict({"y": x}, "default")
     except ovmsclient.InvalidInputError as caught:
         error += ", invalid input"
-    print(json.dumps([answers, {str(k): v["state"] for k, v in status.items()}, metadata["inputs"], error]))
+    print(json.dumps([answers, {str(k): v["state"] for k, v in status.items()}, metadata, error]))
 """
 MIN_TFS = """
 import json, sys
@@ -88,7 +88,7 @@ def server(tmp_path_factory):
         yield running
 
 
-def run(server, folder, packages, script, **environment):
+def run(server, folder, packages, script):
     """Runs `script` in an environment with `packages`; returns what it printed, line by line."""
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
@@ -100,7 +100,7 @@ def run(server, folder, packages, script, **environment):
     )
     if installed.returncode:
         pytest.skip(f"{' '.join(packages)} cannot be installed here: {installed.stderr.strip().splitlines()[-1]}")
-    variables = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | environment
+    variables = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     addresses = [f"127.0.0.1:{server.rest_port}", f"127.0.0.1:{server.grpc_port}"]
     done = subprocess.run(
         [python, "-c", script, *addresses], capture_output=True, text=True, timeout=120, env=variables, cwd=folder
@@ -112,21 +112,21 @@ def run(server, folder, packages, script, **environment):
 @pytest.mark.thorough
 def test_ovmsclient(server, tmp_path):
     by_grpc, by_rest = run(server, tmp_path / "env", ["ovmsclient==2023.1"], OVMS)
-    for answers, status, inputs, error in (by_grpc, by_rest):
+    for answers, status, _, error in (by_grpc, by_rest):
         assert answers[:2] == [[2.5, 3.0, 4.5]] * 2
         assert status == {"123": "AVAILABLE"}
-        assert inputs == {"x": {"shape": [-1, 1], "dtype": "DT_FLOAT"}}
         assert error == "not found, invalid input"
     assert by_grpc[0][2] == ["61", "ff"]
+    assert by_grpc[2]["inputs"] == {"x": {"shape": [-1, 1], "dtype": "DT_FLOAT"}}
+    # By REST it reads OpenVINO's spelling of the keys alone, and hands TF Serving's over as it came.
+    assert sorted(by_rest[2]["metadata"]["signature_def"]["signature_def"])[-1] == "serving_default"
 
 
 @pytest.mark.thorough
 def test_min_tfs_client(server, tmp_path):
-    # Its messages are of 2020; protobuf reads them in Python alone.
-    environment = {"PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python"}
-    (found,) = run(server, tmp_path / "env", ["min-tfs-client==1.0.2"], MIN_TFS, **environment)
-    assert found[:2] == [[2.5, 3.0, 4.5], [[2.5], [3.0], [4.5]]]
-    assert found[2] in (["b'a'", "b'bc'"], ["a", "bc"])
+    # Its messages are of 2020: later releases of protobuf do not read them.
+    (found,) = run(server, tmp_path / "env", ["min-tfs-client==1.0.2", "protobuf<3.21"], MIN_TFS)
+    assert found == [[2.5, 3.0, 4.5], [[2.5], [3.0], [4.5]], ["a", "bc"]]
 
 
 @pytest.mark.slow

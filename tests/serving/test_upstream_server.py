@@ -12,7 +12,7 @@ from google.protobuf import text_format
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from tests.serving import upstream_models
-from tests.serving.cases import grpc_api
+from tests.serving.cases import protos
 from tfvllm.cli import serve as cli
 from tfvllm.errors import InputError
 from tfvllm.serving.manager import ModelConfig
@@ -92,7 +92,7 @@ def test_good_model_config(base, tmp_path):
 
 
 def ask(address, size=1):
-    request = text_format.Parse(grpc_api.spec("default", "", None), predict_pb2.PredictRequest())
+    request = text_format.Parse(protos.spec("default", "", None), predict_pb2.PredictRequest())
     request.inputs["x"].dtype = 1
     request.inputs["x"].tensor_shape.dim.add(size=size)
     request.inputs["x"].float_val.extend([2.0] * size)
@@ -202,7 +202,16 @@ def test_keras_2_model_with_an_optimizer(tmp_path):
         )
         assert answer.json() == {"predictions": [[2.0], [-1.5]]}
         request = predict_pb2.PredictRequest()
-        text_format.Parse(grpc_api.spec() + grpc_api.floats("x", 2.0, 1, 1), request)
+        text_format.Parse(protos.spec() + protos.floats("x", 2.0, 1, 1), request)
         with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
             found = prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict(request, timeout=20)
         np.testing.assert_array_equal(found.outputs["y"].float_val, [2.0])
+
+
+def test_predict_of_the_command_line_takes_any_shape_too(base, exports):
+    from tfvllm.serving.run import predict as run
+
+    assert run(base / "default", [], {"x": [1.0, 2.0, 5.0]}) == {"y": [2.5, 3.0, 4.5]}
+    assert run(base / "half_plus_three", [], {"x": 1.0}) == {"y": 3.5}
+    with pytest.raises(InputError, match=r"input 'a' has shape \[3\], the signature declares float32\[\?, 3\]"):
+        run(exports / "many", [], {"a": [1, 2, 3], "b": [1]})

@@ -73,13 +73,15 @@ def command(model, destination, task, labels, max_length, max_source_length, pre
         import keras_nlp  # noqa: F401
     from tfvllm import manifest
     from tfvllm.export.exporter import check_call, export
-    from tfvllm.export.load import load, stated_options
+    from tfvllm.export.load import forgotten, load, stated_options
 
     asked = {"labels": named, "max_length": max_length}
     check_call(task, precision=precision, options=[*given, *(name for name in asked if asked[name] is not None)])
     with no_stderr():
         loaded = load(model, task)
     given = {**stated_options(loaded, task), **given}
+    for note in forgotten(loaded, model, [*given, *(name for name in asked if asked[name] is not None)]):
+        click.echo(f"note: {note}", err=True)
     path = export(
         loaded,
         destination,
@@ -100,11 +102,8 @@ def command(model, destination, task, labels, max_length, max_source_length, pre
     click.echo(f"wrote {path}")
     for name, signature in document.get("signatures", {}).items():
         click.echo(f"  {name}: {_tensors(signature['inputs'])} -> {_tensors(signature['outputs'])}")
-<<<<<<< HEAD
     if document.get("texts") == 1 and task == "classify":
         click.echo("  takes one text a row; a model that was trained on pairs of texts needs --option texts=2")
-=======
->>>>>>> tools
     for note in document.get("notes", ()):
         click.echo(f"  note: {note}")
     error = document.get("measured_error")

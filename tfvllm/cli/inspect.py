@@ -8,7 +8,13 @@ import click
 
 @click.command()
 @click.argument("source", metavar="DIR")
-@click.option("--target", default="onednn", show_default=True, help="The target whose rules are tried.")
+@click.option(
+    "--target",
+    default="onednn",
+    show_default=True,
+    type=click.Choice(["portable", "onednn"]),
+    help="The target whose rules are tried.",
+)
 @click.option("--signature", help="Only this signature.")
 @click.option("--diagram", metavar="G.mmd", help="Write the graph, as it is and as it would be, as a Mermaid diagram.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")

@@ -8,6 +8,7 @@ import sys
 import click
 
 from tfvllm.errors import InputError, TfvllmError
+from tfvllm.export import PRECISIONS
 
 _M_MMAP_THRESHOLD = -3  # <malloc.h>
 
@@ -16,9 +17,19 @@ _M_MMAP_THRESHOLD = -3  # <malloc.h>
 @click.argument("source", metavar="SRC")
 @click.argument("destination", metavar="DST")
 @click.option(
-    "--target", default="portable", show_default=True, help="portable: public ops only; onednn: fused CPU ops."
+    "--target",
+    default="portable",
+    show_default=True,
+    type=click.Choice(["portable", "onednn"]),
+    help="portable: public ops only; onednn: fused CPU ops.",
 )
-@click.option("--precision", default="float32", show_default=True, help="float32, bfloat16, or int8 (onednn only).")
+@click.option(
+    "--precision",
+    default="float32",
+    show_default=True,
+    type=click.Choice(PRECISIONS),
+    help="int8 is for the target onednn only.",
+)
 @click.option("--signature", help="Rewrite only this signature.")
 @click.option("--rules", "rules", multiple=True, metavar="NAME", help="Only this step or rule; -NAME leaves it out.")
 @click.option(
@@ -28,7 +39,9 @@ _M_MMAP_THRESHOLD = -3  # <malloc.h>
 )
 @click.option("--max-error", type=float, help="int8: largest error of a result over its largest magnitude.  [0.1]")
 @click.option("--percentile", type=float, help="int8: of the magnitudes, beyond which they saturate.  [100]")
-@click.option("--activations", help="int8: float32 or bfloat16 between the products.  [float32]")
+@click.option(
+    "--activations", type=click.Choice(["float32", "bfloat16"]), help="int8: between the products.  [float32]"
+)
 @click.option("--measure", is_flag=True, help="Keep a rule only if the graph is faster with it on this CPU.")
 @click.option(
     "--profile",

@@ -12,6 +12,7 @@ import keras
 import keras_nlp
 import numpy as np
 
+from tfvllm.compress.training import cross_entropy
 from tfvllm.errors import InputError
 from tfvllm.models.tokenizer import settle
 from tfvllm.recipe import preset_folder
@@ -92,8 +93,8 @@ def from_file(path: Path, classes: int, length: int) -> keras.Model:
     """A trained classifier from a `.keras` file or a folder of `save_to_preset`, cutting at `length` tokens.
 
     Raises:
-        InputError: it does not load, is no keras-nlp text classifier with a preprocessor, has other classes, or reads
-            fewer than `length` tokens.
+        InputError: it does not load, is no keras-nlp text classifier with a preprocessor, has other classes, gives each
+            class a probability by itself, or reads fewer than `length` tokens.
     """
     if path.is_dir() and not (path / "task.json").is_file():
         raise InputError(
@@ -114,6 +115,7 @@ def from_file(path: Path, classes: int, length: int) -> keras.Model:
         )
     if model.num_classes != classes:
         raise InputError(f"teacher.model: expected {classes} classes as in the data, found {model.num_classes}.")
+    cross_entropy(model)  # refuses a head that does not choose between the classes
     longest = getattr(model.backbone, "max_sequence_length", None) or length
     if length > longest:
         raise InputError(

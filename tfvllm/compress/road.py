@@ -182,7 +182,7 @@ class Road:
     def _train_teacher(self, model: keras.Model, work: Path) -> dict[str, Any]:
         block = self.recipe.teacher
         trained = classifiers.plain(model)
-        trained.compile(optimizer=self._optimizer(block), loss=_cross_entropy(), jit_compile=False)
+        trained.compile(optimizer=self._optimizer(block), loss=training.cross_entropy(trained), jit_compile=False)
         return self._fit(trained, trained, block, work, "teacher", self.tokens("train"), average=block.average)
 
     # --- student ----------------------------------------------------------------------------------------------------
@@ -272,8 +272,11 @@ class Road:
         else:  # every epoch asks the teacher the same, so it is asked once
             train = replace(train, extra={"teacher_logits": self._teacher_logits()})
             teacher = training.recalled_teacher(len(self.text.labels))
-        distiller = Distiller(teacher, model, losses=terms, loss_weights=weights, task_weight=objective.task)
-        distiller.compile(optimizer=self._optimizer(rates), loss=_cross_entropy(), jit_compile=False)
+        known = {"teacher": True} if train.extra else None
+        distiller = Distiller(
+            teacher, model, losses=terms, loss_weights=weights, task_weight=objective.task, from_logits=known
+        )
+        distiller.compile(optimizer=self._optimizer(rates), loss=training.cross_entropy(model), jit_compile=False)
         return self._fit(distiller, model, rates, work, title, train, callbacks, change, best_from, start=start)
 
     def _teacher_logits(self) -> np.ndarray:
@@ -315,7 +318,7 @@ class Road:
                 if removed.is_dir():
                     model = load_model(removed / "model.keras")
                 else:
-                    model.compile(loss=_cross_entropy())  # taylor scores are gradients of this loss
+                    model.compile(loss=training.cross_entropy(model))  # taylor scores are gradients of this loss
                     model = pruning.shrink(
                         model,
                         **structure,
@@ -424,10 +427,6 @@ def describe_scores(result: dict[str, Any]) -> str:
         if f"{split}_accuracy" in result
     ]
     return ", ".join([f"{result['weights'] / 1e6:.2f} M weights ({result['nonzero_share']:.0%} not zero)", *scores])
-
-
-def _cross_entropy() -> keras.losses.Loss:
-    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 def _when(prune: Prune, steps: int) -> dict[str, int]:

@@ -14,7 +14,9 @@ import tensorflow as tf
 
 from tfvllm.compress.console import Console, Progress
 from tfvllm.data import Split
+from tfvllm.errors import InputError
 from tfvllm.files import new_directory
+from tfvllm.models.heads import head_of
 from tfvllm.models.products import flat_products
 
 
@@ -183,14 +185,15 @@ def adamw(learning_rate: float, steps: int, warmup: float, weight_decay: float) 
 
 
 def logits_function(model: keras.Model) -> Callable[[dict], tf.Tensor]:
-    """`model` as one traced inference function over any batch size and length."""
+    """The logits of `model`, whatever its head, as one traced inference function over any batch size and length."""
+    head = head_of(model)
     spec = {name: tf.TensorSpec([None, None], tf.int32) for name in model.input}
     if "padding_mask" in spec:
         spec["padding_mask"] = tf.TensorSpec([None, None], tf.bool)
 
     def logits(features: dict) -> tf.Tensor:
         with flat_products(model):
-            return model(features, training=False)
+            return head.logits(model(features, training=False))
 
     return tf.function(logits, input_signature=[spec])
 
@@ -213,6 +216,21 @@ def predict_logits(
             progress.at(done)
     assert logits is not None  # a split has at least one row
     return logits
+
+
+def cross_entropy(model: keras.Model) -> keras.losses.Loss:
+    """The loss of a classifier over exclusive classes, from its logits or its softmax, as its head is.
+
+    Raises:
+        InputError: the model gives each class a probability by itself (sigmoid).
+    """
+    head = head_of(model)
+    if head.independent:
+        raise InputError(
+            f"expected a classifier with logits or one softmax over its classes, found {model.name}, which gives a "
+            "probability for each by itself (sigmoid). Give it a softmax, or no activation."
+        )
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=head.kind == "logits")
 
 
 def recalled_teacher(classes: int) -> keras.Model:

@@ -15,10 +15,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfvllm.distillation.inputs import has_strings, select
+from tfvllm.distillation.answers import Heads, logits_of
+from tfvllm.distillation.inputs import has_strings, select, takes_strings
 from tfvllm.distillation.teacher_logits import NONE, TopLogits
 from tfvllm.errors import InputError
 from tfvllm.files import digest, new_file, write_text
+from tfvllm.models.heads import Head, Kind
 from tfvllm.models.products import flat_products
 
 _FORMAT = 1
@@ -61,6 +63,7 @@ class TeacherCache:
         self.classes: int = told["classes"]
         self.top_k: int = told["top_k"]
         self.rank: int = told["rank"]
+        self.kind: Kind = told.get("kind", "logits")
         self.examples: int = told["examples"]
         self.data: str = told["data"]
         self.shards = [self.path / _shard(index) for index in range(told["shards"])]
@@ -122,7 +125,7 @@ class TeacherCache:
                 "data, to fit and as validation_data (which may have a cache of its own, by the same teacher)."
             )
         ids, logits, log_tails = (x[self._entry(part)] for part in ("ids", "logits", "log_tails"))
-        return TopLogits(ids, logits, log_tails, self.temperatures, self.classes)
+        return TopLogits(ids, logits, log_tails, self.temperatures, self.classes, self.kind)
 
     def _entry(self, part: str) -> str:
         return f"tfvllm_{self.teacher[:8]}_{part}"
@@ -173,6 +176,7 @@ def write_teacher_cache(
     temperatures: Sequence[float] = (1.0, 2.0),
     shard_size: int = 4096,
     worker: tuple[int, int] = (0, 1),
+    from_logits: bool | None = None,
 ) -> TeacherCache | None:
     """Runs `teacher` once over `data` and writes its largest logits to TFRecord shards.
 
@@ -188,6 +192,7 @@ def write_teacher_cache(
         temperatures: for which the mass of the others is kept; each loss needs its own among them.
         shard_size: examples in a shard.
         worker: (this process, how many processes).
+        from_logits: whether the teacher gives logits, where that cannot be found out.
     Returns:
         The cache, or None where other workers have shards left to write.
     Raises:
@@ -199,7 +204,7 @@ def write_teacher_cache(
         >>> cache.examples, cache.classes
         (16, 3)
     """
-    if has_strings(data):
+    if has_strings(data) and not takes_strings(teacher):
         raise InputError(
             "the data are raw strings; expected preprocessed batches. Use data.map(teacher.preprocess_samples), here "
             "and in join."
@@ -220,8 +225,17 @@ def write_teacher_cache(
         "shard_size": shard_size,
     }
     path = Path(path)
+    spec = data.element_spec[0] if isinstance(data.element_spec, tuple) else data.element_spec
+    head = Heads({} if from_logits is None else {"teacher": from_logits}, "from_logits={}").of("teacher", teacher, spec)
+    if head.kind != "logits":
+        plan["kind"] = head.kind
+    if head.independent and plan["top_k"] != plan["classes"]:
+        raise InputError(
+            f"the teacher gives a probability for each of {plan['classes']} classes by itself (sigmoid); all of them "
+            f"are needed, but top_k={top_k}. Pass top_k=None."
+        )
     _check_plan(path, plan)
-    compute = _computed(teacher, plan["top_k"], temperatures)
+    compute = _computed(teacher, head, plan["top_k"], temperatures)
     rows, size = _rows(data), _batch_size(data)
     total = shards = 0
     complete = True
@@ -313,13 +327,11 @@ def _bytes(part: np.ndarray) -> tf.train.Feature:
     return tf.train.Feature(bytes_list=tf.train.BytesList(value=[np.ascontiguousarray(part).tobytes()]))
 
 
-def _computed(teacher: keras.Model, top_k: int, temperatures: tuple[float, ...]) -> Any:
-    from tfvllm.distillation.distiller import logits_of
-
+def _computed(teacher: keras.Model, head: Head, top_k: int, temperatures: tuple[float, ...]) -> Any:
     @tf.function(reduce_retracing=True)
     def compute(x: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         with flat_products(teacher):
-            logits = tf.cast(logits_of(teacher(select(teacher, x), training=False), teacher), tf.float32)
+            logits = tf.cast(logits_of(teacher(select(teacher, x), training=False), teacher, head), tf.float32)
         largest, ids = tf.math.top_k(logits, top_k)
         if top_k == logits.shape[-1]:
             tails = tf.fill(tf.concat([tf.shape(logits)[:-1], [len(temperatures)]], 0), NONE)

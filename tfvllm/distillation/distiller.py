@@ -8,15 +8,26 @@ import keras
 import tensorflow as tf
 
 from tfvllm.distillation import inputs as batch_inputs
+from tfvllm.distillation.answers import Heads, between, logits_of
 from tfvllm.distillation.cache import TeacherCache, without_entries
+from tfvllm.distillation.checks import (
+    check_names,
+    check_pair,
+    checked_from_logits,
+    checked_losses,
+    checked_weights,
+    named,
+)
 from tfvllm.distillation.chunks import SMALL
-from tfvllm.distillation.losses import DistillationLoss, ForwardKL
+from tfvllm.distillation.losses import DistillationLoss
 from tfvllm.distillation.losses.base import check_classes
 from tfvllm.distillation.pairing import Pair, pairs_of, widths
 from tfvllm.distillation.reduction import weighted_mean
 from tfvllm.distillation.scheduled import Scheduled, check_scheduled, deserialize, serialize, value_at
-from tfvllm.distillation.teacher_logits import DeferredLogits, TopLogits, deferred, split_head
+from tfvllm.distillation.task_loss import CrossEntropyByName, by_name
+from tfvllm.distillation.teacher_logits import deferred, split_head
 from tfvllm.errors import InputError
+from tfvllm.models.heads import Head
 from tfvllm.models.outputs import Outputs, run
 
 
@@ -48,6 +59,10 @@ class Distiller(keras.Model):
             losses against each teacher.
         mask: where padding is: "auto" (the input `padding_mask`, or a Keras mask), the name of an input, a function of
             the batch's inputs, or None where every position is real.
+        from_logits: whether the models give logits (True) or probabilities (False), of all or as `{"student": …,
+            "teacher": …}` (or the teachers' names). None, or a model not named: it is found out, from the operations
+            that make the output and from its values, and asked for where they do not tell. Softmax and sigmoid heads
+            are read before their activation; the outputs of a sigmoid are compared each by itself.
     Raises:
         InputError: models, names or settings that do not fit together; the message lists what is valid.
 
@@ -69,16 +84,18 @@ class Distiller(keras.Model):
         *,
         teacher_weights: Mapping[str, float] | None = None,
         mask: batch_inputs.Mask = "auto",
+        from_logits: bool | Mapping[str, bool] | None = None,
         name: str = "distiller",
         **kwargs: Any,
     ):
+        check_names(kwargs, "Distiller")
         if not isinstance(student, keras.Model):
             raise InputError(f"student must be a keras.Model, found {type(student).__name__}.")
         kwargs.setdefault("dtype", student.dtype_policy)
         super().__init__(name=name, **kwargs)
         self.student = student
-        self.distillation_losses = _checked_losses(losses)
-        self.loss_weights = _checked_weights(loss_weights, self.distillation_losses)
+        self.distillation_losses = checked_losses(losses)
+        self.loss_weights = checked_weights(loss_weights, self.distillation_losses)
         self.task_weight = check_scheduled(task_weight, "task_weight")
         self.mask = mask
         self._trackers = {key: keras.metrics.Mean(name=f"{key}_loss") for key in ("task", *self.distillation_losses)}
@@ -88,6 +105,9 @@ class Distiller(keras.Model):
         ] = {}  # student width -> teacher width, by loss and teacher
         self._ran = threading.local()  # one per replica thread: the student's outputs for this batch
         self._held = _Held()
+        self._by_default = losses is None
+        self._named_loss: CrossEntropyByName | None = None
+        self.from_logits = from_logits
         self.teacher = teacher
         self.built = student.built
 
@@ -99,7 +119,7 @@ class Distiller(keras.Model):
 
     @teacher.setter
     def teacher(self, teacher: Any) -> None:
-        teachers = _named(teacher)
+        teachers = named(teacher)
         unknown = sorted(set(self.teacher_weights) - set(teachers))
         if teachers and unknown:
             raise InputError(f"teacher_weights names {unknown}, but the teachers are {sorted(teachers)}.")
@@ -110,13 +130,14 @@ class Distiller(keras.Model):
                 continue
             if not isinstance(model, keras.Model):
                 raise InputError(f"the teacher must be a keras.Model or a TeacherCache, found {type(model).__name__}.")
-            _check_pair(model, self.student)
+            check_pair(model, self.student)
             plans[name] = {key: pairs_of(loss, model, self.student) for key, loss in self.distillation_losses.items()}
             self._check_classes(model)
         for name, model in teachers.items():
             if not isinstance(model, TeacherCache):
                 self._make_projections(name, model, plans[name])
                 model.trainable = False
+        self._held.heads = Heads(checked_from_logits(self.from_logits, teachers))
         self._held.teachers, self._held.plans = teachers, plans
         self._held.trunks = {name: found for name, model in teachers.items() if (found := _large_head(model))}
 
@@ -177,13 +198,18 @@ class Distiller(keras.Model):
     def compile(self, optimizer: Any = "adamw", loss: Any = "auto", *, metrics: Any = None, **kwargs: Any) -> None:
         """As `keras.Model.compile`. `loss="auto"` takes the loss that the student was compiled with, if any.
 
-        A cross-entropy named by a string is computed from logits where the student's head has no activation (as in
-        keras-nlp's tasks), since Keras would take the logits for probabilities.
+        A cross-entropy named by a string is computed from logits where the student gives logits (as keras-nlp's tasks
+        do), since Keras would take them for probabilities.
+
+        Raises:
+            InputError: an argument of the distiller in keras.io's example; the message names what takes its place.
         """
+        check_names(kwargs, "compile")
         if isinstance(loss, str) and loss == "auto":
             loss = getattr(self.student, "loss", None)
-        if isinstance(loss, str) and _gives_logits(self.student):
-            loss = _FROM_LOGITS.get(loss.lower(), lambda name=loss: name)()
+        loss = by_name(loss)
+        self._named_loss = loss if isinstance(loss, CrossEntropyByName) else None
+        self._held.heads.forget()
         super().compile(optimizer=optimizer, loss=loss, metrics=metrics, **kwargs)
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
@@ -212,11 +238,14 @@ class Distiller(keras.Model):
         student = self._ran.__dict__.pop("outputs", None)
         step = self._step()
         total = tf.zeros(())
+        own = list(self.student.losses)  # before anything else is run
+        if self._named_loss is not None and y is not None:
+            self._named_loss.head = self._head("student", self.student, x, y_pred)
         if self._compile_loss is not None and y is not None:
             task = tf.cast(self._compile_loss(y, y_pred, sample_weight), tf.float32)
             self._trackers["task"].update_state(task * _replicas(), sample_weight=_rows(x))
             total += value_at(self.task_weight, step) * task
-        for loss in self.student.losses:
+        for loss in own:
             total += tf.reduce_sum(tf.cast(loss, tf.float32)) / _replicas()
         if not self._held.teachers:
             if training:
@@ -284,11 +313,12 @@ class Distiller(keras.Model):
     ) -> Iterator[tuple[tf.Tensor, tf.Tensor | None, float]]:
         """(unreduced values, their mask, their share of the loss): one, or one for each kind of blocks."""
         if loss.reads == "logits":
-            values = loss(
-                logits_of(teacher.answer, self._held.teachers[name]),
-                logits_of(student.answer, self.student),
-                step=step,
-            )
+            model = self._held.teachers[name]
+            heads = self._head(name, model, x, teacher.answer), self._head("student", self.student, x, student.answer)
+            logits = logits_of(student.answer, self.student, heads[1])
+            if self._by_default and logits.shape[-1] == 1 and {head.kind for head in heads} == {"logits"}:
+                raise InputError(_ONE_NUMBER)
+            values = between(loss, logits_of(teacher.answer, model, heads[0]), logits, heads, step)
             yield values, self._mask_for(key, values.shape.rank, x, student.answer, "decoder"), 1.0
             return
         pairs = self._held.plans[name][key]
@@ -303,6 +333,9 @@ class Distiller(keras.Model):
             rank = 2 if loss.reads != "hidden_states" else of_student[0].shape.rank - 1
             mask = self._mask_for(key, rank, x, student.answer, kind) if rank == 2 else None
             yield loss(of_teacher, of_student, mask=mask, step=step), mask, len(of_kind) / len(pairs)
+
+    def _head(self, name: str, model: Any, x: Any, answer: Any) -> Head:
+        return self._held.heads.of(name, model, without_entries(x), answer)
 
     def _mask_for(self, key: str, rank: int, x: Any, y_pred: Any, kind: str) -> tf.Tensor | None:
         if rank < 2 or self.mask is None:
@@ -335,12 +368,7 @@ class Distiller(keras.Model):
         """As `keras.Model.fit`; raw strings in `x` and `validation_data` go through the student's preprocessor."""
         if not self._held.teachers:
             raise InputError(_NO_TEACHER)
-        if not self.student.trainable_variables and not self.student.built:
-            raise InputError(
-                f"the student {self.student.name} is not built: it has no weights yet. Call it once on a batch, or "
-                "student.build(…), before fit."
-            )
-        if not self.student.trainable_variables:
+        if not self.student.trainable or (self.student.built and not self.student.trainable_variables):
             raise InputError(
                 f"the student {self.student.name} is frozen: it has no trainable variables. Set student.trainable = "
                 "True and compile again (a model made from a frozen teacher may be frozen too)."
@@ -417,12 +445,14 @@ class Distiller(keras.Model):
         return super().predict_on_batch(x)
 
     def _preprocess(self) -> Any:
-        if getattr(self.student, "preprocessor", None) is None:
-            raise InputError(
-                f"the data are raw strings, but the student {self.student.name} has no preprocessor. Give it one "
-                "(student.preprocessor = ...), or pass preprocessed batches."
-            )
-        return self.student.preprocess_samples
+        if batch_inputs.takes_strings(self.student):
+            for name, teacher in self._held.teachers.items():
+                if isinstance(teacher, keras.Model) and not batch_inputs.takes_strings(teacher):
+                    raise InputError(
+                        f"the student {self.student.name} reads raw strings itself, but the {name} {teacher.name} "
+                        "reads what a preprocessor makes of them; expected models that read the same."
+                    )
+        return batch_inputs.preprocess_of(self.student)
 
     def _preprocessed(
         self, x: Any, y: Any, sample_weight: Any, batch_size: int | None, shuffle: bool
@@ -442,6 +472,7 @@ class Distiller(keras.Model):
             "task_weight": serialize(self.task_weight),
             "teacher_weights": dict(self.teacher_weights),
             "mask": keras.saving.serialize_keras_object(self.mask) if callable(self.mask) else self.mask,
+            "from_logits": dict(self.from_logits) if isinstance(self.from_logits, Mapping) else self.from_logits,
             "projections": {
                 name: [list(layer.kernel.shape) for layer in layers] for name, layers in self.projections.items()
             },
@@ -470,120 +501,25 @@ class Distiller(keras.Model):
 
 _NO_TEACHER = "this Distiller has no teacher (it is not saved with it); set distiller.teacher before training."
 
-_FROM_LOGITS = {
-    "sparse_categorical_crossentropy": lambda: keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-    "categorical_crossentropy": lambda: keras.losses.CategoricalCrossentropy(from_logits=True),
-    "binary_crossentropy": lambda: keras.losses.BinaryCrossentropy(from_logits=True),
-}
+_ONE_NUMBER = (
+    "the models give one number without an activation: the logit of a yes or no, or a quantity? Pass "
+    "losses={'logits': tfvllm.losses.ForwardKL(temperature=2.0)} for a logit, tfvllm.losses.Logits() for a quantity."
+)
 
 
 class _Held:
     """Holds the teacher where Keras does not look, so that its weights are neither trained nor saved."""
 
     def __init__(self) -> None:
+        self.heads = Heads({})
         self.teachers: dict[str, keras.Model] = {}
         self.plans: dict[str, dict[str, list[Pair]]] = {}
         self.trunks: dict[str, tuple[keras.Model, keras.Layer]] = {}
 
 
-def _named(teacher: Any) -> dict[str, keras.Model]:
-    if teacher is None:
-        return {}
-    if isinstance(teacher, Mapping):
-        if "student" in teacher:
-            raise InputError("'student' cannot name a teacher; choose another name.")
-        return dict(teacher)
-    if isinstance(teacher, (list, tuple)):
-        return {f"teacher_{index}": model for index, model in enumerate(teacher)}
-    return {"teacher": teacher}
-
-
-def _checked_losses(losses: Any) -> dict[str, DistillationLoss]:
-    if losses is None:
-        losses = ForwardKL(temperature=2.0)
-    if isinstance(losses, DistillationLoss):
-        losses = {losses.reads: losses}
-    if not isinstance(losses, Mapping) or not losses:
-        raise InputError(f"losses must be {{name: loss of tfvllm.losses}}, found {losses!r}.")
-    for key, loss in losses.items():
-        if not isinstance(loss, DistillationLoss):
-            raise InputError(f"losses[{key!r}] must be a loss of tfvllm.losses such as ForwardKL(), found {loss!r}.")
-        if key in ("task", ""):
-            raise InputError(f"{key!r} cannot name a distillation loss; choose another name.")
-    return dict(losses)
-
-
-def _checked_weights(weights: Mapping[str, Scheduled] | None, losses: Mapping[str, Any]) -> dict[str, Scheduled]:
-    weights = weights or {}
-    unknown = sorted(set(weights) - set(losses))
-    if unknown:
-        raise InputError(f"loss_weights names {unknown}, but the losses are {sorted(losses)}.")
-    return {key: check_scheduled(weights.get(key, 1.0), f"loss_weights[{key!r}]") for key in losses}
-
-
-def _check_pair(teacher: keras.Model, student: keras.Model) -> None:
-    shared = {id(variable) for variable in teacher.variables} & {
-        id(variable) for variable in student.trainable_variables
-    }
-    if shared:
-        raise InputError(
-            f"teacher and student share {len(shared)} variables, so training one would change the other. "
-            "Use tfvllm.distillation.student_from(teacher), which copies them."
-        )
-    sizes = [getattr(getattr(model, "backbone", model), "vocabulary_size", None) for model in (teacher, student)]
-    if None not in sizes and sizes[0] != sizes[1]:
-        raise InputError(
-            f"teacher and student read the same token ids, but the teacher's vocabulary has {sizes[0]} entries and "
-            f"the student's {sizes[1]}. Build the student with vocabulary_size={sizes[0]} and the teacher's tokenizer."
-        )
-    words = [known for model in (teacher, student) if (known := _vocabulary(model)) is not None]
-    if len(words) == 2 and words[0] != words[1]:
-        at = next((i for i, (t, s) in enumerate(zip(*words)) if t != s), min(map(len, words)))
-        told = [repr(part[at]) if at < len(part) else "nothing" for part in words]
-        raise InputError(
-            f"teacher and student read the same token ids, but their vocabularies differ: id {at} is {told[0]} to the "
-            f"teacher's tokenizer and {told[1]} to the student's. Give the student the teacher's preprocessor."
-        )
-
-
-def _vocabulary(model: keras.Model) -> list[str] | None:
-    tokenizer = getattr(getattr(model, "preprocessor", None), "tokenizer", None)
-    read = getattr(tokenizer, "get_vocabulary", None)
-    return None if read is None else list(read())
-
-
 def _large_head(model: keras.Model) -> tuple[keras.Model, keras.Layer] | None:
     shape = None if isinstance(model, TeacherCache) else getattr(model, "output_shape", None)
     return split_head(model) if isinstance(shape, tuple) and (shape[-1] or 0) > SMALL else None
-
-
-def _gives_logits(model: keras.Model) -> bool:
-    """Whether the head's activation is known to be none: what a cross-entropy must be told."""
-    activation = getattr(model, "activation", None)
-    if activation is None and getattr(model, "layers", None):
-        activation = getattr(model.layers[-1], "activation", None)
-    return activation is keras.activations.linear
-
-
-def logits_of(answer: Any, model: keras.Model) -> tf.Tensor:
-    """The logits in a model's answer: before a softmax head where there is one."""
-    if isinstance(answer, (DeferredLogits, TopLogits)):
-        return answer
-    if isinstance(answer, Mapping):
-        if "logits" not in answer:
-            raise InputError(
-                f"{model.name} returns {sorted(answer)}; expected one tensor of logits, or one named 'logits'."
-            )
-        answer = answer["logits"]
-    if isinstance(answer, (list, tuple)):
-        raise InputError(f"{model.name} returns {len(answer)} tensors; expected one tensor of logits.")
-    activation = getattr(model, "activation", None)
-    if activation is None and getattr(model, "layers", None):
-        activation = getattr(model.layers[-1], "activation", None)
-    if activation is keras.activations.softmax:
-        known = getattr(answer, "_keras_logits", None)
-        return known if known is not None else tf.math.log(tf.maximum(tf.cast(answer, tf.float32), 1e-37))
-    return answer
 
 
 def _replicas() -> int:

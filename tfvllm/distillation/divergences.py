@@ -15,6 +15,12 @@ def log_probabilities(logits: tf.Tensor, temperature: float | tf.Tensor = 1.0) -
     return tf.nn.log_softmax(tf.cast(logits, tf.float32) / tf.cast(temperature, tf.float32), axis=-1)
 
 
+def log_yes_no(logits: tf.Tensor, temperature: float | tf.Tensor = 1.0) -> tf.Tensor:
+    """log of 1 − sigmoid(logits / temperature) and of sigmoid(logits / temperature), float32 [..., 2]."""
+    scaled = tf.cast(logits, tf.float32) / tf.cast(temperature, tf.float32)
+    return tf.stack([-tf.nn.softplus(scaled), -tf.nn.softplus(-scaled)], axis=-1)
+
+
 def forward_kl(log_p: tf.Tensor, log_q: tf.Tensor) -> tf.Tensor:
     """KL(p ‖ q) = Σ p (log p − log q): the student q must cover all that the teacher p does (Hinton et al. 2015)."""
     return _expectation(log_p, log_q)

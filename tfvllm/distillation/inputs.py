@@ -23,10 +23,62 @@ def has_strings(x: Any) -> bool:
     if isinstance(x, Mapping):
         return any(has_strings(value) for value in x.values())
     if isinstance(x, (list, tuple)):
-        return len(x) > 0 and has_strings(x[0])
+        return any(has_strings(part) for part in (x if _is_structure(x) else x[:1]))
     if isinstance(x, np.ndarray):
         return x.dtype.kind in "US" or (x.dtype.kind == "O" and x.size > 0 and isinstance(x.flat[0], (str, bytes)))
     return getattr(x, "dtype", None) == tf.string
+
+
+def takes_strings(model: keras.Model) -> bool:
+    """Whether a model reads raw strings itself (TextVectorization or StringLookup inside); of a model that has no
+    preprocessor and does not say what it reads, it is taken for granted."""
+    if getattr(model, "preprocessor", None) is not None:
+        return False
+    try:
+        inputs = list(getattr(model, "inputs", None) or ())
+    except (AttributeError, ValueError):
+        inputs = []
+    return not inputs or any(tensor.dtype == "string" for tensor in inputs)
+
+
+def preprocess_of(model: keras.Model) -> Callable[..., Any]:
+    """What makes (x, y, sample_weight) for `model` from raw strings: its preprocessor, or nothing at all.
+
+    Raises:
+        InputError: the model reads numbers and has no preprocessor.
+    """
+    if takes_strings(model):
+        return keras.utils.pack_x_y_sample_weight
+    if getattr(model, "preprocessor", None) is None:
+        raise InputError(
+            f"the data are raw strings, but {model.name} has no preprocessor and reads numbers. Give it one "
+            "(model.preprocessor = ...), or pass preprocessed batches."
+        )
+    return model.preprocess_samples
+
+
+def as_arrays(part: Any) -> Any:
+    """Lists (of strings, numbers, rows) as arrays. Dicts, tuples of arrays or lists, and lists of arrays are structure:
+    several inputs, as in Keras."""
+    if isinstance(part, Mapping):
+        return {name: as_arrays(value) for name, value in part.items()}
+    if isinstance(part, (list, tuple)):
+        return tuple(as_arrays(value) for value in part) if _is_structure(part) else np.asarray(part)
+    return part
+
+
+def rows_of(x: Any) -> int:
+    """How many examples there are."""
+    return len(tf.nest.flatten(as_arrays(x))[0])
+
+
+def _is_structure(part: Any) -> bool:
+    """Whether a list or tuple holds several inputs, not examples."""
+    if isinstance(part, tuple):
+        return bool(part) and all(
+            hasattr(value, "shape") or isinstance(value, (list, tuple, Mapping)) for value in part
+        )
+    return bool(part) and all(getattr(value, "shape", ()) != () for value in part[:2])
 
 
 def dataset_of(
@@ -38,26 +90,27 @@ def dataset_of(
             raise InputError(
                 "with a tf.data.Dataset as x, expected y, sample_weight and batch_size inside it, not beside."
             )
-        batches = x
+        batches = x if isinstance(x.element_spec, tuple) else x.map(lambda part: (part,))
     else:
-        arrays = keras.utils.pack_x_y_sample_weight(*(_as_arrays(part) for part in (x, y, sample_weight)))
+        arrays = tuple(as_arrays(part) for part in (x, y, sample_weight))
+        while arrays[-1] is None:
+            arrays = arrays[:-1]
         rows = tf.data.Dataset.from_tensor_slices(arrays)
         if shuffle:
             rows = rows.shuffle(max(1, int(rows.cardinality())))
         batches = rows.batch(batch_size or 32)
-    return batches.map(_unpacked(preprocess), num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    return batches.map(lambda *data: preprocess(*data), num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
 def preprocess_batch(x: Any, y: Any, sample_weight: Any, preprocess: Callable[..., Any]) -> tuple[Any, Any, Any]:
-    """One batch of raw strings as (x, y, sample_weight) tensors."""
-    arrays = [_as_arrays(part) for part in (x, y, sample_weight)]
-    parts = [None if part is None else tf.nest.map_structure(tf.convert_to_tensor, part) for part in arrays]
-    return keras.utils.unpack_x_y_sample_weight(preprocess(*parts))
+    """One batch of raw strings as (x, y, sample_weight) tensors, made as those of a dataset."""
+    batches = dataset_of(x, y, sample_weight, rows_of(x), preprocess, shuffle=False)
+    return keras.utils.unpack_x_y_sample_weight(next(iter(batches)))
 
 
 def split_rows(parts: Sequence[Any], fraction: float) -> tuple[list[Any], list[Any]]:
     """The first 1 − `fraction` of the rows of each part, and the rest, as Keras does for `validation_split`."""
-    arrays = [_as_arrays(part) for part in parts]
+    arrays = [as_arrays(part) for part in parts]
     count = next(len(leaf) for leaf in tf.nest.flatten(arrays) if leaf is not None)
     at = int(count * (1.0 - fraction))
     if at in (0, count):
@@ -112,18 +165,3 @@ def padding_mask(x: Any, y_pred: Any, mask: Mask, kind: str = "decoder") -> tf.T
         if found is None:
             found = getattr(y_pred, "_keras_mask", None)
     return None if found is None else tf.cast(found, tf.bool)
-
-
-def _as_arrays(part: Any) -> Any:
-    """Lists (of strings, numbers, rows) as arrays; dicts and tuples are structure."""
-    if isinstance(part, Mapping):
-        return {name: _as_arrays(value) for name, value in part.items()}
-    if isinstance(part, tuple) and not has_strings(part):
-        return tuple(_as_arrays(value) for value in part)
-    if isinstance(part, (list, tuple)):
-        return np.asarray(part)
-    return part
-
-
-def _unpacked(preprocess: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda *data: preprocess(*(keras.utils.unpack_x_y_sample_weight(data if len(data) > 1 else data[0])))

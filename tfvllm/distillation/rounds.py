@@ -14,6 +14,7 @@ import tensorflow as tf
 from tfvllm.distillation.cache import TeacherCache
 from tfvllm.distillation.comparison import Comparison, Difference, compare, side_by_side
 from tfvllm.distillation.distiller import Distiller
+from tfvllm.distillation.inputs import as_arrays, rows_of
 from tfvllm.errors import InputError
 from tfvllm.files import new_file, write_text
 
@@ -114,11 +115,11 @@ def iterate(
         )
     if not 0.0 <= focus <= 1.0:
         raise InputError(f"focus must be between 0 and 1, found {focus}.")
-    count = len(next(iter(tf.nest.flatten(train[0])))) if not _is_list(train[0]) else len(train[0])
+    count = rows_of(train[0])
     settings = {"examples": count, "epochs": epochs, "batch_size": batch_size, "focus": focus, "seed": seed}
     saved = _Backup(Path(backup), settings) if backup is not None else None
     rng = np.random.default_rng(seed)
-    both = side_by_side(teacher, distiller.student, distiller.mask)
+    both = side_by_side(teacher, distiller.student, distiller.mask, distiller.from_logits)
     options: dict[str, Any] = {"batch_size": batch_size, "both": both}
     started = time.perf_counter()
     done = Rounds()
@@ -270,13 +271,13 @@ def _chances(divergences: np.ndarray, focus: float) -> np.ndarray:
     return mixed / mixed.sum()
 
 
-def _is_list(part: Any) -> bool:
-    return isinstance(part, (list, tuple))
-
-
 def _take(part: Any, at: np.ndarray) -> Any:
-    if isinstance(part, Mapping):
-        return {name: _take(value, at) for name, value in part.items()}
+    """Rows of arrays, however nested; strings stay Python's."""
     if part is None:
         return None
-    return np.asarray(part, dtype=object if _is_list(part) and part and isinstance(part[0], str) else None)[at]
+    return tf.nest.map_structure(lambda leaf: _rows(leaf, at), as_arrays(part))
+
+
+def _rows(leaf: Any, at: np.ndarray) -> np.ndarray:
+    leaf = np.asarray(leaf)
+    return (leaf.astype(object) if leaf.dtype.kind == "U" else leaf)[at]

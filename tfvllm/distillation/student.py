@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 
 from tfvllm.distillation.layer_map import layer_pairs, spread
 from tfvllm.errors import InputError
 from tfvllm.models import adapter_for, original_class, shrunk_class, shrunk_task_class
+from tfvllm.models.stored import refuse_quantised
 
 
 def student_from(
@@ -41,6 +41,7 @@ def student_from(
     from keras_hub.models import Backbone, Task
 
     adapter = adapter_for(teacher)
+    refuse_quantised(teacher, "student_from")
     if not isinstance(teacher, (Backbone, Task)):
         raise InputError(
             f"student_from expects a keras-nlp task or backbone, found {type(teacher).__name__}. Make the student's "
@@ -80,10 +81,10 @@ def _chosen(layers: Any, kind: str, depth: int) -> list[int]:
 
 
 def _copy_weights(adapter: Any, teacher: keras.Model, student: keras.Model, chosen: dict[str, list[int]]) -> None:
-    of_teacher = {weight.name: weight.variable for weight in adapter.weights(teacher)}
+    of_teacher = {weight.name: weight.value for weight in adapter.weights(teacher)}
     for weight in adapter.weights(student):
         kind, index, rest = (*weight.name.split(".", 2), "", "")[:3]
         name = weight.name
         if kind in chosen and index.isdigit():
             name = f"{kind}.{chosen[kind][int(index)]}.{rest}"
-        weight.variable.assign(np.asarray(of_teacher[name]))
+        weight.variable.assign(of_teacher[name]())

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from tfvllm.distillation.divergences import log_probabilities
 from tfvllm.errors import InputError
+from tfvllm.models.heads import Kind
 
 NONE = -1e30  # the log of no mass, finite so that gradients stay finite
 
@@ -82,6 +83,7 @@ class TopLogits:
         log_tails: float32 [..., number of temperatures]: log Σ exp(logit / temperature) over the other classes.
         temperatures: for which temperatures the mass of the others is known.
         classes: how many there are in all.
+        kind: "logits", or how the teacher's head reads them: "softmax" or "sigmoid".
     """
 
     ids: tf.Tensor
@@ -89,6 +91,7 @@ class TopLogits:
     log_tails: tf.Tensor
     temperatures: tuple[float, ...]
     classes: int
+    kind: Kind = "logits"
 
     @property
     def shape(self) -> tf.TensorShape:

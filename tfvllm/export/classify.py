@@ -10,8 +10,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfvllm.errors import InputError
-from tfvllm.export import parity, savedmodel
+from tfvllm.export import float32, savedmodel
 from tfvllm.export.text import NAMES, PROBES, SENTENCE, TextFeatures, as_bytes
+from tfvllm.models.heads import head_of, look
+from tfvllm.models.relative_positions import exact_positions
 
 ATOL = 1e-5  # scores against the model's own padded preprocessing
 
@@ -37,8 +39,8 @@ def export_task(
         labels: n class names; default "0", "1", …
         max_length: tokens kept of each text, special tokens included; default the preprocessor's sequence length.
         precision: only "float32" here: `tfvllm simplify --precision` makes the others from this export.
-        from_logits: whether the outputs are logits (softmax is then put into the graph); default: read from the
-            activation of the last layer.
+        from_logits: whether the outputs are logits (a softmax, or a sigmoid of one output, is then put into the graph)
+            or probabilities; default: found out, from the operations that make the output and from its values.
         pad_to_multiple: round the padded length of a batch up to a multiple of this.
         texts: 2 for a model that was trained on pairs of texts (a model does not tell), packed as its preprocessor
             packs a tuple of two.
@@ -74,10 +76,10 @@ def _export_text(model, features: TextFeatures, directory, head, multiple) -> di
     def answer(found):
         return head(model(found, training=False))
 
-    atol = parity.tolerance(model, ATOL)
+    tolerance = float32.tolerance(model, ATOL)
     probes = features.probes
-    expected = head.scores_of(model(features.own(*probes.values()), training=False))
-    serving_default = features.serve(answer, {"scores": expected}, atol=atol, multiple=multiple)
+    expected = head.own(model(features.own(*probes.values()), training=False))
+    serving_default = features.serve(answer, {"scores": expected}, tolerance, multiple)
     names = features.names
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="inputs")])
@@ -91,7 +93,7 @@ def _export_text(model, features: TextFeatures, directory, head, multiple) -> di
         directory,
         {"classify": savedmodel.CLASSIFY},
     )
-    check = {"signature": "serving_default", "inputs": probes, "expected": {"scores": expected}, "atol": atol}
+    check = {"signature": "serving_default", "inputs": probes, "expected": {"scores": expected}, **tolerance}
     warmup = _text_warmup(features.max_length, names)
     return {"labels": head.labels, **features.entries(), "check": check, "warmup": warmup}
 
@@ -128,20 +130,23 @@ def _export_plain(model, directory, head) -> dict[str, Any]:
         structure = model.inputs[0] if len(inputs) == 1 else list(model.inputs)
 
     def call(tensors: dict[str, tf.Tensor]):
-        return head(model(keras.tree.pack_sequence_as(structure, [tensors[name] for name in names]), training=False))
+        with exact_positions(model):
+            return head(
+                model(keras.tree.pack_sequence_as(structure, [tensors[name] for name in names]), training=False)
+            )
 
     # A model that knows how many tokens it takes is tried on as many: a graph may go wrong at some distance only.
     length = getattr(getattr(model, "backbone", model), "max_sequence_length", None) or 5
     probe = {name: _probe(shape, dtype, length) for name, shape, dtype in inputs}
     flat = [tf.constant(probe[name]) for name in names]
-    expected = head.scores_of(model(keras.tree.pack_sequence_as(structure, flat), training=False))
-    atol = parity.tolerance(model, ATOL)
+    expected = head.own(model(keras.tree.pack_sequence_as(structure, flat), training=False))
+    tolerance = float32.tolerance(model, ATOL)
     predict = tf.function(lambda **tensors: call(tensors))
     specs = {name: tf.TensorSpec([None, *shape], dtype, name=name) for name, shape, dtype in inputs}
     notes = []
     if any(None in shape for _, shape, _ in inputs):
         found = predict.get_concrete_function(**specs)(**{name: tf.constant(value) for name, value in probe.items()})
-        if not np.max(np.abs(found["scores"].numpy() - expected)) <= atol:
+        if not np.allclose(found["scores"].numpy(), expected, rtol=tolerance["rtol"], atol=tolerance["atol"]):
             inputs = [(name, [size or length for size in shape], dtype) for name, shape, dtype in inputs]
             specs = {name: tf.TensorSpec([None, *shape], dtype, name=name) for name, shape, dtype in inputs}
             notes.append(f"the graph is wrong where the length of its inputs is unknown: it must be {length}")
@@ -159,7 +164,7 @@ def _export_plain(model, directory, head) -> dict[str, Any]:
         methods["classify"] = savedmodel.CLASSIFY
 
     savedmodel.save(savedmodel.weights_module(model), signatures, directory, methods)
-    check = {"signature": "serving_default", "inputs": probe, "expected": {"scores": expected}, "atol": atol}
+    check = {"signature": "serving_default", "inputs": probe, "expected": {"scores": expected}, **tolerance}
     batches = ({name: value[:1] for name, value in probe.items()}, probe)
     warmup = [{"signature_name": "serving_default", "inputs": batch} for batch in batches]
     return {"labels": head.labels, "check": check, "warmup": warmup, "notes": notes}
@@ -232,16 +237,7 @@ class _Head:
                 "Wrap the model so that it gives one row of scores per input."
             )
         width = int(outputs[0].shape[-1])
-        if from_logits is None:
-            activation = _last_activation(model)
-            if activation is None:
-                raise InputError(
-                    f"the outputs of {type(model).__name__} are made inside a model class that cannot be looked into. "
-                    "Pass from_logits=True if they are logits, from_logits=False if they are probabilities."
-                )
-            from_logits = activation not in ("softmax", "sigmoid")
         self._binary = width == 1
-        self._function: Callable = _FUNCTIONS[(self._binary, bool(from_logits))]
         count = 2 if self._binary else width
         self.labels = [str(i) for i in range(count)] if labels is None else list(labels)
         if len(self.labels) != count:
@@ -249,13 +245,33 @@ class _Head:
                 f"the model has {count} classes, but labels has {len(self.labels)}: {', '.join(self.labels)}. "
                 "Pass one label per class, in the order of the model's outputs."
             )
+        self._told = from_logits
+        self._probabilities = head_of(model, from_logits=from_logits).kind != "logits"
+        self._function: Callable = _FUNCTIONS[(self._binary, not self._probabilities)]
 
     def scores(self, outputs) -> tf.Tensor:
         """Model outputs [batch, width] to scores float32[batch, classes]."""
         return self._function(tf.cast(keras.tree.flatten(outputs)[0], tf.float32))
 
-    def scores_of(self, outputs) -> np.ndarray:
-        return self.scores(outputs).numpy()
+    def own(self, outputs) -> np.ndarray:
+        """What the export must answer where the model gives `outputs`, from the values and in NumPy: rows that sum to
+        one stand as they are, and what leaves [0, 1] is taken for logits, whatever the graph of this head does. (Of
+        single probabilities the values do not tell; there the caller's word counts, or what was found out.)
+
+        Returns:
+            float32[batch, classes].
+        """
+        values = np.asarray(tf.convert_to_tensor(keras.tree.flatten(outputs)[0]))
+        seen, values = look(values), values.astype(np.float64)
+        probabilities = self._probabilities
+        if self._told is None and seen is not None and seen.range != "unit":
+            probabilities = seen.range == "simplex"
+        if not probabilities and self._binary:
+            values = 1.0 / (1.0 + np.exp(-values))
+        elif not probabilities:
+            values = np.exp(values - values.max(-1, keepdims=True))
+            values /= values.sum(-1, keepdims=True)
+        return (np.concatenate([1.0 - values, values], -1) if self._binary else values).astype(np.float32)
 
     def __call__(self, outputs) -> dict[str, tf.Tensor]:
         scores = self.scores(outputs)
@@ -274,22 +290,3 @@ _FUNCTIONS: dict[tuple[bool, bool], Callable] = {
     (True, True): lambda logits: _two_columns(tf.sigmoid(logits)),
     (True, False): _two_columns,
 }
-
-
-def _last_activation(model) -> str | None:
-    """The name of the activation that made the model's output: "linear" where there is none, None where a model class
-    of the user's own made it."""
-    layers = [layer for layer in getattr(model, "layers", []) if not isinstance(layer, keras.layers.InputLayer)]
-    outputs = _tensors_of(model, "outputs")
-    if not outputs:
-        return None
-    history = getattr(outputs[0], "_keras_history", None)
-    last = history.operation if history is not None else (layers[-1] if layers else None)
-    if isinstance(last, keras.layers.Softmax):
-        return "softmax"
-    if isinstance(last, keras.Model):
-        return _last_activation(last)
-    activation = getattr(last, "activation", None)
-    if activation is None and type(last).__name__.lower() in ("softmax", "sigmoid"):
-        return type(last).__name__.lower()  # keras.ops.softmax and sigmoid in a functional model
-    return getattr(activation, "__name__", "linear")

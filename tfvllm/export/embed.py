@@ -17,9 +17,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfvllm.errors import InputError
-from tfvllm.export import parity, savedmodel
+from tfvllm.export import float32, savedmodel
 from tfvllm.export.text import TextFeatures
 from tfvllm.models import tokenizer as tokenizers
+from tfvllm.models.relative_positions import exact_positions
 
 POOLINGS = ("mean", "max", "first", "last")
 _ATOL = 1e-4  # of the largest magnitude, or of 1
@@ -154,9 +155,9 @@ def _from_text(embed, features: TextFeatures, model):
     # Held against the model's own preprocessing, padded to its full length.
     probes = features.probes
     expected = {"embeddings": answer(features.own(*probes.values()))["embeddings"].numpy()}
-    atol = _atol(model, expected["embeddings"])
-    serving_default = features.serve(answer, expected, atol=atol)
-    check = {"signature": "serving_default", "inputs": probes, "expected": expected, "atol": atol}
+    tolerance = _tolerance(model, expected["embeddings"])
+    serving_default = features.serve(answer, expected, tolerance)
+    check = {"signature": "serving_default", "inputs": probes, "expected": expected, **tolerance}
     batches = ({name: rows[:count] for name, rows in probes.items()} for count in (1, len(probes["text"])))
     warmup = [{"signature_name": "serving_default", "inputs": batch} for batch in batches]
     signature = serving_default.get_concrete_function()
@@ -169,7 +170,8 @@ def _from_ids(embed, backbone):
     @tf.function(autograph=False)
     def serving_default(token_ids, padding_mask):
         features = {"token_ids": token_ids, "padding_mask": padding_mask, "segment_ids": tf.zeros_like(token_ids)}
-        return {"embeddings": embed(features)}
+        with exact_positions(backbone):
+            return {"embeddings": embed(features)}
 
     def traced(length):
         names = ("token_ids", "padding_mask")
@@ -185,21 +187,22 @@ def _from_ids(embed, backbone):
         return inputs, {"embeddings": embed(features).numpy()}
 
     inputs, expected = rows(limit)
-    atol = _atol(backbone, expected["embeddings"])
+    tolerance = _tolerance(backbone, expected["embeddings"])
     signature, entries = traced(None), {"interface": "ids"}
     found = signature(**{name: tf.constant(value) for name, value in inputs.items()})["embeddings"].numpy()
-    if not np.max(np.abs(found - expected["embeddings"])) <= atol:
+    if not np.allclose(found, expected["embeddings"], rtol=tolerance["rtol"], atol=tolerance["atol"]):
         signature = traced(limit)
         entries["notes"] = [
             f"the graph of {type(backbone).__name__} is wrong where the length is unknown: rows must be {limit} long"
         ]
-    check = {"inputs": inputs, "expected": expected, "atol": atol, "signature": "serving_default"}
+    check = {"inputs": inputs, "expected": expected, **tolerance, "signature": "serving_default"}
     warmup = [{"signature_name": "serving_default", "inputs": inputs}]
     return signature, {**entries, "check": check, "warmup": warmup}
 
 
-def _atol(model, expected: np.ndarray) -> float:
-    return parity.tolerance(model, _ATOL) * max(1.0, float(np.max(np.abs(expected))))
+def _tolerance(model, expected: np.ndarray) -> dict[str, float]:
+    tolerance = float32.tolerance(model, _ATOL)
+    return {**tolerance, "atol": tolerance["atol"] * max(1.0, float(np.max(np.abs(expected))))}
 
 
 def _with_segments(features: dict) -> dict:

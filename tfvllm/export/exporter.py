@@ -71,13 +71,17 @@ def export(
     if max_length is not None:
         options["max_length"] = max_length
     options["precision"] = precision
-    fitted = _fit_lengths(model, task, options)
+    fitted = fit_lengths(model, task, options)
     _check_options(export_task, task, options)
 
     from tfvllm.export import parity
     from tfvllm.export import warmup as records
 
     path = Path(path)
+    if serving_kit:
+        from tfvllm.export import kit
+
+        kit.model_name(path)
     with new_directory(path, overwrite=overwrite) as partial:
         entries = dict(export_task(model, partial, **options))
         comparison = entries.pop("check", None)
@@ -101,8 +105,6 @@ def export(
     for note in notes:
         warnings.warn(f"export of {path.name}: {note}", stacklevel=2)
     if serving_kit:
-        from tfvllm.export import kit
-
         kit.write(path)
     return path
 
@@ -126,7 +128,7 @@ _LENGTHS = {"max_length": "sequence_length"}
 _LENGTHS_OF_TWO = {"max_length": "decoder_sequence_length", "max_source_length": "encoder_sequence_length"}
 
 
-def _fit_lengths(model, task: str, options: dict[str, Any]) -> list[str]:
+def fit_lengths(model, task: str, options: dict[str, Any]) -> list[str]:
     """Sets the lengths that nobody gave and the preprocessor has beyond the model's positions; says so.
 
     keras-nlp's preprocessors have defaults (1024, 512) that know nothing of the model, and a sequence-to-sequence one

@@ -1,4 +1,4 @@
-"""Runs a signature of a SavedModel with TensorFlow alone. Executed by its path in a fresh process; imports no tfvllm.
+"""Runs signatures of SavedModels with TensorFlow alone. Executed by its path in a fresh process; imports no tfvllm.
 
     python fresh.py REQUEST RESULT
 

@@ -9,6 +9,8 @@ Written into `base/serving-kit/`, beside the versions (TF Serving looks at folde
     README.md                 what was measured, and how to use the rest
 """
 
+import dataclasses
+import json
 import math
 import os
 import time
@@ -20,8 +22,7 @@ import numpy as np
 import yaml
 
 from tfvllm import manifest
-from tfvllm.errors import InputError
-from tfvllm.export import lint, warmup
+from tfvllm.export import deployment, lint, warmup
 from tfvllm.files import new_directory, write_text
 from tfvllm.serving import config
 from tfvllm.serving.batching import BatchingOptions, is_batchable, row_count
@@ -49,21 +50,40 @@ def write(directory: str | os.PathLike, *, name: str | None = None, seconds: flo
     """
     folder = find_saved_model(directory)
     base = folder.parent if folder.resolve().name.isdigit() else folder
-    name = name or base.resolve().name
-    if not name or any(character in name for character in "/:"):
-        raise InputError(f"a model's name must be non-empty and without / and :; got {name!r}. Pass name=...")
+    name = model_name(folder, name)
     measured = measure(folder, seconds=seconds)
-    options = choose(measured)
+    report = lint.lint(folder, run=False)
+    refused = lint.unbatched(report)
+    options = dataclasses.replace(choose(measured), pad_variable_length_inputs=lint.pads(report))
     cores = os.cpu_count() or 1
     slots = 1 if measured and measured["run_ms"].get(options.max_batch_size, 0) > 50 else cores
-    target = lint.lint(folder, run=False).target
+    document = manifest.read(folder)
+    memory = deployment.memory(folder, document, target=report.target, rows=options.max_batch_size, runs=slots)
+    service = inference_service(name, cores, memory=memory.quantity, batching=not refused)
+    head = _NOT_FOR_TF_SERVING if refused else ""
     with new_directory(base / FOLDER, overwrite=True) as partial:
-        write_text(partial / "batching_parameters.txt", config.write_batching(options, slots=slots))
+        write_text(partial / "batching_parameters.txt", head + config.write_batching(options, slots=slots))
         write_text(partial / "models.config", config.write_models([ModelConfig(name, Path(f"/models/{name}"))]))
-        write_text(partial / "Dockerfile", dockerfile(name, target))
-        write_text(partial / "inference-service.yaml", yaml.safe_dump(inference_service(name, cores), sort_keys=False))
-        write_text(partial / "README.md", _readme(name, folder, options, slots, measured, target))
+        write_text(partial / "Dockerfile", dockerfile(name, report.target, batching=not refused))
+        write_text(partial / "inference-service.yaml", yaml.safe_dump(service, sort_keys=False, allow_unicode=True))
+        text = _readme(name, document, options, slots, measured, report.target, refused, memory)
+        write_text(partial / "README.md", text)
     return base / FOLDER
+
+
+_NOT_FOR_TF_SERVING = (
+    "# For tfvllm serve, which batches by signature. Not for tensorflow_model_server --enable_batching, which would\n"
+    "# refuse some of this model's signatures: README.md says which.\n"
+)
+
+
+def model_name(directory: str | os.PathLike, name: str | None = None) -> str:
+    """The name under which the SavedModel in `directory` (`base/1`, or `base`) is served: `name`, or the base folder's.
+
+    Raises InputError where TF Serving or its Docker image would not take it.
+    """
+    folder = Path(directory).resolve()
+    return deployment.check_name(name or (folder.parent if folder.name.isdigit() else folder).name)
 
 
 def measure(directory: str | os.PathLike, *, seconds: float = 6.0) -> dict[str, Any] | None:
@@ -128,33 +148,51 @@ def choose(measured: Mapping[str, Any] | None) -> BatchingOptions:
     return BatchingOptions(max_batch_size=size, batch_timeout_ms=round(timeout, 3), allowed_batch_sizes=sizes)
 
 
-def dockerfile(name: str, target: str) -> str:
+def dockerfile(name: str, target: str, *, batching: bool = True) -> str:
     """A Dockerfile to be built in the base folder: `docker build -f serving-kit/Dockerfile -t NAME .`."""
     onednn = "" if target == "portable" else "# The model uses oneDNN's kernels: the image must have them linked.\n"
+    flags = ["--rest_api_timeout_in_ms=60000"]
+    if batching:
+        flags = [*_batching_flags(f"/models/{name}"), *flags]
     return f"""{onednn}ARG TFS_VERSION=latest
 FROM tensorflow/serving:${{TFS_VERSION}}
 # Versions only: TF Serving ignores folders without a number.
 COPY . /models/{name}
 ENV MODEL_NAME={name} TF_ENABLE_ONEDNN_OPTS=1
 EXPOSE 8500 8501
-CMD ["--enable_batching=true", \\
-     "--batching_parameters_file=/models/{name}/{FOLDER}/batching_parameters.txt", \\
-     "--rest_api_timeout_in_ms=60000"]
+CMD {json.dumps(flags, ensure_ascii=False)}
 """
 
 
-def inference_service(name: str, cores: int, *, storage: str | None = None, replicas: tuple[int, int] = (1, 4)) -> dict:
+def _batching_flags(base: str) -> list[str]:
+    return ["--enable_batching=true", f"--batching_parameters_file={base}/{FOLDER}/batching_parameters.txt"]
+
+
+def inference_service(
+    name: str,
+    cores: int,
+    *,
+    memory: str = "2Gi",
+    batching: bool = True,
+    storage: str | None = None,
+    replicas: tuple[int, int] = (1, 4),
+) -> dict:
     """A KServe InferenceService (serving.kserve.io/v1beta1) that runs TF Serving on the base folder.
 
     Args:
+        memory: a Kubernetes quantity; see `tfvllm.export.deployment.memory`.
+        batching: whether TF Serving may batch every signature.
         storage: where the base folder is (pvc://, s3://, gs://, …); default: a volume claim `models`.
         replicas: fewest and most; KServe scales on the requests under way.
     """
-    label = "".join(c if c.isalnum() else "-" for c in name.lower()).strip("-") or "model"
     return {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
-        "metadata": {"name": label[:63], "labels": {"app.kubernetes.io/part-of": "tfvllm"}},
+        "metadata": {
+            "name": deployment.cluster_name(name),
+            "labels": {"app.kubernetes.io/part-of": "tfvllm"},
+            "annotations": {"tfvllm/model": name},
+        },
         "spec": {
             "predictor": {
                 "minReplicas": replicas[0],
@@ -166,14 +204,11 @@ def inference_service(name: str, cores: int, *, storage: str | None = None, repl
                     "modelFormat": {"name": "tensorflow"},
                     "protocolVersion": "v1",
                     "storageUri": storage or f"pvc://models/{name}",
-                    "args": [
-                        "--enable_batching=true",
-                        f"--batching_parameters_file=/mnt/models/{FOLDER}/batching_parameters.txt",
-                    ],
+                    **({"args": _batching_flags("/mnt/models")} if batching else {}),
                     "env": [{"name": "TF_ENABLE_ONEDNN_OPTS", "value": "1"}],
                     "resources": {
-                        "requests": {"cpu": str(cores), "memory": "2Gi"},
-                        "limits": {"cpu": str(cores), "memory": "2Gi"},
+                        "requests": {"cpu": str(cores), "memory": memory},
+                        "limits": {"cpu": str(cores), "memory": memory},
                     },
                 },
             }
@@ -181,15 +216,14 @@ def inference_service(name: str, cores: int, *, storage: str | None = None, repl
     }
 
 
-def _readme(name, folder, options, slots, measured, target) -> str:
-    document = manifest.read(folder)
+def _readme(name, document, options, slots, measured, target, refused, memory) -> str:
     rows = ""
     if measured:
         rows = "\n".join(
             f"| {size} | {median:.2f} | {measured['rows_per_s'][size]:.0f} |"
             for size, median in measured["run_ms"].items()
         )
-        rows = f"| rows in a run | ms (median) | rows/s |\n|---:|---:|---:|\n{rows}\n"
+        rows = f"| rows in a run | ms (median) | rows/s |\n|---:|---:|---:|\n{rows}\n\n"
     generates = document.get("task") in ("generate", "translate")
     threads = (
         "- One intra-op thread is faster for single generate requests and slower for large batches: try\n"
@@ -202,19 +236,46 @@ def _readme(name, folder, options, slots, measured, target) -> str:
         if measured
         else "a usual choice: the model has no warm-up rows that batch, so nothing could be measured"
     )
+    flags = "" if refused else " --enable_batching=true\n  --batching_parameters_file=batching_parameters.txt"
+    cluster = deployment.cluster_name(name)
     return f"""# Serving {name}
 
 Target: {target}. `batching_parameters.txt` has max_batch_size {options.max_batch_size} and {slots} batch thread(s),
 {basis}.
 
-{rows}
-- TF Serving: `tensorflow_model_server --port=8500 --rest_api_port=8501 --model_config_file=models.config
-  --enable_batching=true --batching_parameters_file=batching_parameters.txt`, with your paths in models.config.
-- Docker, in the folder above: `docker build -f {FOLDER}/Dockerfile -t {name} .`, then
-  `docker run -p 8500:8500 -p 8501:8501 {name}`. Name the server's version with `--build-arg TFS_VERSION=…`.
+{rows}{_on_batching(refused)}
+- TF Serving: `tensorflow_model_server --port=8500 --rest_api_port=8501
+  --model_config_file=models.config{flags}`, with your paths in models.config.
+- Docker, in the folder above: `docker build -f {FOLDER}/Dockerfile -t {cluster} .`, then
+  `docker run -p 8500:8500 -p 8501:8501 {cluster}`. Name the server's version with `--build-arg TFS_VERSION=…`.
 - KServe: put the folder above on a volume or bucket, set `storageUri`, then `kubectl apply -f inference-service.yaml`.
-  The servers hold no state: replicas may be added and removed at will.
+  There the model is called `{cluster}`. The servers hold no state: replicas may be added and removed at will.
 - Without any of these: `tfvllm serve {name}=DIR --grpc-port 8500 --batching-parameters-file batching_parameters.txt`.
 {threads}- New versions: `tfvllm versions publish SRC BASE` puts one beside the old one, whole at once; `rollback`
   takes it away again.
+
+## Memory: {memory.quantity}
+
+1.2 × (TensorFlow {_mib(memory.base)} MiB + 2 × weights and graph {_mib(memory.weights)} MiB
++ packed copies of weights {_mib(memory.packed)} MiB
++ {memory.runs} run(s) × (activations {_mib(memory.activations)} MiB + caches {_mib(memory.caches)} MiB)),
+for {options.max_batch_size} rows in a run at their longest. Weights count twice because a new version is loaded
+beside the one in service. It is reckoned from the files and the manifest, not measured: watch the first servers.
+"""
+
+
+def _mib(size: int) -> str:
+    return f"{size / deployment.MIB:.1f}"
+
+
+def _on_batching(refused: Mapping[str, str]) -> str:
+    if not refused:
+        return ""
+    listed = "\n".join(f"  - `{signature}`: {reason}" for signature, reason in refused.items())
+    return f"""- TF Serving's batching is off: `--enable_batching` is for all signatures of a server, and would refuse
+
+{listed}
+
+  `tfvllm serve` batches what can be. For TF Serving, a model with one signature that has rows only can be batched:
+  `tfvllm simplify SRC DST --signature serving_default`.
 """

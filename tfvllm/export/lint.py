@@ -32,6 +32,7 @@ class Finding:
         what: what is wrong.
         mend: what to do about it.
         fixable: whether `--fix` mends it.
+        signature: the signature it is about, if it is about one.
 
     Example:
         >>> from tfvllm.export.lint import Finding, LintReport
@@ -46,6 +47,7 @@ class Finding:
     what: str
     mend: str
     fixable: bool = False
+    signature: str | None = None
 
 
 @dataclass
@@ -328,7 +330,10 @@ def _check_method(name: str, signature) -> list[Finding]:
     where = f"signature {name}"
     if meant is not None and signature.method_name != meant:
         verb = meant.rpartition("/")[2]
-        what = f"it is shaped for :{verb}, but its method name is {signature.method_name!r}: TF Serving will refuse"
+        what = (
+            f"it is shaped for :{verb}, but its method name is {signature.method_name!r}: a TF Serving with "
+            "--enable_signature_method_name_check refuses it"
+        )
         mend = f"set the method name to {meant}, or run: tfvllm lint --fix"
         return [Finding("method-name", WARNING, where, what, mend, fixable=True)]
     if signature.method_name in (_CLASSIFY, _REGRESS) and meant != signature.method_name:
@@ -339,31 +344,68 @@ def _check_method(name: str, signature) -> list[Finding]:
     return []
 
 
+# Under these findings requests fail, or answers may be wrong, behind TF Serving's --enable_batching.
+_REFUSED_IN_BATCHES = {
+    "scalar": "has no rows",
+    "default-input": "has a default and is no row",
+    "fixed-batch": "has a fixed number of rows",
+    "unknown-rank": "may have any rank",
+    "variable-length": "differs in length from request to request, and without a padding_mask may not be padded",
+}
+
+
+def unbatched(report: LintReport) -> dict[str, str]:
+    """The signatures that TF Serving's --enable_batching must not be switched on for: name to the first reason.
+
+    It is switched on for all signatures of a server at once. The serving kit asks here.
+    """
+    reasons: dict[str, str] = {}
+    for finding in report.findings:
+        if finding.signature is None or finding.code not in _REFUSED_IN_BATCHES:
+            continue
+        if finding.code == "variable-length" and finding.mend == _PAD:
+            continue
+        place = finding.where.partition(", ")[2]
+        reasons.setdefault(finding.signature, f"{place} {_REFUSED_IN_BATCHES[finding.code]}")
+    return reasons
+
+
+def pads(report: LintReport) -> bool:
+    """Whether requests of different lengths batch when they are padded, as pad_variable_length_inputs does."""
+    return any(finding.code == "variable-length" and finding.mend == _PAD for finding in report.findings)
+
+
+_PAD = "set pad_variable_length_inputs in the batching parameters, or export with the tokenizer inside"
+_NO_PAD = "serve this signature without batching: zeros at the end of an input may change its answer"
+
+
 def _check_batching(name: str, signature) -> list[Finding]:
     findings = []
+
+    def found(code: str, severity: str, what: str, mend: str) -> None:
+        findings.append(Finding(code, severity, where, what, mend, signature=name))
+
     for kind, tensors in (("input", signature.inputs), ("output", signature.outputs)):
         for key, info in sorted(tensors.items()):
             shape = None if info.tensor_shape.unknown_rank else [dim.size for dim in info.tensor_shape.dim]
             where = f"signature {name}, {kind} {key}"
             if shape is None:
                 what = "its rank is unknown: it batches only if every request agrees"
-                findings.append(Finding("unknown-rank", NOTE, where, what, "give the signature a TensorSpec"))
+                found("unknown-rank", NOTE, what, "give the signature a TensorSpec")
             elif not shape:
                 what = "it is a scalar: TF Serving's --enable_batching refuses this signature"
                 mend = "serve this signature without batching (or with tfvllm serve, which groups equal scalars)"
-                findings.append(Finding("scalar", NOTE, where, what, mend))
+                found("scalar", NOTE, what, mend)
             elif kind == "input" and key in signature.defaults:
                 what = "it has a default and is no row, but TF Serving's --enable_batching joins it like one"
                 mend = "serve this signature without batching (or with tfvllm serve, which groups equal values)"
-                findings.append(Finding("default-input", NOTE, where, what, mend))
+                found("default-input", NOTE, what, mend)
             elif shape[0] >= 0:
                 what = f"its first dimension is fixed to {shape[0]}: requests cannot be batched together"
-                mend = "export with a first dimension of None"
-                findings.append(Finding("fixed-batch", WARNING, where, what, mend))
+                found("fixed-batch", WARNING, what, "export with a first dimension of None")
             elif kind == "input" and -1 in shape[1:]:
                 what = "other dimensions than the first are free: requests of different lengths batch only when padded"
-                mend = "set pad_variable_length_inputs in the batching parameters, or export with the tokenizer inside"
-                findings.append(Finding("variable-length", NOTE, where, what, mend))
+                found("variable-length", NOTE, what, _PAD if "padding_mask" in signature.inputs else _NO_PAD)
     return findings
 
 

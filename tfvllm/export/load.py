@@ -1,6 +1,8 @@
 """Saved Keras models as a task needs them: a `.keras` file, a keras-nlp preset folder, a Hugging Face folder."""
 
 import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,27 @@ def stated_options(model: Any, task: str) -> dict[str, Any]:
     return {"pooling": _POOLINGS[mode], "normalize": bool(getattr(model, "normalize", True))}
 
 
+def forgotten(model: Any, path: Path, given: Iterable[str]) -> list[str]:
+    """What saving has lost of the model in `path` and none of the options in `given` gives.
+
+    keras-nlp saves no lengths with the preprocessor of a sequence-to-sequence model: they come back as its defaults.
+    """
+    preprocessor: Any = getattr(model, "preprocessor", None)
+    lengths = {"max_length": "decoder_sequence_length", "max_source_length": "encoder_sequence_length"}
+    if not all(hasattr(preprocessor, name) for name in lengths.values()):
+        return []
+    if all(name in preprocessor.get_config() for name in lengths.values()):
+        return []
+    missing = [option for option in lengths if option not in given]
+    flags = " and ".join(f"--{option.replace('_', '-')}" for option in missing)
+    if not missing:
+        return []
+    return [
+        f"{path.name} does not hold its preprocessor's lengths (keras-nlp does not save them); the defaults are taken. "
+        f"Give those it was trained with: {flags}"
+    ]
+
+
 _POOLINGS = {"mean": "mean", "max": "max", "cls": "first"}
 
 
@@ -43,10 +66,13 @@ def _from_file(path: Path) -> Any:
     try:
         return keras.saving.load_model(str(path), compile=False)
     except Exception as error:
-        line = _line(error)
-        if "register_keras_serializable" in line or "Could not locate" in line or "Unknown layer" in line:
-            raise InputError(f"{path} holds classes of your own: {line[:200]} {_IN_PYTHON}") from None
-        if "lambda" in line.lower():
+        told, line = str(error), _line(error)
+        if missing := re.search(r"Could not locate (?:class|object) '([^']+)'|Unknown layer:? '?([^'\s]+)", told):
+            own = missing[1] or missing[2]
+            raise InputError(
+                f"{path} holds a class of your own, {own}, which this process does not know. {_IN_PYTHON}"
+            ) from None
+        if "lambda" in told.lower():
             raise InputError(
                 f"{path} holds Python code (a Lambda layer), which is not run from a file. {_IN_PYTHON}"
             ) from None

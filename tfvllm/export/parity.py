@@ -45,17 +45,6 @@ def check(
     return {"max_abs_error": worst, "atol": atol, "rtol": rtol, "signature": signature, "process": process}
 
 
-def tolerance(model, float32: float) -> float:
-    """How far answers of `model` may be from its own: `float32` where it computes in float32, four units in the last
-    place of 1 where any of its layers computes in a coarser type (mixed_bfloat16, float16, …)."""
-    layers = model._flatten_layers() if hasattr(model, "_flatten_layers") else ()
-    types = {str(getattr(layer, "compute_dtype", None)) for layer in layers}
-    return max([float32, *(4 * step for name, step in _STEPS.items() if name in types)])
-
-
-_STEPS = {"bfloat16": 2.0**-7, "float16": 2.0**-10}  # between 1 and the next number
-
-
 def run_here(directory: str | os.PathLike, requests: Sequence[tuple[str, Mapping]]) -> list[dict[str, np.ndarray]]:
     """Runs (signature, inputs) pairs in this process."""
     return loaded_here(directory)(requests)
@@ -80,18 +69,18 @@ def run_fresh(
     Raises TfvllmError with the process's last words when it fails, and VerificationError when a hidden package was
     loaded after all.
     """
-    answer = run_all_fresh([(directory, requests)], timeout)[0]
-    if isinstance(answer, TfvllmError):
-        raise answer
-    return answer
+    return run_fresh_each([(directory, requests)], timeout)[0]
 
 
-def run_all_fresh(
-    asked: Sequence[tuple[str | os.PathLike, Sequence[tuple[str, Mapping]]]], timeout: float = 600.0
-) -> list[list[dict[str, np.ndarray]] | TfvllmError]:
-    """The same for several (directory, requests), in one process: the answers of each, or the error in their place.
+def run_fresh_each(
+    asked: Sequence[tuple[str | os.PathLike, Sequence[tuple[str, Mapping]]]],
+    timeout: float = 600.0,
+    *,
+    keep_errors: bool = False,
+) -> list[list[dict[str, np.ndarray]]]:
+    """The same for several SavedModels, one after the other in one new process: (directory, requests) of each.
 
-    Raises TfvllmError when the process itself fails, and VerificationError as `run_fresh` does.
+    `keep_errors`: where one fails its TfvllmError stands in the place of its answers, and the others go on.
     """
     jobs = [(str(Path(where).resolve()), [(name, dict(inputs)) for name, inputs in each]) for where, each in asked]
     names = ", ".join(str(where) for where, _ in asked)
@@ -107,10 +96,14 @@ def run_all_fresh(
     loaded = [name for name in fresh_script.HIDDEN if name in found["modules"]]
     if loaded:
         raise VerificationError(f"loading {names} imported {', '.join(loaded)}; expected TensorFlow alone.")
-    return [
+    answers: list[Any] = [
         _not_loading(where, answer) if isinstance(answer, str) else answer
         for (where, _), answer in zip(asked, found["answers"])
     ]
+    for answer in answers:
+        if isinstance(answer, TfvllmError) and not keep_errors:
+            raise answer
+    return answers
 
 
 def _not_loading(where: object, words: str) -> TfvllmError:

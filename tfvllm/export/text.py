@@ -2,8 +2,7 @@
 
 Text is tokenised inside the graph and padded to the longest row of the batch, not to a fixed length: a short request
 pays for its own tokens only. Where the answers of the graph that is served depend on the padded length (FNet mixes
-padding into every position; the graph of DeBERTa rounds its logarithms in another way when the length is unknown), the
-export keeps the fixed length and says so.
+padding into every position, RoFormer V2 attends to it), the export keeps the fixed length and says so.
 """
 
 import math
@@ -18,6 +17,7 @@ from tfvllm.errors import InputError
 from tfvllm.export import savedmodel
 from tfvllm.generation.text import byte_pair_codec
 from tfvllm.models import tokenizer as tokenizers
+from tfvllm.models.relative_positions import exact_positions
 
 # What every text export is compared on: short, long, empty, accented, Chinese, punctuation, a zero byte. A text as
 # long as the model takes comes on top.
@@ -62,6 +62,7 @@ class TextFeatures:
     ):
         if isinstance(texts, bool) or texts not in (1, 2):
             raise InputError(f"texts must be 1, or 2 for a model that was trained on pairs of texts; got {texts!r}.")
+        self._model = model
         self.preprocessor = preprocessor
         self.names = NAMES[:texts]
         max_length = max_length or getattr(preprocessor, "sequence_length", None)
@@ -134,32 +135,39 @@ class TextFeatures:
         module.codec = self._codec
         return module
 
-    def serve(self, answer: Answer, expected: Mapping[str, np.ndarray], *, atol: float, multiple: int = 1) -> Any:
+    def serve(
+        self, answer: Answer, expected: Mapping[str, np.ndarray], tolerance: Mapping[str, float], multiple: int = 1
+    ) -> Any:
         """`answer` behind the features as a tf.function of strings, traced as it will be stored.
 
         It pads to the longest row, rounded up to `multiple`, if each probe alone and all together then give
-        `expected`, to `atol`; else to `max_length`.
+        `expected`, to `tolerance` (`atol`, `rtol`); else to `max_length`.
         """
 
         def to_longest(*texts):
-            return answer(self.dynamic(*texts, multiple=multiple))
+            with exact_positions(self._model, self.max_length):
+                return answer(self.dynamic(*texts, multiple=multiple))
 
         def to_max_length(*texts):
-            return answer(self.fixed(*texts))
+            with exact_positions(self._model, self.max_length):
+                return answer(self.fixed(*texts))
 
         dynamic, fixed = (tf.function(call, input_signature=self.specs) for call in (to_longest, to_max_length))
         probes = list(self.probes.values())
         rows = len(probes[0])
-        worst = 0.0
+        worst, within = 0.0, True
         try:
             for chosen in [slice(i, i + 1) for i in range(rows)] + [slice(rows)]:
                 found = dynamic(*(tf.constant(probe[chosen]) for probe in probes))
                 for name, value in expected.items():
-                    worst = max(worst, float(np.max(np.abs(found[name].numpy() - value[chosen]))), key=_badness)
+                    errors = np.abs(found[name].numpy() - value[chosen])
+                    allowed = tolerance["atol"] + tolerance["rtol"] * np.abs(value[chosen])
+                    within = within and bool(np.all(errors <= allowed))  # of NaN: no
+                    worst = max(worst, float(np.max(errors, initial=0.0)))
         except Exception as error:
             self.padding["reason"] = f"the model does not take other lengths: {type(error).__name__}"
             return fixed
-        if not worst <= atol:
+        if not within:
             self.padding["reason"] = f"the answers depend on the padded length (by {worst:.2g})"
             return fixed
         self.padding = {"to": "longest", "up_to": self.max_length, "multiple": multiple, "error": worst}
@@ -178,8 +186,9 @@ class TextFeatures:
         try:
             if self._codec is not None:
                 texts = tuple([row.decode().split("\0")[0] for row in text.numpy()] for text in texts)
-                return preprocessor(texts if len(texts) > 1 else texts[0])
-            run = tf.function(lambda *x: preprocessor(x if len(x) > 1 else x[0]), autograph=False)
+                return preprocessor(x=texts if len(texts) > 1 else texts[0])
+            # By name: of a lone tuple of two, the second would be taken for the labels.
+            run = tf.function(lambda *x: preprocessor(x=x if len(x) > 1 else x[0]), autograph=False)
             return run(*texts)
         finally:
             preprocessor.sequence_length = length
@@ -253,7 +262,3 @@ class TextFeatures:
 def as_bytes(rows: Sequence[str]) -> np.ndarray:
     """Strings as the array of bytes that a signature takes."""
     return np.array([row.encode() for row in rows], object)
-
-
-def _badness(error: float) -> float:
-    return math.inf if math.isnan(error) else error

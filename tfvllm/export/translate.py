@@ -14,7 +14,15 @@ import tensorflow as tf
 
 from tfvllm.errors import InputError
 from tfvllm.export import savedmodel
-from tfvllm.export.generate import CONTROLS, NEUTRAL, PRECISIONS, TOLERANCE, end_token_ids, inputs_of, plain_function
+from tfvllm.export.generate import (
+    CONTROLS,
+    NEUTRAL,
+    PRECISIONS,
+    end_token_ids,
+    expected_log_probs,
+    inputs_of,
+    plain_function,
+)
 from tfvllm.generation.families import read
 from tfvllm.generation.generator import finish_reasons
 from tfvllm.generation.sampling import Controls
@@ -64,7 +72,7 @@ def export_task(
         raise InputError(f"beams must be a whole number, at least 1; got {beams!r}.")
     if length_penalty < 0:
         raise InputError(f"length_penalty must be at least 0; got {length_penalty!r}.")
-    spec = read(model)
+    spec = read(model, "Seq2SeqLM")
     translator = translator_for(
         spec,
         getattr(model, "preprocessor", None),
@@ -76,9 +84,7 @@ def export_task(
         stop_token_ids=stop_token_ids,
     )
     codec = translator.codec
-    make = _id_signatures if codec is None else _text_signatures
-    savedmodel.save(translator, make(translator, beams, float(length_penalty)), directory)
-    return {
+    entries = {
         "family": spec.family,
         "precision": precision,
         "target": target,
@@ -92,9 +98,11 @@ def export_task(
         "vocabulary_size": spec.vocabulary_size,
         "parameters": spec.parameters(),
         "cache_bytes_per_token": translator.network.cache_bytes_per_token,
-        "check": _check(model, translator, precision),
-        "warmup": _warmup(translator),
     }
+    del spec  # the translator has its own copy of all weights
+    make = _id_signatures if codec is None else _text_signatures
+    savedmodel.save(translator, make(translator, beams, float(length_penalty)), directory)
+    return {**entries, "check": lambda: _check(model, translator, precision), "warmup": _warmup(translator)}
 
 
 def translator_for(
@@ -298,11 +306,10 @@ def _check(model, translator: Translator, precision: str) -> dict[str, Any]:
         "decoder_token_ids": targets,
         "decoder_padding_mask": target_mask,
     }
-    logits = tf.cast(model({name: tf.constant(value) for name, value in features.items()}), tf.float32)
-    log_probs = tf.gather(tf.nn.log_softmax(logits)[:, :-1], targets[:, 1:], batch_dims=2).numpy() * target_mask[:, 1:]
-    expected = np.concatenate([np.zeros_like(log_probs[:, :1]), log_probs], axis=1)
-    tolerance = {"atol": TOLERANCE[precision], "rtol": 0.02 if precision == "bfloat16" else 1e-4}
-    return {"signature": "score", "inputs": inputs, "expected": {"log_probs": expected}, **tolerance}
+    expected = expected_log_probs(
+        model, {name: tf.constant(value) for name, value in features.items()}, targets, target_mask, precision
+    )
+    return {"signature": "score", "inputs": inputs, **expected}
 
 
 def _warmup(translator: Translator) -> list[dict]:

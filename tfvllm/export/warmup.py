@@ -15,8 +15,8 @@ import tensorflow as tf
 
 from tfvllm import messages
 from tfvllm.errors import TfvllmError
+from tfvllm.warm_requests import NAME
 
-NAME = "assets.extra/tf_serving_warmup_requests"
 LIMIT = 1000  # TF Serving refuses a file with more records
 
 # TensorProto and tf.Example travel as bytes: the same on the wire.

@@ -70,7 +70,8 @@ def generate(
         log_probs: whether to return log-probabilities.
         pad_id: fills what is beyond a row's length.
     """
-    max_new_tokens = tf.maximum(max_new_tokens, 0)
+    with tf.control_dependencies([] if controls is None else sampling.valid(controls)):
+        max_new_tokens = tf.maximum(max_new_tokens, 0)
     batch = tf.shape(ids)[0]
     limits = [limit for limit in (max_length, network.max_positions) if limit is not None]
     room = tf.fill([batch], max_new_tokens)

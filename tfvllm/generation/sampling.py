@@ -8,8 +8,14 @@ whatever finishes first.
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import tensorflow as tf
+
+from tfvllm.errors import InputError
 
 # How many of the most probable tokens top-p looks at before it sorts the whole vocabulary.
 _NUCLEUS = 256
@@ -19,12 +25,14 @@ _NUCLEUS = 256
 class Controls:
     """How tokens are chosen; scalar tensors (or Python numbers) that may differ from call to call.
 
-    temperature: float32. 0 (or less) means greedy: always the most probable token.
+    Python numbers that make no sense raise an InputError here; tensors are looked at when they are used, see `valid`.
+
+    temperature: float32. 0 (a tensor: or less) means greedy: always the most probable token.
     top_k: int32. Only the k most probable tokens; 0 means all.
     top_p: float32. Then only the fewest tokens that together reach this share of the probability; the most probable one
         always stays, so 0 is greedy; 1 means all (Holtzman et al. 2020).
-    repetition_penalty: float32. Logits of tokens already in the row are divided by it where positive, multiplied where
-        negative (Keskar et al. 2019, section 4.1); 1 means none.
+    repetition_penalty: float32, above 0. Logits of tokens already in the row are divided by it where positive, and
+        multiplied where negative (Keskar et al. 2019, section 4.1); 1 means none.
     no_repeat_ngram: int32. No run of this many tokens occurs twice in a row; 0 means no such rule.
     seed: int32.
     """
@@ -35,6 +43,35 @@ class Controls:
     repetition_penalty: tf.Tensor | float = 1.0
     no_repeat_ngram: tf.Tensor | int = 0
     seed: tf.Tensor | int = 0
+
+    def __post_init__(self):
+        for name, (holds, wanted) in _WANTED.items():
+            value = getattr(self, name)
+            if isinstance(value, (int, float, np.number)) and not holds(value):
+                raise InputError(f"{name} must be {wanted}; got {value!r}.")
+
+
+# Comparisons with NaN are false.
+_WANTED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "temperature": (lambda value: 0.0 <= value < math.inf, "a number, 0 (greedy) or more"),
+    "top_k": (lambda value: value >= 0, "0 (all) or more"),
+    "top_p": (lambda value: 0.0 <= value <= 1.0, "from 0 (greedy) to 1 (all)"),
+    "repetition_penalty": (lambda value: 0.0 < value < math.inf, "a number above 0 (1: no penalty)"),
+    "no_repeat_ngram": (lambda value: value >= 0, "0 (no such rule) or more"),
+}
+
+
+def valid(controls: Controls) -> list[tf.Operation]:
+    """Assertions for the graph: what would make every logit NaN is refused, not answered."""
+    numbers = {name: tf.convert_to_tensor(getattr(controls, name), tf.float32) for name in ("temperature", "top_p")}
+    penalty = tf.convert_to_tensor(controls.repetition_penalty, tf.float32)
+    asserted = [
+        tf.debugging.Assert(~tf.math.is_nan(value), [f"{name} must be a number; got", value])
+        for name, value in numbers.items()
+    ]
+    meant = (penalty > 0.0) & tf.math.is_finite(penalty)
+    asserted.append(tf.debugging.Assert(meant, ["repetition_penalty must be a number above 0; got", penalty]))
+    return [operation for operation in asserted if operation is not None]  # None where it was asserted at once
 
 
 def uniforms(seed, rows, length) -> tf.Tensor:

@@ -45,7 +45,7 @@ class Arguments:
         if self.keras and "training" not in named and not kwargs.get("training"):
             kwargs.pop("training", None)  # the graph is that of inference
         if not positional and len(named) == 1 and len(args) == 1 and not kwargs:
-            kwargs = dict(zip(named, args))  # as signatures of one input are called
+            kwargs = {next(iter(named)): args[0]}  # as signatures of one input are called
             args = ()
         if len(args) > len(positional):
             raise InputError(
@@ -146,8 +146,8 @@ class Arguments:
 
 def spec_of(array: Any) -> tf.TypeSpec | None:
     """What a graph that is traced with `array` takes in its place: the first axis is free."""
-    if array is None:
-        return None
+    if array is None or isinstance(array, tf.TypeSpec):
+        return array
     if isinstance(array, (tf.RaggedTensor, tf.SparseTensor)):
         spec = tf.type_spec_from_value(array)
         shape = [None, *spec.shape[1:]]

@@ -29,6 +29,7 @@ from tfvllm.protos import set_method_names
 
 _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 _V1_LOOPS = frozenset({"Enter", "RefEnter", "NextIteration", "Exit", "Switch", "Merge", "LoopCond"})
+_REFERENCE_VARIABLES = frozenset({"Variable", "VariableV2"})
 _SMALL_CAPTURE = 1024  # captured plain tensors of at most this many elements become constants
 
 
@@ -134,6 +135,12 @@ class _Importer:
                     raise InputError(
                         f"node {name!r} is TF 1 control flow ({node_def.op}); expected functional control flow "
                         "(While, If). Export the model again with TensorFlow 2."
+                    )
+                if node_def.op in _REFERENCE_VARIABLES:
+                    raise InputError(
+                        f"node {name!r} is a TensorFlow 1 reference variable, which TensorFlow 2 cannot store in a "
+                        "SavedModel; expected resource variables. Save the model again after "
+                        "tf.compat.v1.enable_resource_variables()."
                     )
                 needed = [_base(i) for i in node_def.input]
                 missing = [n for n in needed if n not in scope]

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfvllm import warm_requests
 from tfvllm.errors import InputError, VerificationError
 from tfvllm.files import check_new, digest, new_directory
 from tfvllm.graph import convert, cost, dispatch, memory, quantize, state, targets, verify
@@ -89,7 +90,9 @@ def simplify(
         precision: "float32", "bfloat16" (matrix products in bfloat16; sums, norms and softmax in float32) or "int8"
             (products with weights in int8 with ranges from `inputs`; target "onednn" only).
         rules: None for all; names of steps or rules to keep; with a leading "-" to leave out; `Rule` objects to add.
-        inputs: example arguments to verify on (and to trace a model without known inputs with); made up if None.
+        inputs: example arguments to verify on (and to trace a model without known inputs with; sizes that a model with
+            known inputs leaves open stay open); or `tf.TensorSpec`s to trace with, None where a size may differ. Made
+            up if None.
         rtol, atol: fixed tolerances in place of the comparison with float64; rtol is relative to the largest magnitude.
         max_error: for int8: how far results may be off, relative to their largest magnitude (default 0.1). Products
             that cost too much stay in float32.
@@ -118,7 +121,8 @@ def simplify(
     function = _concrete(model, inputs)
     specs = function.structured_input_signature
     graph = convert.from_concrete(function, _owners(model))
-    samples = None if inputs is None else [flat(inputs)]
+    given = tf.nest.flatten(inputs)
+    samples = None if inputs is None or any(isinstance(t, tf.TypeSpec) for t in given) else [flat(inputs)]
     int8 = quantize.Options.check(precision, target, max_error, percentile, activations)
     targets.check_runs(target, precision)
     engine = _Engine(
@@ -211,6 +215,8 @@ def simplify_saved_model(
     report = Report(target, precision, sections, 0.0, Path(source).name, engine.notes())
     with new_directory(destination, overwrite=overwrite) as partial:
         convert.save(saved.signatures, partial, Path(source) / "assets.extra", saved.loaded)
+        if signature is not None:
+            warm_requests.keep(partial, saved.signatures)
         report.seconds = time.perf_counter() - started
         given = {
             "signature": signature,
@@ -579,13 +585,55 @@ def _concrete(model: Any, inputs: Any) -> Any:
         return model.get_concrete_function(*(() if inputs is None else _arguments(inputs)))
     structure = _symbolic_inputs(model)
     if callable(model) and (structure is not None or inputs is not None):
-        specs = tf.nest.map_structure(*((spec_of_input, structure) if inputs is None else (spec_of, inputs)))
+        specs = None if structure is None else tf.nest.map_structure(spec_of_input, structure)
+        if inputs is not None:
+            specs = _with_open_sizes(specs, inputs)
         call = tf.function(lambda batch: model(batch, training=False), autograph=False)
         return call.get_concrete_function(specs)
+    if callable(model) and getattr(model, "built", False):
+        raise InputError(
+            f"{type(model).__name__} is built, but a subclassed model does not say what it reads. Pass inputs=…: "
+            "arrays, or tf.TensorSpec with None where a size may differ."
+        )
     raise InputError(
         f"expected a built Keras model, a tf.function or a ConcreteFunction, found {type(model).__name__}"
         + ("; build the model, or pass inputs=…" if callable(model) else ".")
     )
+
+
+def _with_open_sizes(known: Any, inputs: Any) -> Any:
+    """The specs of `inputs`, with the sizes open that the model (where its specs are `known`) leaves open."""
+    if (
+        isinstance(inputs, (list, tuple))
+        and len(inputs) == 1
+        and not (isinstance(known, (list, tuple)) and len(known) == 1)
+    ):
+        inputs = inputs[0]  # one positional argument
+    specs = tf.nest.map_structure(spec_of, inputs)
+    if known is None:
+        return specs
+    if isinstance(specs, dict):  # by name, whether or not the model was made with a dict
+        names = known if isinstance(known, dict) else {spec.name: spec for spec in tf.nest.flatten(known)}
+        if set(names) != set(specs):
+            raise InputError(f"inputs=…: the model reads {sorted(names)}, found {sorted(specs)}.")
+        return {name: _opened(names[name], spec) for name, spec in specs.items()}
+    if len(tf.nest.flatten(known)) != len(tf.nest.flatten(specs)):
+        raise InputError(
+            f"inputs=…: the model reads {len(tf.nest.flatten(known))} tensors, found {len(tf.nest.flatten(specs))}."
+        )
+    if isinstance(known, dict):
+        return specs  # in an order that only Keras knows
+    return tf.nest.pack_sequence_as(known, list(map(_opened, tf.nest.flatten(known), tf.nest.flatten(specs))))
+
+
+def _opened(known: Any, given: Any) -> Any:
+    """`given` with the open sizes of `known`."""
+    if not (isinstance(known, tf.TensorSpec) and isinstance(given, tf.TensorSpec)):
+        return given
+    if known.shape.rank is None or known.shape.rank != given.shape.rank:
+        return given
+    sizes = [None if open_ is None else size for open_, size in zip(known.shape, given.shape)]
+    return tf.TensorSpec(sizes, given.dtype, name=known.name)
 
 
 def _symbolic_inputs(model: Any) -> Any:

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from tfvllm.errors import InputError
+from tfvllm.models.stored import effective, lora_layers, lora_parts, stored
 
 HEADS = "heads"  # query heads
 KV_HEADS = "kv_heads"  # key/value heads: fewer than query heads under grouped-query attention
@@ -167,6 +168,11 @@ class Weight(NamedTuple):
     name: str
     variable: Any
     axes: Axes
+    lora: tuple[Any, str] | None = None  # the layer whose small matrices are added to the variable, and to which
+
+    def value(self) -> np.ndarray:
+        """What the model computes with, in the dtype of the variable: with LoRA added where there is any."""
+        return np.asarray(self.variable) if self.lora is None else effective(*self.lora)
 
 
 class Adapter:
@@ -279,13 +285,15 @@ class Adapter:
                 if id(v) not in known
             ]
         known = {id(w.variable) for w in found}
+        known |= {id(part) for layer, _ in lora_layers(model) for part in lora_parts(layer)}
         missed = [v.path for v in model.variables if id(v) not in known and not _is_seed(v) and not _is_mask(v)]
         if missed:
             raise InputError(
                 f"{type(model).__name__} has weights the {self.family} adapter does not know: {', '.join(missed[:5])}. "
                 "Expected a model as keras-nlp builds it; pass the backbone or the plain task."
             )
-        return found
+        lora = {id(stored(*place)): place for place in lora_layers(model)}
+        return [weight._replace(lora=lora.get(id(weight.variable))) for weight in found]
 
     def task_weights(self, task: Any, backbone: Any) -> Iterator[tuple[str, Any, Axes]]:
         """Weights of a task around its backbone. The first Dense reads the residual stream."""
@@ -295,7 +303,7 @@ class Adapter:
             if id(layer) in inside or not layer.weights:
                 continue
             if isinstance(layer, keras.layers.Dense):
-                yield f"{layer.name}.kernel", layer.kernel, (Axis(WIDTH) if first else None, None)
+                yield f"{layer.name}.kernel", stored(layer, "kernel"), (Axis(WIDTH) if first else None, None)
                 if layer.bias is not None:
                     yield f"{layer.name}.bias", layer.bias, (None,)
                 first = False
@@ -315,7 +323,7 @@ class Adapter:
         if block.cross_attention is not None:
             projections += block.cross_attention.projections
         for projection in projections:
-            axes[id(projection.layer.kernel)] = projection.kernel_axes
+            axes[id(stored(projection.layer, "kernel"))] = projection.kernel_axes
             if projection.has_bias:
                 axes[id(projection.layer.bias)] = projection.bias_axes
         for norm in block.norms.values():
@@ -411,9 +419,10 @@ def replace_layer(owner: Any, attribute: str, new: Any) -> None:
 
 
 def walk(layer: Any, prefix: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, Any]]:
-    """(name, variable) of every weight of `layer`, named by attributes, each once; seeds are left out."""
+    """(name, variable) of every weight of `layer`, each once, named by attributes; no seeds, no LoRA matrices."""
     seen = set() if seen is None else seen
     own = [*getattr(layer, "_trainable_variables", ()), *getattr(layer, "_non_trainable_variables", ())]
+    seen |= {id(part) for part in lora_parts(layer)}
     for variable in own:
         if id(variable) not in seen and not _is_seed(variable) and not _is_mask(variable):
             seen.add(id(variable))

@@ -227,11 +227,12 @@ def _reference(folder: Path, stated: Mapping[str, bool]):
     """A function from text to token ids as the folder means it, and what it is."""
     import tokenizers
 
-    options = {
+    options: dict[str, Any] = {
         "lowercase": stated.get("lowercase", True),
         "strip_accents": stated.get("strip_accents"),
         "handle_chinese_chars": stated.get("split_on_cjk", True),
     }
+    reference: Any
     file = folder / "tokenizer.json"
     if file.is_file():
         reference = tokenizers.Tokenizer.from_file(str(file))

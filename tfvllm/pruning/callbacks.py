@@ -1,6 +1,8 @@
 """Keras callbacks that drive the masks."""
 
 import importlib.util
+import warnings
+import zlib
 from typing import Any
 
 import keras
@@ -10,7 +12,7 @@ import tensorflow as tf
 from tfvllm.errors import InputError
 from tfvllm.pruning import masks
 from tfvllm.pruning.masks import MaskState, find_states
-from tfvllm.pruning.prunable import PruneKernels, PruningPolicy, prunable_weights
+from tfvllm.pruning.prunable import PruneKernels, PruningPolicy, Selection, say_what_stays_dense, select
 from tfvllm.summaries import write_scalars
 
 
@@ -18,8 +20,12 @@ class UpdatePruningStep(keras.callbacks.Callback):
     """Counts steps and renews the masks of a model made by `prune_low_magnitude` (TFMOT's callback).
 
     Before every training step: step += 1, masks are renewed if the schedule says so, masked weights are zeroed. After
-    every optimiser step masked weights are zero again. In a loop of your own call `set_model`, `on_train_begin`,
-    `on_train_batch_begin`, `on_epoch_end`, `on_train_end`.
+    every optimiser step masked weights are zero again, and so are an optimizer's averages of them. In a loop of your
+    own call `set_model`, `on_train_begin`, `on_train_batch_begin`, `on_epoch_end`, `on_train_end`.
+
+    At the end of `fit`, after every other callback, masked weights are zero whatever the others put there. Where one of
+    them has put back an earlier epoch (`EarlyStopping(restore_best_weights=True)`), the model has the sparsity of that
+    epoch: a warning says so, and `restored_step` is its step (else None).
 
     Example:
         >>> pruned = tfvllm.prune_low_magnitude(keras.Sequential([keras.Input([8]), keras.layers.Dense(4)]))
@@ -33,6 +39,10 @@ class UpdatePruningStep(keras.callbacks.Callback):
     def __init__(self) -> None:
         super().__init__()
         self.states: list[MaskState] = []
+        self.restored_step: int | None = None
+        # (step, masked share) of each epoch's end by the checksum of its weights
+        self._epochs: dict[int, tuple[int, float]] = {}
+        self._history: Any = None
 
     def set_model(self, model: Any) -> None:
         super().set_model(model)
@@ -40,24 +50,91 @@ class UpdatePruningStep(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         self.states = self._find()
+        self.restored_step = None
+        self._epochs = {}
         for state in self.states:
             state.start()
+        # Keras runs the history after all callbacks it is given: the place where others have done what they do.
+        history = getattr(self.model, "history", None)
+        # In a loop of one's own there is none, or that of a `fit` before, which knows its epochs.
+        if isinstance(history, keras.callbacks.History) and not getattr(history, "epoch", None):
+            earlier = history.on_train_end
+
+            def last(logs: Any = None) -> None:
+                earlier(logs)
+                self._end()
+
+            vars(history)["on_train_end"] = last
+            self._history = history
+        else:
+            self._history = None
 
     def _find(self) -> list[MaskState]:
         return find_states(self.model)
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         steps = int(getattr(self.model, "steps_per_execution", 1) or 1)
-        for state in self.states:
-            state.advance(steps)
+        if any([state.advance(steps) for state in self.states]):
+            self._mask_averages()
 
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+    def on_epoch_end(self, epoch: int = -1, logs: Any = None, *, batch: int = -1) -> None:
+        """Keras gives `epoch`; TFMOT's loop of one's own calls it with `batch`. Neither is used."""
+        self._apply()
+        if self.states:
+            self._epochs[self._checksum()] = self.states[0].pruning_step, self._masked_share()
+
+    def _masked_share(self) -> float:
+        return float(np.mean([share for state in self.states for share in state.sparsity().values()]))
+
+    def _checksum(self) -> int:
+        found = 0
         for state in self.states:
-            state.apply()
+            for target in state.targets:
+                found = zlib.crc32(np.asarray(target.variable).tobytes(), found)
+        return found
 
     def on_train_end(self, logs: Any = None) -> None:
+        if self._history is None:
+            self._end()
+
+    def _apply(self) -> None:
         for state in self.states:
             state.apply()
+        self._mask_averages()
+
+    def _mask_averages(self) -> None:
+        """Zeroes masked weights in the averages that an optimizer with `use_ema` keeps and puts into the model."""
+        masked = {id(t.variable): m for s in self.states for t, m in zip(s.targets, s.mask_variables)}
+        waiting: list[Any] = [getattr(self.model, "optimizer", None)]
+        while waiting:
+            optimizer = waiting.pop()
+            if optimizer is None:
+                continue
+            waiting += [getattr(optimizer, "inner_optimizer", None), *getattr(optimizer, "optimizers", ())]
+            if getattr(optimizer, "use_ema", False) and getattr(optimizer, "built", False):
+                for weight, average in zip(optimizer._trainable_variables, optimizer._model_variables_moving_average):
+                    if id(weight) in masked:
+                        mask = tf.convert_to_tensor(masked[id(weight)])
+                        average.assign(tf.convert_to_tensor(average) * tf.cast(mask, average.dtype))
+
+    def _end(self) -> None:
+        if self._history is not None:
+            vars(self._history).pop("on_train_end", None)
+            self._history = None
+        last, asked = max(self._epochs.values(), default=(0, 0.0))
+        step, share = self._epochs.get(self._checksum(), (last, asked))
+        if step < last:
+            self.restored_step = step
+            for state in self.states:
+                state.take_masks_from_weights(step)
+        if share < asked:
+            warnings.warn(
+                f"the weights are again those of pruning step {step} of {last}, where on average {share:.1%} of each "
+                f"pruned weight was zero, not {asked:.1%}. Let only epochs after the schedule's end count as best: "
+                "EarlyStopping(start_from_epoch=...).",
+                stacklevel=2,
+            )
+        self._apply()
 
 
 class MagnitudePruning(UpdatePruningStep):
@@ -66,6 +143,9 @@ class MagnitudePruning(UpdatePruningStep):
     Masks belong to the model from construction to the end of training, so a checkpoint written meanwhile carries masks
     and step: build model and callback anew, load the weights, and training goes on. At the end of `fit` the masks go,
     the weights stay sparse and the model is an ordinary one. Another `fit` with the same callback goes on.
+
+    Frozen weights, and layers of one's own without `get_prunable_weights()`, stay dense and a warning names them;
+    `dense` lists them. Other callbacks of Keras may stand before it or behind it.
 
     Args:
         model: a built Keras 3 model.
@@ -78,7 +158,7 @@ class MagnitudePruning(UpdatePruningStep):
         keep_masks: leave masks attached at the end of training.
 
     Raises:
-        InputError: no schedule, nothing to prune, an M:N that does not divide.
+        InputError: no schedule, nothing to prune, a layer with LoRA (merge it first) or one that is quantised.
 
     Example:
         >>> model = tiny_net()
@@ -105,7 +185,7 @@ class MagnitudePruning(UpdatePruningStep):
         super().__init__()
         if not isinstance(model, keras.Model):
             raise InputError(f"MagnitudePruning takes a keras.Model, got {type(model).__name__}.")
-        if not model.built:
+        if not model.variables:
             raise InputError(f"{model.name} is not built: it has no weights yet. Call it on data once.")
         self.target = model
         self.keep_masks = keep_masks
@@ -119,42 +199,63 @@ class MagnitudePruning(UpdatePruningStep):
         }
         self._schedule = schedule
         self._policy = policy
-        self._past: tuple[int, list[np.ndarray]] | None = None
-        self._attach()
+        self._past: tuple[int, dict[str, np.ndarray]] | None = None
+        self._attach(self._select())
 
     _scored = False
 
-    def _attach(self) -> None:
-        targets = list(prunable_weights(self.target, self._policy))
-        self.state = MaskState(targets, self._schedule, scored=self._scored, **self._options)
+    def _select(self) -> Selection:
+        found = select(self.target, self._policy)
+        if not found.targets and found.frozen:
+            raise InputError(
+                f"{self.target.name}: all {len(found.frozen)} kernels are frozen, so nothing would be pruned. Set "
+                "trainable = True, or take tfvllm.pruning.sparsify, which does not train."
+            )
+        say_what_stays_dense(found, stacklevel=4)
+        self.dense = [*found.frozen, *found.unknown]
+        self._trained = [id(target.variable) for target in found.targets]
+        return found
+
+    def _attach(self, found: Selection) -> None:
+        self.state = MaskState(found.targets, self._schedule, scored=self._scored, **self._options)
         masks.attach(self.target, self.state)
         if self._past is not None:
             step, values = self._past
             self.state.step_variable.assign(step)
-            for variable, value in zip([*self.state.mask_variables, *self.state.score_variables], values):
-                variable.assign(value)
+            for variable in self._kept():
+                if variable.name in values:
+                    variable.assign(values[variable.name])
+
+    def _kept(self) -> list[Any]:
+        return [*self.state.mask_variables, *self.state.score_variables]
+
+    def _remember(self) -> None:
+        known = {} if self._past is None else self._past[1]
+        self._past = self.state.pruning_step, known | {v.name: np.asarray(v) for v in self._kept()}
 
     def set_model(self, model: Any) -> None:
-        if masks.find_own(self.target) is None:
-            self._attach()
+        attached = masks.find_own(self.target)
+        trained = [id(target.variable) for target in select(self.target, self._policy).targets]
+        if attached is None or trained != self._trained:  # layers may have been frozen, or thawed, since
+            if attached is not None:
+                self._remember()
+                masks.detach(self.target)
+            self._attach(self._select())
         super().set_model(model)
 
     def _find(self) -> list[MaskState]:
         return [self.state]
 
-    def on_train_end(self, logs: Any = None) -> None:
-        super().on_train_end(logs)
-        self._past = (
-            self.state.pruning_step,
-            [np.asarray(v) for v in (*self.state.mask_variables, *self.state.score_variables)],
-        )
+    def _end(self) -> None:
+        super()._end()
+        self._remember()
         if not self.keep_masks:
             masks.detach(self.target)
             masks.forget_functions(self.model)
 
     @property
     def sparsity(self) -> float:
-        """Share of zeros among the pruned weights, as they are now."""
+        """Share of zeros among the pruned weights, as they are now; what stays `dense` is not counted."""
         zeros = sum(int(np.count_nonzero(np.asarray(t.variable) == 0)) for t in self.state.targets)
         return zeros / sum(int(np.prod(t.variable.shape)) for t in self.state.targets)
 
@@ -184,8 +285,8 @@ class MovementPruning(MagnitudePruning):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         for score, before, (after, _, _) in zip(self.state.score_variables, self._before, self.state.pruning_vars):
-            change = tf.cast(after - before, tf.float32)
-            score.value.assign_add(change * tf.cast(before, tf.float32))
+            before = tf.cast(before, tf.float32)
+            score.value.assign_add((tf.cast(after, tf.float32) - before) * before)
 
 
 # TensorFlow no longer brings TensorBoard; its event files can be written without it.

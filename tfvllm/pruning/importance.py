@@ -14,6 +14,7 @@ import tensorflow as tf
 from tfvllm.errors import InputError
 from tfvllm.models import FFN, HEADS, KV_HEADS, VOCABULARY, WIDTH, Adapter, adapter_for
 from tfvllm.models.products import flat_products
+from tfvllm.models.stored import effective
 from tfvllm.pruning.capture import batches, listener, padding_mask, token_rows, traced
 
 Scores = dict[tuple[str, str], np.ndarray]
@@ -108,7 +109,7 @@ def _per_unit(adapter: Adapter, model: Any, measure: Callable[[np.ndarray], np.n
     for weight in adapter.weights(_describable(adapter, model)):
         if all(axis is None for axis in weight.axes):
             continue
-        value = measure(np.asarray(weight.variable, np.float32))
+        value = measure(weight.value().astype(np.float32))
         for position, axis in enumerate(weight.axes):
             if axis is None:
                 continue
@@ -144,6 +145,7 @@ def taylor(adapter: Adapter, model: Any, data: Any, limit: int = 64, units: Coll
     this is the first-order change of the loss when the unit is switched off. Width, vocabulary: over all weights.
     """
     tracked = []
+    values: dict[int, Callable[[], np.ndarray]] = {}  # LoRA is a sum: the stored kernel has the whole one's gradient
     for weight in adapter.weights(_describable(adapter, model)):
         for position, axis in enumerate(weight.axes):
             if axis is None or axis.unit not in units:
@@ -156,6 +158,7 @@ def taylor(adapter: Adapter, model: Any, data: Any, limit: int = 64, units: Coll
             )
             if reads:
                 tracked.append((weight.variable, position, axis))
+                values[id(weight.variable)] = weight.value
     variables = list({id(v): v for v, _, _ in tracked}.values())
 
     def gradients(x: Any, y: Any, sample_weight: Any) -> Any:
@@ -171,7 +174,8 @@ def taylor(adapter: Adapter, model: Any, data: Any, limit: int = 64, units: Coll
         for variable, gradient in zip(variables, function(x, y, sample_weight)):
             if gradient is not None:
                 dense = tf.convert_to_tensor(gradient)
-                product[id(variable)] = np.asarray(tf.cast(dense, tf.float32)) * np.asarray(variable, np.float32)
+                weights = values[id(variable)]().astype(np.float32)
+                product[id(variable)] = np.asarray(tf.cast(dense, tf.float32)) * weights
         sums: Scores = {}
         for variable, position, axis in tracked:
             if id(variable) not in product:
@@ -288,14 +292,16 @@ def activation(
             if attention is None:
                 continue
             power = _power(seen, HEADS, attention.place, fluctuation).reshape(attention.heads, attention.head_dim)
-            kernel = np.asarray(attention.output.layer.kernel, np.float64).reshape(
-                attention.heads, attention.head_dim, -1
+            kernel = (
+                effective(attention.output.layer, "kernel")
+                .astype(np.float64)
+                .reshape(attention.heads, attention.head_dim, -1)
             )
             contribution = (power * np.square(kernel).sum(axis=-1)).sum(axis=1)
             scores[HEADS, attention.place] = np.sqrt(contribution)
             scores[KV_HEADS, attention.place] = np.sqrt(contribution.reshape(attention.kv_heads, -1).sum(axis=1))
         place = block.feed_forward.place
-        kernel = np.asarray(block.feed_forward.down.layer.kernel, np.float64)
+        kernel = effective(block.feed_forward.down.layer, "kernel").astype(np.float64)
         scores[FFN, place] = np.sqrt(_power(seen, FFN, place, fluctuation) * np.square(kernel).sum(axis=-1))
     for kind in seen.kinds:
         indices = sorted(index for k, index in seen.influence if k == kind)

@@ -2,8 +2,9 @@
 
 import contextlib
 import fnmatch
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -11,7 +12,7 @@ import tensorflow as tf
 
 from tfvllm.errors import InputError
 from tfvllm.pruning._tfmot import tfmot
-from tfvllm.pruning.prunable import MatrixView, Prunable
+from tfvllm.pruning.prunable import Prunable, channel_view, is_trained
 
 ATTRIBUTE = "tfvllm_masks"  # where a model keeps its MaskState, so that checkpoints carry it
 
@@ -28,17 +29,36 @@ class KeepMasked(keras.constraints.Constraint):
         return value * tf.cast(tf.convert_to_tensor(self.mask), value.dtype)
 
 
+class _Ranked(NamedTuple):
+    """How one weight is ranked."""
+
+    target: Prunable
+    score: Any  # a tf.Variable, or None to go by size
+
+    def values(self) -> Any:
+        """What TFMOT ranks by size, at least float32: the weight, or its score moved up so that none is negative."""
+        if self.score is not None:
+            return self.score - tf.reduce_min(self.score)
+        weight = tf.convert_to_tensor(self.target.variable.value)
+        return weight if weight.dtype.size >= 4 else tf.cast(weight, tf.float32)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the share is met although values are equal: TFMOT keeps all that equal the threshold.
+
+        Scores often are (0 where no gradient came), and so are numbers of 16 bits.
+        """
+        return self.score is not None or tf.as_dtype(self.target.variable.dtype).size < 4
+
+
 def _pruning_class() -> type:
     base = tfmot().impl.Pruning
 
     class Pruning(base):  # type: ignore[misc, valid-type]
         """TFMOT's `Pruning` with a 2-D view for weights of other ranks, and masks over several weights at once."""
 
-        def __init__(
-            self, views: Mapping[int, MatrixView], scores: Mapping[int, Any], scope: str, renew: bool, **kwargs: Any
-        ):
-            self._views = views
-            self._scores = scores
+        def __init__(self, ranked: Mapping[int, _Ranked], scope: str, renew: bool, **kwargs: Any):
+            self._ranked = ranked
             self._scope = scope
             self._renew = renew
             super().__init__(**kwargs)
@@ -47,20 +67,19 @@ def _pruning_class() -> type:
             pass
 
         def _maybe_update_block_mask(self, weights: Any) -> tuple[Any, Any]:
-            view = self._views[id(weights)]
-            value = self._ranked(weights)
-            convolution = len(view.shape) == 4 and view.permutation == (0, 1, 2, 3)
-            if self._sparsity_m_by_n and not convolution:
+            ranked = self._ranked[id(weights)]
+            value = ranked.values()
+            if self._sparsity_m_by_n:
+                view = channel_view(ranked.target)
                 threshold, mask = super()._maybe_update_block_mask(view.to_matrix(value))
-                mask = view.from_matrix(mask)
-            elif self._sparsity_m_by_n or self._block_size == [1, 1]:
-                threshold, mask = super()._maybe_update_block_mask(value)
-            else:
-                threshold, mask = self._block_mask(view.to_matrix(value))
-                mask = view.from_matrix(mask)
-            return tf.cast(threshold, value.dtype), tf.cast(mask, value.dtype)
+                return threshold, view.from_matrix(mask)
+            if self._block_size == [1, 1]:
+                return self._chosen(value, ranked.is_exact)
+            view = ranked.target.view
+            threshold, mask = self._block_mask(view.to_matrix(value), ranked.is_exact)
+            return threshold, view.from_matrix(mask)
 
-        def _block_mask(self, matrix: Any) -> tuple[Any, Any]:
+        def _block_mask(self, matrix: Any, exact: bool) -> tuple[Any, Any]:
             """TFMOT's block mask, step by step: its pooling drops axes of size one and then fails on thin weights."""
             utils = tfmot().utils
             rows, columns = matrix.shape
@@ -68,15 +87,18 @@ def _pruning_class() -> type:
             pooled = utils.factorized_pool(
                 tf.abs(matrix), self._block_size, self._block_pooling_type, self._block_size, "SAME"
             )
-            threshold, mask = self._update_mask(tf.reshape(pooled, [-(-rows // height), -(-columns // width)]))
+            threshold, mask = self._chosen(tf.reshape(pooled, [-(-rows // height), -(-columns // width)]), exact)
             return threshold, utils.expand_tensor(mask, self._block_size)[:rows, :columns]
 
-        def _ranked(self, weight: Any) -> Any:
-            """What TFMOT ranks by size: the weight, or its score moved up so that none is negative."""
-            score = self._scores.get(id(weight))
-            if score is None:
-                return tf.convert_to_tensor(weight)
-            return tf.cast(score - tf.reduce_min(score), weight.dtype)
+        def _chosen(self, values: Any, exact: bool) -> tuple[Any, Any]:
+            if not exact:
+                return self._update_mask(values)
+            share = tf.cast(self._pruning_schedule(self._step_fn())[1], tf.float32)
+            flat = tf.reshape(tf.abs(values), [-1])
+            count = tf.cast(tf.maximum(tf.round(tf.cast(tf.size(flat), tf.float32) * (1 - share)), 1), tf.int32)
+            best, places = tf.math.top_k(flat, k=count)
+            mask = tf.scatter_nd(places[:, None], tf.ones_like(best), tf.shape(flat))
+            return best[-1], tf.reshape(mask, values.shape)
 
         def is_turn(self) -> Any:
             """Whether masks are renewed at the present step."""
@@ -87,19 +109,23 @@ def _pruning_class() -> type:
             return turn
 
         def update_masks(self) -> None:
-            """Renews thresholds and masks from the weights as they are."""
-            if self._scope == "tensor":
-                for weight, mask, threshold in self._pruning_vars:
-                    new_threshold, new_mask = self._maybe_update_block_mask(weight)
-                    threshold.assign(new_threshold)
-                    mask.assign(new_mask)
-                return
-            flat = [tf.reshape(self._ranked(weight), [-1]) for weight, _, _ in self._pruning_vars]
-            new_threshold, joint = self._update_mask(tf.concat([tf.cast(f, tf.float32) for f in flat], 0))
-            parts = tf.split(joint, [int(f.shape[0]) for f in flat])
-            for (_, mask, threshold), part in zip(self._pruning_vars, parts):
+            """Renews thresholds and masks from the weights as they are. What is frozen meanwhile stays as it is."""
+            trained = [
+                (self._ranked[id(weight)], mask, threshold)
+                for weight, mask, threshold in self._pruning_vars
+                if is_trained(self._ranked[id(weight)].target)
+            ]
+            if self._scope == "global" and trained:
+                flat = [tf.reshape(tf.cast(ranked.values(), tf.float32), [-1]) for ranked, _, _ in trained]
+                exact = any(ranked.is_exact for ranked, _, _ in trained)
+                found, joint = self._chosen(tf.concat(flat, 0), exact)
+                parts = tf.split(joint, [int(part.shape[0]) for part in flat])
+                updates = [(found, tf.reshape(part, mask.shape)) for part, (_, mask, _) in zip(parts, trained)]
+            else:
+                updates = [self._maybe_update_block_mask(ranked.target.variable.value) for ranked, _, _ in trained]
+            for (_, mask, threshold), (new_threshold, new_mask) in zip(trained, updates):
                 threshold.assign(tf.cast(new_threshold, threshold.dtype))
-                mask.assign(tf.reshape(tf.cast(part, mask.dtype), mask.shape))
+                mask.assign(tf.cast(new_mask, mask.dtype))
 
     return Pruning
 
@@ -126,7 +152,12 @@ class MaskState(keras.layers.Layer):
         name: str = "pruning_masks",
     ):
         super().__init__(name=name, trainable=False, dtype="float32")
-        block_size, sparsity_m_by_n = _check(targets, block_size, block_pooling_type, sparsity_m_by_n, scope)
+        block_size, sparsity_m_by_n = check_options(block_size, block_pooling_type, sparsity_m_by_n, scope)
+        targets = with_groups(targets, sparsity_m_by_n)
+        if not targets:
+            raise InputError(
+                "nothing to prune: expected built Dense-like, convolution or Embedding layers that are trained."
+            )
         groups = _groups(targets, schedule)
         self.targets = tuple(target for _, members in groups for target in members)
         # A plain tuple behind a closure: Keras must not track the weights as this layer's own.
@@ -145,19 +176,18 @@ class MaskState(keras.layers.Layer):
                     self.score_variables.append(self._own(f"{label}.score", shape, "zeros", "float32"))
             self.step_variable = self._own("pruning_step", (), keras.initializers.Constant(-1), "int64")
         self.built = True
-        views = {id(t.variable.value): t.view for t in self.targets}
         self.pruning_vars = tuple(
             (t.variable.value, m.value, h.value)
             for t, m, h in zip(self.targets, self.mask_variables, self.threshold_variables)
         )
-        scores = {id(t.variable.value): s.value for t, s in zip(self.targets, self.score_variables)}
+        scores = [s.value for s in self.score_variables] or [None] * len(self.targets)
+        ranked = {id(t.variable.value): _Ranked(t, score) for t, score in zip(self.targets, scores)}
         self._pruners = []
         position = 0
         for group_schedule, members in groups:
             self._pruners.append(
                 _pruning_class()(
-                    views,
-                    scores,
+                    ranked,
                     scope,
                     renew_m_by_n,
                     training_step_fn=lambda: self.step_variable.value,
@@ -222,6 +252,13 @@ class MaskState(keras.layers.Layer):
                 pruner.update_masks()
         self.apply()
 
+    def take_masks_from_weights(self, step: int) -> None:
+        """Masks what is zero in the weights as they are, those of an earlier `step`."""
+        self.step_variable.assign(step)
+        with _strategy_scope(self.targets):
+            for weight, mask, _ in self.pruning_vars:
+                mask.assign(tf.cast(tf.not_equal(weight, 0), mask.dtype))
+
     def apply(self) -> None:
         """weight <- weight x mask."""
         with _strategy_scope(self.targets):
@@ -247,11 +284,14 @@ class MaskState(keras.layers.Layer):
         return inputs
 
 
-def _check(
-    targets: Sequence[Prunable], block_size: Any, pooling: str, m_by_n: Any, scope: str
+def check_options(
+    block_size: Any, pooling: str, m_by_n: Any, scope: str = "tensor"
 ) -> tuple[tuple[int, int], tuple[int, int] | None]:
-    if not targets:
-        raise InputError("nothing to prune: expected built Dense-like, convolution or Embedding layers.")
+    """(block size, M:N) as pairs of integers.
+
+    Raises:
+        InputError: one of them, the pooling or the scope is none, or they exclude each other.
+    """
     if pooling not in ("AVG", "MAX"):
         raise InputError(f"block_pooling_type={pooling!r}: expected 'AVG' or 'MAX'.")
     if scope not in ("tensor", "global"):
@@ -266,17 +306,24 @@ def _check(
             raise InputError(f"sparsity_m_by_n={m_by_n}: expected (m, n) with 0 < m < n, m zeros in every n.")
         if block_size != (1, 1):
             raise InputError("sparsity_m_by_n and block_size exclude each other; leave block_size at (1, 1).")
-        for target in targets:
-            convolution = isinstance(target.layer, keras.layers.Conv2D)
-            inputs = target.view.shape[-2] if convolution else target.view.matrix_shape[0]
-            if inputs % of:
-                raise InputError(
-                    f"sparsity_m_by_n={m_by_n}: {target.name} has {inputs} inputs, expected a multiple of {of}. "
-                    "Leave the layer out with a policy, or choose another n."
-                )
     if scope == "global" and (m_by_n is not None or block_size != (1, 1)):
         raise InputError("scope='global' works element by element; expected no block_size and no sparsity_m_by_n.")
     return block_size, m_by_n
+
+
+def with_groups(targets: Sequence[Prunable], m_by_n: tuple[int, int] | None) -> list[Prunable]:
+    """The targets that M:N is for: TFMOT leaves 3-D convolutions dense, and vectors have no groups of inputs."""
+    if m_by_n is None:
+        return list(targets)
+    vector = next((target for target in targets if len(target.view.shape) < 2), None)
+    if vector is not None:
+        raise InputError(
+            f"sparsity_m_by_n={m_by_n}: {vector.name} is a vector; expected weights with inputs and outputs."
+        )
+    dense = [target.name for target in targets if isinstance(target.layer, keras.layers.Conv3D)]
+    if dense:
+        warnings.warn(f"not pruned, as M:N is not for 3-D convolutions: {', '.join(dense)}", stacklevel=3)
+    return [target for target in targets if target.name not in dense]
 
 
 def _two(value: Any, name: str) -> tuple[int, int]:

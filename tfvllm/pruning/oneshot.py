@@ -28,7 +28,7 @@ def sparsify(
     policy: PruningPolicy | None = None,
     limit: int = 64,
 ) -> dict[str, float]:
-    """Zeroes weights of a trained model, in place.
+    """Zeroes weights of a trained model, in place, frozen ones too: nothing is trained here.
 
     For keras-nlp models the products inside the blocks are pruned, block by block from below, each calibrated on
     what the pruned blocks below it give (as SparseGPT and Wanda do); elsewhere every Dense and EinsumDense at once.
@@ -46,7 +46,8 @@ def sparsify(
         Share of zeros by weight name.
 
     Raises:
-        InputError: an unknown method, data missing, a share outside [0, 1), an n that does not divide.
+        InputError: an unknown method, data missing, a share outside [0, 1), no 0 < m < n, a layer with LoRA (merge it
+            first) or one that Keras has quantised.
 
     Example:
         >>> model = tiny_bert()

@@ -1,12 +1,14 @@
 """Which weights of a Keras 3 model can be masked, and how each is seen as a matrix [inputs, outputs]."""
 
 import abc
+import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.src.layers.rnn.conv_lstm import ConvLSTMCell
 
 from tfvllm.errors import InputError
 
@@ -29,7 +31,12 @@ _WEIGHTS: dict[type, tuple[str, ...]] = {
     _L.LSTMCell: ("kernel", "recurrent_kernel"),
     _L.GRUCell: ("kernel", "recurrent_kernel"),
     _L.SimpleRNNCell: ("kernel", "recurrent_kernel"),
+    ConvLSTMCell: ("kernel", "recurrent_kernel"),
 }
+_KERAS_LAYERS = {cls for cls in vars(_L).values() if isinstance(cls, type)} - {_L.Layer, _L.Wrapper}
+_KNOWN_MODULES = ("keras_hub.", "keras_nlp.", "tfvllm.")
+_CONVOLUTIONS = (_L.Conv1D, _L.Conv2D, _L.Conv3D, _L.SeparableConv1D, _L.SeparableConv2D, ConvLSTMCell)
+_TRANSPOSED = (_L.Conv1DTranspose, _L.Conv2DTranspose, _L.Conv3DTranspose)
 
 
 class MatrixView(NamedTuple):
@@ -78,9 +85,18 @@ def matrix_view(layer: Any, variable: Any) -> MatrixView:
         outputs = [i for i, letter in enumerate(kernel) if letter in target]
         inputs = [i for i, letter in enumerate(kernel) if letter not in target]
         return MatrixView(shape, tuple(inputs + outputs), len(inputs))
-    if isinstance(layer, _L.Conv1DTranspose | _L.Conv2DTranspose | _L.Conv3DTranspose):
+    if isinstance(layer, _TRANSPOSED):
         return MatrixView(shape, (*axes[:-2], axes[-1], axes[-2]), len(shape) - 1)
     return MatrixView(shape, axes, max(len(shape) - 1, 1))
+
+
+def channel_view(target: Prunable) -> MatrixView:
+    """The weight with what M:N groups run along as rows: the input channels of a convolution, else all its inputs."""
+    axes = target.view.permutation
+    if isinstance(target.layer, (*_CONVOLUTIONS, *_TRANSPOSED)):
+        channels = axes[target.view.inputs - 1]
+        return MatrixView(target.view.shape, (channels, *(axis for axis in axes if axis != channels)), 1)
+    return target.view
 
 
 class PruningPolicy(abc.ABC):
@@ -124,23 +140,6 @@ class PruneKernels(PruningPolicy):
             )
 
 
-class PruneForLatencyOnXNNPack(PruningPolicy):
-    """1x1 convolutions only, which XNNPACK can run sparse (Elsen et al. 2019, arXiv:1911.09723).
-
-    Example:
-        >>> policy = tfvllm.pruning.PruneForLatencyOnXNNPack()
-        >>> policy.allow_pruning(keras.layers.Conv2D(4, 1)), policy.allow_pruning(keras.layers.Conv2D(4, 3))
-        (True, False)
-    """
-
-    def allow_pruning(self, layer: Any) -> bool:
-        return isinstance(layer, _L.Conv2D) and tuple(layer.kernel_size) == (1, 1)
-
-    def ensure_model_supports_pruning(self, model: Any) -> None:
-        if not any(True for _ in prunable_weights(model, self)):
-            raise InputError("PruneForLatencyOnXNNPack: expected a model with 1x1 Conv2D layers, found none.")
-
-
 def own_weights(layer: Any) -> tuple[str, ...] | None:
     """Names of the prunable weights of one layer, None for a layer that is not known."""
     for cls in type(layer).__mro__:
@@ -149,30 +148,108 @@ def own_weights(layer: Any) -> tuple[str, ...] | None:
     return None
 
 
-def prunable_weights(model: Any, policy: PruningPolicy | None = None) -> Iterator[Prunable]:
-    """Every weight of a layer or model (nested ones included) that can be masked, each once.
+def is_known(layer: Any) -> bool:
+    """Whether what `layer` itself has to prune is told: by its class, `get_prunable_weights` or its sub-layers."""
+    known = (base in _KERAS_LAYERS or base.__module__.startswith(_KNOWN_MODULES) for base in type(layer).__mro__)
+    if hasattr(layer, "get_prunable_weights") or type(layer).__module__.startswith("keras.") or any(known):
+        return True
+    if not layer.built:
+        return any(True for _ in layer._flatten_layers(include_self=False))
+    # A scale, a bias or a class token is no product.
+    return all(sum(size > 1 for size in variable.shape) < 2 for variable in layer._trainable_variables)
 
-    A layer of one's own may say its weights through `get_prunable_weights()`, as in TFMOT.
+
+def refuse_unknown(layers: Any) -> None:
+    """Raises `InputError` for a layer of one's own whose weights nobody has told of."""
+    for layer in layers:
+        if not is_known(layer):
+            raise InputError(
+                f"layer {layer.name} ({type(layer).__name__}) is not known: which of its weights are to be pruned? "
+                "Expected a Keras layer, one made of Keras layers, or one with get_prunable_weights(), which returns a "
+                "list of its weights, empty to leave it dense. A policy can leave it out too."
+            )
+
+
+def prunable_weights(model: Any, policy: PruningPolicy | None = None) -> Iterator[Prunable]:
+    """Every weight of a layer or model (nested ones included) that can be masked, each once, frozen ones too.
+
+    A layer of one's own may say its weights through `get_prunable_weights()`, as in TFMOT. Layers of a built model
+    that were never called have no weights and are passed over.
 
     Raises:
-        InputError: an unbuilt layer.
+        InputError: an unbuilt model, a layer with LoRA, or one that Keras has quantised.
     """
     seen: set[int] = set()
+    unbuilt = []
     for layer in model._flatten_layers():
-        own: list[Any] = []
-        if hasattr(layer, "get_prunable_weights"):
+        listed = hasattr(layer, "get_prunable_weights")
+        if not (listed or own_weights(layer)) or (policy is not None and not policy.allow_pruning(layer)):
+            continue
+        if listed:
             own = list(layer.get_prunable_weights())
-        elif own_weights(layer):
+        else:
             if not layer.built:
-                raise InputError(
-                    f"layer {layer.name} is not built: it has no weights yet. Call the model on data once."
-                )
+                unbuilt.append(layer.name)
+                continue
+            _refuse_derived(layer)
             own = [getattr(layer, name) for name in own_weights(layer) or ()]
             if getattr(layer, "reverse_embeddings", None) is not None:
                 own.append(layer.reverse_embeddings)
-        if own and policy is not None and not policy.allow_pruning(layer):
-            continue
         for variable in own:
             if id(variable) not in seen:
                 seen.add(id(variable))
                 yield Prunable(variable.path, layer, variable, matrix_view(layer, variable))
+    if unbuilt and not seen:
+        raise InputError(f"layer {unbuilt[0]} is not built: it has no weights yet. Call the model on data once.")
+
+
+def _refuse_derived(layer: Any) -> None:
+    if getattr(layer, "lora_enabled", False):
+        raise InputError(
+            f"layer {layer.name} has LoRA: its kernel is a sum of which a mask can zero no part. Call "
+            "tfvllm.pruning.merge_lora(model) first, or prune before enable_lora."
+        )
+    mode = getattr(layer, "quantization_mode", None)
+    if mode is not None and mode != "float8":  # whose kernel is still a float variable, rounded as it is used
+        raise InputError(
+            f"layer {layer.name} is quantised to {mode}: its kernel is no float variable to mask. Prune the model "
+            f"before quantize({mode!r}): zeros stay zeros."
+        )
+
+
+class Selection(NamedTuple):
+    """What training will mask in a model."""
+
+    targets: list[Prunable]
+    frozen: list[str]  # names of prunable weights that are not trained
+    unknown: list[str]  # names of layers of one's own with matrices nobody has told of
+
+
+def select(model: Any, policy: PruningPolicy | None = None) -> Selection:
+    """The prunable weights of `model` that are trained, and what is left dense. Raises as `prunable_weights`."""
+    found = list(prunable_weights(model, policy))
+    return Selection(
+        [target for target in found if is_trained(target)],
+        [target.name for target in found if not is_trained(target)],
+        [
+            layer.name
+            for layer in model._flatten_layers()
+            if not is_known(layer) and (policy is None or policy.allow_pruning(layer))
+        ],
+    )
+
+
+def is_trained(target: Prunable) -> bool:
+    """A layer that lists a weight it does not train is taken at its word, unless the layer is frozen."""
+    return target.layer.trainable and (target.variable.trainable or hasattr(target.layer, "get_prunable_weights"))
+
+
+def say_what_stays_dense(selection: Selection, stacklevel: int = 3) -> None:
+    """Warns of frozen weights and unknown layers."""
+    for names, reason in (
+        (selection.frozen, "frozen (set trainable = True to prune them)"),
+        (selection.unknown, "layers that are not known (give them get_prunable_weights())"),
+    ):
+        if names:
+            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+            warnings.warn(f"not pruned, as {reason}: {', '.join(names[:4])}{more}", stacklevel=stacklevel)

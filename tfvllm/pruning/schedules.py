@@ -3,6 +3,7 @@
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from tfvllm.errors import InputError
 from tfvllm.pruning._tfmot import tfmot
@@ -80,8 +81,11 @@ class PolynomialDecay(_FromConfig, _schedule.PolynomialDecay):  # type: ignore[n
             super().__init__(initial_sparsity, final_sparsity, begin_step, end_step, power, frequency)
         except ValueError as error:
             raise _explain(error, begin_step, end_step, frequency, initial_sparsity, final_sparsity) from error
-        if begin_step == end_step:
-            raise InputError(f"begin_step={begin_step}, end_step={end_step}: expected a decay of at least one step.")
+
+    def __call__(self, step: Any) -> Any:
+        turn, share = super().__call__(step)
+        # No steps to divide by: the final share at once.
+        return turn, tf.constant(self.final_sparsity, share.dtype) if self.begin_step == self.end_step else share
 
 
 def _explain(error: ValueError, begin: int, end: int, frequency: int, *shares: float) -> InputError:

@@ -1,6 +1,7 @@
 """Scores of single weights: pure functions of tensors. A larger score is a weight worth more.
 
 Matrices are [inputs, outputs], as Keras multiplies. NumPy arrays or tensors in, tensors out (`sparsegpt`: NumPy).
+Numbers of 16 bits are scored in float32: products of them are zero, or equal, far too often.
 """
 
 from typing import Any
@@ -11,9 +12,14 @@ import tensorflow as tf
 from tfvllm.errors import InputError
 
 
+def _wide(value: Any) -> Any:
+    value = tf.convert_to_tensor(value)
+    return value if value.dtype.size >= 4 else tf.cast(value, tf.float32)
+
+
 def magnitude(weight: Any) -> Any:
     """|W|, any shape. Han et al. 2015, arXiv:1506.02626; Zhu and Gupta 2017, arXiv:1710.01878."""
-    return tf.abs(tf.convert_to_tensor(weight))
+    return tf.abs(_wide(weight))
 
 
 def movement(weight: Any, gradient: Any) -> Any:
@@ -21,13 +27,13 @@ def movement(weight: Any, gradient: Any) -> Any:
 
     Weights that the training moves away from zero score high, whatever their size.
     """
-    weight = tf.convert_to_tensor(weight)
+    weight = _wide(weight)
     return -weight * tf.cast(gradient, weight.dtype)
 
 
 def taylor(weight: Any, gradient: Any) -> Any:
     """(W dL/dW)^2, any shape: the squared first-order change of the loss. Molchanov et al. 2019, arXiv:1906.10771."""
-    weight = tf.convert_to_tensor(weight)
+    weight = _wide(weight)
     return tf.square(weight * tf.cast(gradient, weight.dtype))
 
 
@@ -38,7 +44,7 @@ def wanda(weight: Any, input_norm: Any) -> Any:
         weight: [inputs, outputs].
         input_norm: [inputs], L2 norm of each input over the calibration tokens.
     """
-    weight = tf.convert_to_tensor(weight)
+    weight = _wide(weight)
     return tf.abs(weight) * tf.cast(input_norm, weight.dtype)[:, None]
 
 
@@ -49,7 +55,7 @@ def activation(square_mean: Any, output_weight: Any) -> Any:
         square_mean: [units], mean of h_j^2 (or its variance, where the mean is compensated).
         output_weight: [units, outputs].
     """
-    output_weight = tf.convert_to_tensor(output_weight)
+    output_weight = _wide(output_weight)
     return tf.sqrt(tf.cast(square_mean, output_weight.dtype)) * tf.norm(output_weight, axis=-1)
 
 
@@ -79,16 +85,19 @@ def mask_from_scores(scores: Any, sparsity: float, *, by: str = "tensor") -> Any
 def m_by_n_mask(scores: Any, m: int, n: int) -> Any:
     """True for the n - m best of every n consecutive inputs of each output. `scores` is [inputs, outputs].
 
+    Where the inputs do not divide by n, the last group is filled up with zeros, as in TFMOT.
+
     Raises:
-        InputError: the inputs do not divide by n.
+        InputError: no 0 < m < n.
     """
     scores = tf.convert_to_tensor(scores)
     inputs, outputs = (int(size) for size in scores.shape)
-    if not 0 < m < n or inputs % n:
-        raise InputError(f"{m} of {n}: expected 0 < m < n and inputs ({inputs}) that divide by n.")
-    groups = tf.reshape(tf.transpose(scores), [outputs, inputs // n, n])
+    if not 0 < m < n:
+        raise InputError(f"{m} of {n}: expected 0 < m < n.")
+    rows = tf.pad(tf.transpose(scores), [[0, 0], [0, -inputs % n]], constant_values=scores.dtype.min)
+    groups = tf.reshape(rows, [outputs, -1, n])
     ranks = tf.argsort(tf.argsort(groups, axis=-1, stable=True), axis=-1)
-    return tf.transpose(tf.reshape(ranks >= m, [outputs, inputs]))
+    return tf.transpose(tf.reshape(ranks >= m, [outputs, -1])[:, :inputs])
 
 
 def sparsegpt(
@@ -109,7 +118,7 @@ def sparsegpt(
         weight: [inputs, outputs].
         hessian: [inputs, inputs], sum or mean of x x^T over the calibration tokens.
         sparsity: share removed, chosen per block of inputs over all outputs.
-        m_by_n: (m, n) instead: m zeros in every n consecutive inputs of each output.
+        m_by_n: (m, n) instead: m zeros in every n consecutive inputs of each output, the last n filled up with zeros.
         block: inputs whose mask is chosen together.
         damping: times the mean of the diagonal, added to it.
 
@@ -117,7 +126,7 @@ def sparsegpt(
         (new weight, mask of what stays), both [inputs, outputs], float64 and bool.
 
     Raises:
-        InputError: neither or both of sparsity and m_by_n, or an n that does not divide the inputs.
+        InputError: neither or both of sparsity and m_by_n, or no 0 < m < n.
     """
     if (sparsity is None) == (m_by_n is None):
         raise InputError("sparsegpt: expected exactly one of sparsity and m_by_n.")
@@ -134,8 +143,8 @@ def sparsegpt(
     mask = np.ones(new.shape, bool)
     if m_by_n is not None:
         m, n = m_by_n
-        if not 0 < m < n or inputs % n:
-            raise InputError(f"{m} of {n}: expected 0 < m < n and inputs ({inputs}) that divide by n.")
+        if not 0 < m < n:
+            raise InputError(f"{m} of {n}: expected 0 < m < n.")
         block = max(n, block // n * n)
     for start in range(0, inputs, block):
         stop = min(start + block, inputs)
@@ -148,7 +157,7 @@ def sparsegpt(
         for i in range(start, stop):
             if m_by_n is not None and i % n == 0:
                 scores = np.square(new[i : i + n]) / np.square(np.diag(upper)[i : i + n, None])
-                worst = np.argsort(scores, axis=0, kind="stable")[:m]
+                worst = np.argsort(scores, axis=0, kind="stable")[: max(m - (n - len(scores)), 0)]
                 np.put_along_axis(mask[i : i + n], worst, False, axis=0)
             error = np.where(mask[i], 0.0, new[i]) / upper[i, i]
             new[i:stop] -= upper[i, i:stop, None] * error[None]

@@ -146,7 +146,7 @@ def sensitivity(
                 plan, removed = _plan(adapter, model, block, unit, share, scores)
                 if removed == 0.0:
                     continue
-                saved = [(w.variable, np.asarray(w.variable)) for w in adapter.weights(adapter.backbone(model))]
+                saved = [(variable, np.asarray(variable)) for variable in adapter.backbone(model).variables]
                 try:
                     mask_model(model, plan)
                     note(unit, block, removed)

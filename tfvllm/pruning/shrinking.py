@@ -7,6 +7,7 @@ import numpy as np
 
 from tfvllm.errors import InputError
 from tfvllm.models import FFN, HEADS, KV_HEADS, VOCABULARY, WIDTH, Adapter, Block, adapter_for
+from tfvllm.models.stored import effective, refuse_quantised, stored
 from tfvllm.pruning.importance import Scores, UnitStatistics, unit_scores
 from tfvllm.pruning.structure import (
     Plan,
@@ -118,6 +119,7 @@ def plan_shrink(
         [0]
     """
     adapter = adapter_for(model)
+    refuse_quantised(model, "shrink")
     if allocation not in ("uniform", "global"):
         raise InputError(f"allocation={allocation!r}: expected 'uniform' or 'global'.")
     plan = full_plan(model)
@@ -281,8 +283,8 @@ def _compensate(
             kept = plan.keep.get((unit, place))
             if kept is None or not (projection.has_bias or fitted):
                 continue
-            variable = projection.layer.kernel
-            kernel = np.asarray(variable, np.float64)
+            variable = stored(projection.layer, "kernel")
+            kernel = effective(projection.layer, "kernel").astype(np.float64)
             kernel = kernel.reshape(-1, kernel.shape[-1])
             mean = seen.mean(unit, place).reshape(-1)
             units = block.ffn_width if unit == FFN else len(mean) // block.head_dim

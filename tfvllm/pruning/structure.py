@@ -29,6 +29,7 @@ from tfvllm.models import (
     shrunk_task_class,
 )
 from tfvllm.models.base import Axes, keep_indices
+from tfvllm.models.stored import lora_layers, lora_parts, refuse_quantised
 
 Place = tuple[str, str]  # (unit, place), as in `Axis`
 
@@ -108,6 +109,7 @@ def apply_plan(model: Any, plan: Plan) -> Any:
         1
     """
     adapter = adapter_for(model)
+    refuse_quantised(model, "shrink")
     old = adapter.backbone(model)
     structure = planned_structure(adapter, model, plan)
     config = adapter.config(old)
@@ -154,6 +156,8 @@ def _around(model: Any, old: Any, backbone: Any, plan: Plan, native: bool) -> An
     for before, after in zip(model.layers, new.layers):
         if after is not backbone:
             after.set_weights(before.get_weights())
+            for (source, _), (copy, _) in zip(lora_layers(before), lora_layers(after), strict=True):
+                copy.lora_alpha = source.lora_alpha  # Keras builds a Dense from its config without it
     return new
 
 
@@ -174,7 +178,7 @@ def _copy_weights(adapter: Adapter, model: Any, new: Any, plan: Plan) -> None:
     )
     for weight in adapter.weights(new) if _known(new) else adapter.weights(adapter.backbone(new)):
         source = old[original_name(weight.name, plan)]
-        value = _compensated(source.name, np.asarray(source.variable), plan)
+        value = _compensated(source.name, source.value(), plan)
         value = taken(value, source.axes, plan.keep)
         if value.shape != tuple(weight.variable.shape):
             raise AssertionError(f"{weight.name}: {value.shape} for {tuple(weight.variable.shape)}")
@@ -216,7 +220,8 @@ def taken(value: np.ndarray, axes: Axes, keep: Mapping[Place, np.ndarray]) -> np
 def mask_model(model: Any, plan: Plan) -> None:
     """Zeroes, in place, every head and neuron that `plan` removes: same sizes, same outputs as the shrunk model.
 
-    Compensation goes into the biases and kernels as well. Layers, width and vocabulary are not masks and are refused.
+    Compensation goes into the biases and kernels as well, and LoRA is merged into the kernels. Layers, width and
+    vocabulary are not masks and are refused.
 
     Example:
         >>> model = tiny_bert()
@@ -227,19 +232,23 @@ def mask_model(model: Any, plan: Plan) -> None:
         True
     """
     adapter = adapter_for(model)
+    refuse_quantised(model, "mask_model")
     whole = full_plan(model)
     if plan.layers != whole.layers or (WIDTH, "") in plan.keep or (VOCABULARY, "") in plan.keep:
         raise InputError(
             "only heads and feed-forward neurons can be masked; expected a plan without layers, width, vocabulary."
         )
     for weight in adapter.weights(adapter.backbone(model)):
-        value = np.array(_compensated(weight.name, np.asarray(weight.variable), plan))
+        value = np.array(_compensated(weight.name, weight.value(), plan))
         for position, axis in enumerate(weight.axes):
             kept = None if axis is None else plan.keep.get((axis.unit, axis.place))
             if axis is not None and kept is not None:
                 gone = np.setdiff1d(np.arange(value.shape[position]), keep_indices(axis, kept))
                 value[(slice(None),) * position + (gone,)] = 0
         weight.variable.assign(value)
+        if weight.lora is not None:  # it is in the value now
+            layer, _ = weight.lora
+            lora_parts(layer)[1].assign(np.zeros(lora_parts(layer)[1].shape))
 
 
 def resolve(request: Any, total: int, what: str, *, round_to: int = 1, minimum: int = 1) -> int:

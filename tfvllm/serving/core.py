@@ -138,7 +138,7 @@ class Core:
             try:
                 return await loop.within(timeout, version.batchers[signature.name].submit(inputs, names))
             except ServingError as error:
-                raise _explained(error, signature, inputs) from None
+                raise explained(error, signature, inputs) from None
             except asyncio.TimeoutError:
                 raise ServingError("DEADLINE_EXCEEDED", f"no answer within {timeout:.3g} s") from None
 
@@ -219,8 +219,10 @@ def _dtype(array: np.ndarray) -> str:
     return "string" if array.dtype == object else str(array.dtype)
 
 
-def _explained(error: ServingError, signature: Signature, inputs: Mapping[str, np.ndarray]) -> ServingError:
+def explained(error: ServingError, signature: Signature, inputs: Mapping[str, np.ndarray]) -> ServingError:
     """`error` of the graph, with the shapes that are not as declared: they are the likely reason."""
+    if error.code in ("RESOURCE_EXHAUSTED", "UNAVAILABLE"):
+        return error  # the graph was not asked
     odd = [
         f"input {name!r} has shape {list(array.shape)}, the signature declares {signature.inputs[name].describe()}"
         for name, array in inputs.items()

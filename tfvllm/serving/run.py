@@ -8,7 +8,7 @@ import numpy as np
 
 from tfvllm.errors import InputError, TfvllmError
 from tfvllm.serving import tensors
-from tfvllm.serving.core import check_inputs
+from tfvllm.serving.core import check_inputs, explained
 from tfvllm.serving.servable import Servable, Signature, find_saved_model
 from tfvllm.serving.status import ServingError
 
@@ -41,11 +41,14 @@ def predict(
             ]
         except ServingError as error:
             raise InputError(error.message) from None
-        try:
-            answers = [servable.run(signature, request) for request in requests]
-        except ServingError as error:
-            kind = InputError if error.code in ("INVALID_ARGUMENT", "OUT_OF_RANGE") else TfvllmError
-            raise kind(f"{directory} cannot run on this input: {error.message}") from None
+        answers = []
+        for request in requests:
+            try:
+                answers.append(servable.run(signature, request))
+            except ServingError as error:
+                kind = InputError if error.code in ("INVALID_ARGUMENT", "OUT_OF_RANGE") else TfvllmError
+                reason = explained(error, spec, request).message
+                raise kind(f"{directory} cannot run on this input: {reason}") from None
         joined: dict[str, Any] = {}
         for name in spec.outputs:
             parts = [answer[name] for answer in answers]

@@ -57,6 +57,12 @@ BEYOND: list[tuple[str, str, str, str]] = [
         "400",
         "JSON is UTF-8; bytes have `b64`",
     ),
+    (
+        "a key that stands twice in a JSON object",
+        "the first counts",
+        "the last counts",
+        "the parser of Python's standard library",
+    ),
     ("text after the JSON document", "ignored", "400", "half of a request must not pass for a whole one"),
     ("`Inf` as a number", "taken", "400; `Infinity` is taken", "the parser of Python's standard library"),
     ("an integer beyond an int8, int16 or uint8 input", "wraps around", "400", "a wrong value, silently"),

@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 from tfvllm.distillation.chunks import over_rows
-from tfvllm.distillation.divergences import log_probabilities
+from tfvllm.distillation.divergences import log_probabilities, log_yes_no
 from tfvllm.distillation.scheduled import Scheduled, check_scheduled, deserialize, serialize, value_at
 from tfvllm.distillation.teacher_logits import DeferredLogits, TopLogits, top_buckets
 from tfvllm.errors import InputError
@@ -62,13 +62,24 @@ class Divergence(DistillationLoss):
 
     The factor temperature² keeps the gradient's size independent of the temperature (Hinton et al. 2015, section 2.1).
 
+    Independent outputs (labels that exclude nothing, or one logit for yes and no) have a distribution each, with
+    probability sigmoid(logit / temperature). Their divergences are added up, which is the divergence of the joint
+    distributions (one label against all others, as Yang et al. 2023, arXiv:2308.06453).
+
     Args:
         temperature: a positive number, or a schedule of the training step (a
             `keras.optimizers.schedules.LearningRateSchedule` or a function of the step).
+        independent: whether each output is a yes or no of its own. None: where there is one output, or where
+            `tfvllm.Distiller` finds that a model ends in a sigmoid.
     """
 
-    def __init__(self, temperature: Scheduled = 1.0):
+    def __init__(self, temperature: Scheduled = 1.0, *, independent: bool | None = None):
         self.temperature = check_scheduled(temperature, "temperature", positive=True)
+        if independent not in (None, True, False):
+            raise InputError(
+                f"{type(self).__name__} expects independent as True, False or None, found {independent!r}."
+            )
+        self.independent = independent
 
     def __call__(
         self,
@@ -76,10 +87,19 @@ class Divergence(DistillationLoss):
         student: tf.Tensor,
         mask: tf.Tensor | None = None,
         step: int | tf.Tensor = 0,
+        *,
+        independent: bool | None = None,
     ) -> tf.Tensor:
         teacher, student = as_logits(teacher), tf.convert_to_tensor(student)
         check_classes(self, teacher.shape, student.shape)
         temperature = value_at(self.temperature, step)
+        if self.independent is not None:
+            independent = self.independent
+        if independent or (independent is None and student.shape[-1] == 1):
+            whole = teacher.all() if isinstance(teacher, (TopLogits, DeferredLogits)) else teacher
+            of_teacher = tf.stop_gradient(log_yes_no(whole, temperature))
+            values = self.between(of_teacher, log_yes_no(student, temperature))
+            return temperature**2 * tf.reduce_sum(values, axis=-1)
 
         def dense(student: tf.Tensor, teacher: tf.Tensor) -> tf.Tensor:
             return self.between(log_probabilities(teacher, temperature), log_probabilities(student, temperature))
@@ -102,7 +122,7 @@ class Divergence(DistillationLoss):
         raise NotImplementedError
 
     def get_config(self) -> dict[str, Any]:
-        return {"temperature": serialize(self.temperature)}
+        return {"temperature": serialize(self.temperature), "independent": self.independent}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Divergence":
@@ -115,17 +135,17 @@ def as_logits(teacher: Any) -> tf.Tensor | TopLogits | DeferredLogits:
 
 
 def check_classes(loss: DistillationLoss, teacher: Sequence[Any], student: Sequence[Any]) -> None:
-    """Refuses logits (of these shapes) over unlike or single classes, which have no distributions to compare."""
+    """Refuses logits (of these shapes) over unlike classes, or one class that is to be a distribution."""
     of_teacher, of_student = teacher[-1], student[-1]
     if of_teacher != of_student:
         raise InputError(
             f"{type(loss).__name__} compares logits over the same classes, but the teacher has {of_teacher} and the "
             f"student {of_student}. Give the student the teacher's classes (or vocabulary), or drop this loss."
         )
-    if of_student == 1 and isinstance(loss, Divergence):
+    if of_student == 1 and isinstance(loss, Divergence) and loss.independent is False:
         raise InputError(
-            f"{type(loss).__name__} compares distributions over classes, but there is one class, whose softmax is "
-            "always 1. Use two classes, or tfvllm.losses.Logits()."
+            f"{type(loss).__name__}(independent=False) compares distributions over classes, but there is one class, "
+            "whose softmax is always 1. Use two classes, or leave independent out."
         )
 
 

@@ -12,6 +12,9 @@ class ForwardKL(Divergence):
 
     Args:
         temperature: divides both models' logits; a positive number or a schedule of the training step.
+        independent: whether each output is a yes or no of its own (labels that exclude nothing, or one logit), with
+            probability sigmoid(logit / temperature). Their divergences are added up. None: where there is one output,
+            or where `tfvllm.Distiller` finds that a model ends in a sigmoid.
 
     Example:
         >>> loss = tfvllm.losses.ForwardKL(temperature=1.0)

@@ -20,6 +20,7 @@ class JensenShannon(Divergence):
     Args:
         beta: the teacher's share of the mixture, strictly between 0 and 1.
         temperature: divides both models' logits; a positive number or a schedule of the training step.
+        independent: whether each output is a yes or no of its own, as for `ForwardKL`.
 
     Example:
         >>> loss = tfvllm.losses.JensenShannon(beta=0.5)
@@ -28,8 +29,8 @@ class JensenShannon(Divergence):
         array([0.6931], dtype=float32)
     """
 
-    def __init__(self, beta: float = 0.5, temperature: Scheduled = 1.0):
-        super().__init__(temperature)
+    def __init__(self, beta: float = 0.5, temperature: Scheduled = 1.0, *, independent: bool | None = None):
+        super().__init__(temperature, independent=independent)
         if not 0.0 < beta < 1.0:
             raise InputError(
                 f"JensenShannon expects beta strictly between 0 and 1, found {beta}. "

@@ -4,6 +4,7 @@ import importlib
 
 from tfvllm.errors import InputError
 from tfvllm.generation.spec import LanguageModel
+from tfvllm.models.stored import refuse_quantised
 
 # backbone class name -> (module, function). A subclass is found through its bases.
 READERS: dict[str, tuple[str, str]] = {
@@ -22,21 +23,29 @@ READERS: dict[str, tuple[str, str]] = {
 }
 
 
-def read(model) -> LanguageModel:
+SEQ2SEQ = ("BartBackbone", "T5Backbone")  # with an encoder
+
+
+def read(model, kind: str | None = None) -> LanguageModel:
     """Reads the weights that decoding needs.
 
     Args:
         model: a keras-nlp `CausalLM` or `Seq2SeqLM` (anything with a `backbone`), or a backbone itself.
+        kind: "CausalLM" or "Seq2SeqLM" where only such a model will do; an error then names their families only.
 
     Raises:
-        InputError: the backbone belongs to no known family, or carries something the engine cannot compute.
+        InputError: the backbone belongs to no known family, carries something the engine cannot compute, or is
+            quantised by Keras.
     """
     backbone = getattr(model, "backbone", model)
     for base in type(backbone).__mro__:
         if base.__name__ in READERS:
+            refuse_quantised(backbone, "generation")
             module, function = READERS[base.__name__]
             return getattr(importlib.import_module(f"tfvllm.generation.families.{module}"), function)(backbone)
+    fitting = [name for name in READERS if kind is None or (name in SEQ2SEQ) == (kind == "Seq2SeqLM")]
+    within = f" in a keras-nlp {kind}" if kind else ""
     raise InputError(
-        f"cannot generate with {type(backbone).__name__}; expected one of {', '.join(READERS)} "
-        "(or a subclass). A new family is one reader in tfvllm/generation/families."
+        f"cannot generate with {type(backbone).__name__}; expected one of {', '.join(fitting)} "
+        f"(or a subclass){within}. A new family is one reader in tfvllm/generation/families."
     )

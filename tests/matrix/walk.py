@@ -6,6 +6,8 @@ code, and gave keras-nlp's own answers.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
 import subprocess
@@ -128,11 +130,13 @@ class Group:
 
 def _command(*arguments: str) -> None:
     """Runs the command line in this process (a process of its own for each would spend its time on imports)."""
+    said = io.StringIO()
     try:
-        cli.main(list(arguments))
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            cli.main(list(arguments))
     except SystemExit as end:
         if end.code:
-            raise AssertionError(f"tfvllm {arguments[0]} ended with {end.code}") from None
+            raise AssertionError(f"tfvllm {arguments[0]}: {end.code}: {said.getvalue()[-300:]}") from None
 
 
 def answers_of(asked: list[tuple[Path, tuple]]) -> list:

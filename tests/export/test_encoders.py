@@ -38,7 +38,7 @@ def served(path, *texts):
     return parity.run_here(path, asked(*texts))
 
 
-@pytest.mark.thorough
+@pytest.mark.slow  # minutes; tests/matrix has a cell of each family
 def test_every_family_in_a_process_that_knows_only_tensorflow(tmp_path):
     jobs, expected = [], []
     for family in encoders.FAMILIES:
@@ -58,7 +58,7 @@ def test_every_family_in_a_process_that_knows_only_tensorflow(tmp_path):
         assert padding["to"] == ("max_length" if path.parent.name in encoders.FIXED_LENGTH else "longest"), path
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("family", encoders.FAMILIES)
 def test_every_family_simplified(tmp_path, family, precision):

@@ -197,8 +197,8 @@ def prune_low_magnitude(
     Train the result with the callback `UpdatePruningStep`; `strip_pruning` gives the plain model back.
 
     A layer, or a list of layers, is wrapped. A Sequential or functional model is cloned with wrapped layers that share
-    the original's weights; layers without weights to prune, and frozen ones, stay as they are. A keras-nlp backbone or
-    task and a subclassed model keep their class: the masks are attached to the model itself, in place, and it is
+    the original's weights, not yet compiled; layers without weights to prune, and frozen ones, stay as they are. A
+    keras-nlp backbone or task and a subclassed model keep their class: the masks are attached to the model itself, in place, and it is
     returned.
 
     Args:
@@ -294,7 +294,10 @@ def _wrapped(model: Any, schedule: Any, policy: PruningPolicy | None, options: d
         return PruneLowMagnitude(layer, schedule, **options)
 
     once = functools.cache(wrap)  # a layer that two models share is wrapped once
-    return _clone(model, once)
+    wrapped = _clone(model, once)
+    # Keras compiles a copy of a compiled model, with an optimizer that has not begun; TFMOT asks for `compile`.
+    wrapped.compiled, wrapped.optimizer = False, None
+    return wrapped
 
 
 def strip_pruning(model: Any) -> Any:

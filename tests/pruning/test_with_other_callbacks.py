@@ -199,7 +199,8 @@ def test_a_loop_of_ones_own_after_a_fit():
 def test_reaches_its_share_in_every_dtype(callback, dtype, scope):
     model = net(dtype=dtype)
     model.compile(keras.optimizers.SGD(0.05), "mse")
-    pruning = callback(model, ConstantSparsity(0.5, 2, frequency=1), scope=scope)
+    # One turn: a weight that a later one lets live again may stay at the zero that it was given.
+    pruning = callback(model, ConstantSparsity(0.5, 2, frequency=100), scope=scope)
     dead = np.where(np.arange(16) < 12, 0, X)  # most inputs give no gradient at all: their scores are equal
     model.fit(dead, Y, batch_size=8, epochs=1, verbose=0, callbacks=[pruning])
     assert pruning.sparsity == pytest.approx(0.5, abs=0.005)

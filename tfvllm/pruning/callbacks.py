@@ -77,6 +77,9 @@ class UpdatePruningStep(keras.callbacks.Callback):
         if any([state.advance(steps) for state in self.states]):
             self._mask_averages()
 
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._mask_averages()  # other callbacks may put them into the model, and save it, before this one's epoch ends
+
     def on_epoch_end(self, epoch: int = -1, logs: Any = None, *, batch: int = -1) -> None:
         """Keras gives `epoch`; TFMOT's loop of one's own calls it with `batch`. Neither is used."""
         self._apply()

@@ -228,6 +228,7 @@ _SEQ2SEQ = {
 
 _NO_READER = "cannot generate with"
 _NO_SCORES = r"needs a model with one output \[batch, classes\]"
+_FOR_TRAINING = "makes inputs with labels, to train a language model on"
 _ONE_STACK = "has no encoder; expected a Seq2SeqLM"
 _TWO_STACKS = "is sequence to sequence; expected a causal LM"
 _TWO_INPUTS = "expected a text backbone with token_ids"
@@ -237,7 +238,7 @@ FAMILIES = (
         for name, build in _ENCODERS.items()
     ),
     *(
-        Family(name, {"embed": build, "generate": build}, {"classify": _NO_SCORES, "translate": _ONE_STACK})
+        Family(name, {"generate": build}, {"classify": _NO_SCORES, "embed": _FOR_TRAINING, "translate": _ONE_STACK})
         for name, build in _CAUSAL.items()
     ),
     *(

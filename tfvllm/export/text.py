@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -86,7 +85,14 @@ class TextFeatures:
         # request of a server; the codec gives the same tokens from static tables.
         self._codec = byte_pair_codec(preprocessor.tokenizer)
         self._tokenize = preprocessor.tokenizer if self._codec is None else self._codec.encode
-        self.keys = sorted(keras.tree.map_structure(lambda _: None, preprocessor(["a"])))
+        made = preprocessor(["a"])
+        if not isinstance(made, Mapping):
+            raise InputError(
+                f"{type(preprocessor).__name__} makes inputs with labels, to train a language model on; expected "
+                "one that makes the features of a text. Pass preprocessor=… of a classifier or an embedder, or export "
+                "model.backbone, which takes ids."
+            )
+        self.keys = sorted(made)
         unknown = set(self.keys) - {"token_ids", "padding_mask", "segment_ids"}
         if unknown:
             raise InputError(

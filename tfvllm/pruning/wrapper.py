@@ -198,8 +198,8 @@ def prune_low_magnitude(
 
     A layer, or a list of layers, is wrapped. A Sequential or functional model is cloned with wrapped layers that share
     the original's weights, not yet compiled; layers without weights to prune, and frozen ones, stay as they are. A
-    keras-nlp backbone or task and a subclassed model keep their class: the masks are attached to the model itself, in place, and it is
-    returned.
+    keras-nlp backbone or task and a subclassed model keep their class: the masks are attached to the model itself, in
+    place, and it is returned.
 
     Args:
         to_prune: a layer, a list of layers, or a model.

@@ -52,6 +52,7 @@ def every_way(distiller, x, y, expected, predicted):
     return found
 
 
+@pytest.mark.slow  # minutes: every way maps the tokenizers over a dataset anew
 @pytest.mark.parametrize("arrays", ["lists", "arrays"])
 def test_sentence_pairs(duo, arrays):
     teacher, student = duo

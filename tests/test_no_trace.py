@@ -97,9 +97,9 @@ def clock(monkeypatch):
     [
         {},
         {"live": True},
-        pytest.param({"inputs": (X,)}, marks=pytest.mark.thorough),
-        pytest.param({"measure": True}, marks=pytest.mark.thorough),
-        pytest.param({"target": "onednn"}, marks=pytest.mark.thorough),
+        pytest.param({"inputs": (X,)}, marks=pytest.mark.slow),
+        pytest.param({"measure": True}, marks=pytest.mark.slow),
+        pytest.param({"target": "onednn"}, marks=pytest.mark.slow),
     ],
 )
 def test_simplify(everything, options, clock):
@@ -160,7 +160,7 @@ def examples():
     return bert_inputs(4, 8), np.array([0, 1, 1, 0])
 
 
-@pytest.mark.parametrize("importance", ["taylor", pytest.param("activation", marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("importance", ["taylor", pytest.param("activation", marks=pytest.mark.slow)])
 def test_shrinking_with_data(classifier, examples, importance):
     before, trainable = _weights(classifier), [v.trainable for v in classifier.variables]
     classifier.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
@@ -178,7 +178,7 @@ def test_distilling_leaves_the_teacher(classifier, examples):
     _assert_same(_weights(classifier), before)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_exporting_with_its_check(tmp_path):
     from tests import tiny_models
 

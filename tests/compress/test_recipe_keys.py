@@ -57,7 +57,7 @@ def test_synthetic_keys_are_the_makers_own(tmp_path):
     assert data.load(data.write_synthetic(tmp_path / "b", **{**asked, "seed": 4})).digest() != text.digest()
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_every_key_is_used(used, tmp_path, monkeypatch):
     monkeypatch.setattr(kit, "measure", lambda directory, seconds=0: None)
     folder = write_data(tmp_path / "data")

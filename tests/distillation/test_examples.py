@@ -12,7 +12,7 @@ from keras import layers, ops
 import tfvllm
 from tests.distillation.test_heads import bernoulli_kl, kl
 
-pytestmark = pytest.mark.thorough
+pytestmark = pytest.mark.slow
 losses = tfvllm.losses
 RNG = np.random.default_rng(5)
 TEXTS = np.array(["a fine film", "dull and long", "not bad at all", "the plot fails", "moving", "bad bad bad"])

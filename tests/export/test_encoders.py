@@ -111,7 +111,7 @@ def test_positions_of_texts_longer_than_the_table():
     assert "_get_rel_pos" not in vars(layer)  # as before
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_deberta_pads_to_the_longest(tmp_path):
     model = encoders.classifier("deberta_v3")
     path = tfvllm.export(model, tmp_path / "1", "classify", warmup=False)
@@ -119,7 +119,7 @@ def test_deberta_pads_to_the_longest(tmp_path):
     agree(served(path, TEXTS), encoders.scores(model, TEXTS), "scores")
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_fnet_embeds_at_its_one_length(tmp_path):
     model, made = encoders.backbone("f_net"), encoders.preprocessor("f_net")
     path = tfvllm.export(model, tmp_path / "1", "embed", preprocessor=made, warmup=False)
@@ -132,7 +132,7 @@ def test_fnet_embeds_at_its_one_length(tmp_path):
 
 @pytest.mark.parametrize(
     "dtype",
-    ["mixed_bfloat16", *(pytest.param(dtype, marks=pytest.mark.thorough) for dtype in ("mixed_float16", "bfloat16"))],
+    ["mixed_bfloat16", *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in ("mixed_float16", "bfloat16"))],
 )
 def test_coarser_types_are_not_refused_nor_padded_to_full_length(tmp_path, dtype):
     model = encoders.classifier("bert", dtype=dtype)
@@ -144,7 +144,7 @@ def test_coarser_types_are_not_refused_nor_padded_to_full_length(tmp_path, dtype
     agree(served(path, TEXTS), encoders.scores(model, TEXTS), "scores", 4 * step)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16", "bfloat16"])
 def test_coarser_embedders(tmp_path, dtype):
     model, made = encoders.backbone("bert", dtype=dtype), encoders.preprocessor("bert")
@@ -160,9 +160,9 @@ def test_coarser_embedders(tmp_path, dtype):
     ("family", "truncate"),
     [
         ("bert", "round_robin"),
-        pytest.param("roberta", "waterfall", marks=pytest.mark.thorough),
-        pytest.param("deberta_v3", "waterfall", marks=pytest.mark.thorough),
-        pytest.param("roformer_v2", "round_robin", marks=pytest.mark.thorough),
+        pytest.param("roberta", "waterfall", marks=pytest.mark.slow),
+        pytest.param("deberta_v3", "waterfall", marks=pytest.mark.slow),
+        pytest.param("roformer_v2", "round_robin", marks=pytest.mark.slow),
     ],
 )
 def test_pairs_are_packed_as_the_preprocessor_packs_them(tmp_path, family, truncate):
@@ -222,7 +222,7 @@ def test_a_subclassed_model_can_be_wrapped_as_the_message_says(tmp_path):
 # --- embeddings as their maker pools ----------------------------------------------------------------------------------
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["cls", "max"])
 def test_a_text_embedder_answers_as_in_keras(tmp_path, mode):
     made = keras_nlp.models.BertTextEmbedderPreprocessor(encoders.tokenizer("bert"), sequence_length=encoders.LENGTH)

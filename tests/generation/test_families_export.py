@@ -80,7 +80,7 @@ def computed_here(target, precision):
     return True
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("make", FAMILIES, ids=lambda make: make.__name__)
 def test_greedy_tokens_of_ids_in_a_fresh_process(make, tmp_path):
     """On text tests/matrix has them."""

@@ -73,7 +73,7 @@ def test_layer(name, tmp_path):
         np.testing.assert_array_equal(found, want)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAYERS)
 def test_saved(name, tmp_path):
     make, shape, x = LAYERS[name]

@@ -304,7 +304,7 @@ def trained(model, x, callback):
     assert np.all(np.isfinite(np.asarray(model(x)))) and not np.array_equal(np.asarray(model(x)), out)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.__name__)
 @pytest.mark.filterwarnings("ignore:not pruned, as frozen")
 def test_example(example, tmp_path):

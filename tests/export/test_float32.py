@@ -144,8 +144,8 @@ def test_a_model_in_less_than_float32_is_exported(policy, tmp_path):
 def test_a_wrong_export_of_such_a_model_is_refused(policy, tmp_path, monkeypatch):
     honest = generate.read
 
-    def forgetful(model):
-        spec = honest(model)
+    def forgetful(*asked):
+        spec = honest(*asked)
         spec.decoder.blocks[0].attention.scale *= 1.05
         return spec
 

@@ -154,8 +154,10 @@ def test_features_are_compared_by_the_names_of_layers():
     expected = np.square(np.asarray(teacher.layers[0](X)) - np.asarray(student.layers[0](X))).mean()
     assert logs["first_loss"] == pytest.approx(expected, rel=1e-5)
     assert distiller.projections == {}  # the widths are the same
-    with pytest.raises(ValueError):
+    with pytest.raises(InputError, match="states of the same examples"):
         pair["first"]([X], [[X, X]])
+    with pytest.raises(InputError, match="found 1 of the teacher and 2 of the student"):
+        pair["first"]([X], [X, X])
 
 
 def test_logits_and_features_together():

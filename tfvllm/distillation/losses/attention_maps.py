@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tfvllm.distillation import divergences
 from tfvllm.distillation.layer_map import LayerMap, check_layers
-from tfvllm.distillation.losses.base import DistillationLoss, register
+from tfvllm.distillation.losses.base import DistillationLoss, pairs_of_states, register
 from tfvllm.errors import InputError
 
 
@@ -50,7 +50,8 @@ class AttentionMaps(DistillationLoss):
             teacher, student: probabilities [batch, heads, queries, keys], one for each pair.
             mask: bool [batch, keys], which keys are real; masked keys count as probability zero.
         """
-        return sum(self._difference(*pair, mask) for pair in zip(teacher, student)) / float(len(teacher))
+        pairs = pairs_of_states(self, teacher, student)
+        return sum(self._difference(*pair, mask) for pair in pairs) / float(len(pairs))
 
     def _difference(self, teacher: tf.Tensor, student: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
         teacher, student = tf.stop_gradient(tf.cast(teacher, tf.float32)), tf.cast(student, tf.float32)

@@ -134,6 +134,33 @@ def as_logits(teacher: Any) -> tf.Tensor | TopLogits | DeferredLogits:
     return teacher if isinstance(teacher, (TopLogits, DeferredLogits)) else tf.convert_to_tensor(teacher)
 
 
+def pairs_of_states(
+    loss: DistillationLoss, teacher: Sequence[Any], student: Sequence[Any]
+) -> list[tuple[tf.Tensor, tf.Tensor]]:
+    """(teacher's, student's) of each pair of layers, as tensors of the same rank, batch and length.
+
+    Raises:
+        InputError: one has more pairs than the other, or a pair is of unlike shapes, which would broadcast.
+    """
+    if len(teacher) != len(student):
+        raise InputError(
+            f"{type(loss).__name__} compares pairs of layers, found {len(teacher)} of the teacher and {len(student)} "
+            "of the student. Give one tensor of each for a pair."
+        )
+    pairs = [(tf.convert_to_tensor(t), tf.convert_to_tensor(s)) for t, s in zip(teacher, student)]
+    for of_teacher, of_student in pairs:
+        # The width, or for attention maps the heads, is the loss's own affair.
+        if not of_teacher.shape[:1].is_compatible_with(of_student.shape[:1]) or (
+            None not in (of_teacher.shape.rank, of_student.shape.rank)
+            and of_teacher.shape.rank != of_student.shape.rank
+        ):
+            raise InputError(
+                f"{type(loss).__name__} compares states of the same examples, found {of_teacher.shape} (teacher) and "
+                f"{of_student.shape} (student). Give one tensor of each for a pair."
+            )
+    return pairs
+
+
 def check_classes(loss: DistillationLoss, teacher: Sequence[Any], student: Sequence[Any]) -> None:
     """Refuses logits (of these shapes) over unlike classes, or one class that is to be a distribution."""
     of_teacher, of_student = teacher[-1], student[-1]

@@ -6,7 +6,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfvllm.distillation.layer_map import LayerMap, check_layers
-from tfvllm.distillation.losses.base import DistillationLoss, register
+from tfvllm.distillation.losses.base import DistillationLoss, pairs_of_states, register
 from tfvllm.errors import InputError
 
 
@@ -58,7 +58,7 @@ class HiddenStates(DistillationLoss):
                 and last axis of the latter is averaged.
             mask: not used: every position has a value of its own.
         """
-        return sum(self._distance(*pair) for pair in zip(teacher, student)) / float(len(teacher))
+        return sum(self._distance(*pair) for pair in pairs_of_states(self, teacher, student)) / float(len(teacher))
 
     def _distance(self, teacher: tf.Tensor, student: tf.Tensor) -> tf.Tensor:
         if teacher.shape[-1] != student.shape[-1]:

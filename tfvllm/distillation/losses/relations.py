@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tfvllm.distillation import divergences
 from tfvllm.distillation.layer_map import LayerMap, check_layers
-from tfvllm.distillation.losses.base import DistillationLoss, register
+from tfvllm.distillation.losses.base import DistillationLoss, pairs_of_states, register
 from tfvllm.errors import InputError
 
 _KINDS = ("queries", "keys", "values")
@@ -66,9 +66,9 @@ class Relations(DistillationLoss):
             mask: bool [batch, length]; positions that are not real relate to none.
         """
         values = [
-            self._relation(getattr(t, kind), getattr(s, kind), mask)
-            for t, s in zip(teacher, student)
+            self._relation(*pair, mask)
             for kind in self.kinds
+            for pair in pairs_of_states(self, *([getattr(b, kind) for b in side] for side in (teacher, student)))
         ]
         return sum(values) / float(len(teacher))
 

@@ -12,7 +12,7 @@ from keras import layers, ops
 import tfvllm
 from tests.distillation.test_heads import bernoulli_kl, kl
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.thorough
 losses = tfvllm.losses
 RNG = np.random.default_rng(5)
 TEXTS = np.array(["a fine film", "dull and long", "not bad at all", "the plot fails", "moving", "bad bad bad"])
@@ -23,6 +23,8 @@ def labels(rows, classes):
 
 
 def cross_entropy(z, y):
+    """Of logits [batch, classes] or [batch, length, classes]: every position counts once."""
+    z, y = z.reshape(-1, z.shape[-1]), y.reshape(-1)
     return np.mean(np.log(np.exp(z).sum(-1)) - z[np.arange(len(z)), y])
 
 
@@ -96,6 +98,82 @@ def row_data():
     return {"number": number, "kind": np.array([["a"], ["b"], ["c"]] * 2)}, labels(6, 2)
 
 
+def series(width, head):
+    inputs = keras.Input((12, 1))
+    x = inputs
+    for _ in range(2):
+        x = layers.ReLU()(layers.BatchNormalization()(layers.Conv1D(width, 3, padding="same")(x)))
+    return Case(inputs, layers.Dense(3)(layers.GlobalAveragePooling1D()(x)), head)
+
+
+def series_transformer(width, head):
+    inputs = keras.Input((12, 4))
+    x = layers.LayerNormalization(epsilon=1e-6)(layers.MultiHeadAttention(2, width, dropout=0.2)(inputs, inputs))
+    x = x + inputs
+    y = layers.Conv1D(4, 1)(layers.Dropout(0.2)(layers.Conv1D(width, 1, activation="relu")(x)))
+    x = layers.LayerNormalization(epsilon=1e-6)(y) + x
+    pooled = layers.GlobalAveragePooling1D(data_format="channels_last")(x)
+    return Case(inputs, layers.Dense(2)(layers.Dense(width, "relu")(pooled)), head)
+
+
+def speaker(width, head):
+    inputs = keras.Input((16, 1))
+    short = layers.Conv1D(width, 1, padding="same")(inputs)
+    x = layers.Conv1D(width, 3, padding="same", activation="relu")(inputs)
+    x = layers.Activation("relu")(layers.Add()([layers.Conv1D(width, 3, padding="same")(x), short]))
+    x = layers.Flatten()(layers.AveragePooling1D(3, strides=3)(layers.MaxPool1D(2, strides=2)(x)))
+    return Case(inputs, layers.Dense(4)(layers.Dense(width, "relu")(x)), head)
+
+
+def wide_and_deep(width, head):
+    age, work = keras.Input((2,), name="age"), keras.Input((1,), dtype="int32", name="work")
+    features = layers.concatenate([age, layers.Reshape((4,))(layers.Embedding(5, 4)(work))])
+    deep = layers.Dropout(0.1)(layers.ReLU()(layers.BatchNormalization()(layers.Dense(width)(features))))
+    cross = features * layers.Dense(6)(features) + features
+    merged = layers.concatenate([layers.BatchNormalization()(features), deep, cross])
+    return Case({"age": age, "work": work}, layers.Dense(3)(merged), head)
+
+
+def wide_data():
+    return {"age": RNG.normal(size=(6, 2)).astype("float32"), "work": RNG.integers(0, 5, (6, 1))}, labels(6, 3)
+
+
+def imbalanced(width, head):
+    inputs = keras.Input((5,))
+    x = layers.Dropout(0.3)(layers.Dense(width, "relu")(layers.Dense(width, "relu")(inputs)))
+    return Case(inputs, layers.Dense(1)(x), head)
+
+
+def addition(width, head):
+    inputs = keras.Input((7, 5))
+    x = layers.LSTM(width, return_sequences=True)(layers.RepeatVector(3)(layers.LSTM(width)(inputs)))
+    return Case(inputs, layers.Dense(5)(x), head)
+
+
+def translator(width, head):
+    source, target = keras.Input((6, 4), name="source"), keras.Input((5, 4), name="target")
+    _, h, c = layers.LSTM(width, return_state=True)(source)
+    out, _, _ = layers.LSTM(width, return_sequences=True, return_state=True)(target, initial_state=[h, c])
+    return Case({"source": source, "target": target}, layers.Dense(4)(out), head)
+
+
+def translator_data():
+    x = {"source": RNG.normal(size=(6, 6, 4)), "target": RNG.normal(size=(6, 5, 4))}
+    return {name: value.astype("float32") for name, value in x.items()}, RNG.integers(0, 4, (6, 5))
+
+
+def mixer(width, head):
+    inputs = keras.Input((6, 8))
+    x = layers.LayerNormalization()(inputs)
+    x = inputs + layers.Permute((2, 1))(layers.Dense(6)(layers.Dense(width, "gelu")(layers.Permute((2, 1))(x))))
+    x = x + layers.Dense(8)(layers.Dense(width, "gelu")(layers.LayerNormalization()(x)))
+    return Case(inputs, layers.Dense(3)(layers.GlobalAveragePooling1D()(x)), head)
+
+
+def numbers(*shape, classes):
+    return lambda: (RNG.normal(size=(6, *shape)).astype("float32"), labels(6, classes))
+
+
 def ensemble(width, head):
     inputs = keras.Input((4,))
     members = [layers.Softmax()(layers.Dense(3)(layers.Dense(width, "relu")(inputs))) for _ in range(2)]
@@ -140,6 +218,20 @@ EXAMPLES = {
         transformer, softmax, plain, lambda: (RNG.integers(0, 20, (6, 7)), labels(6, 2)), CATEGORICAL,
     ),
     "structured_data/structured_data_classification_from_scratch": (rows, sigmoid, sigmoid, row_data, BINARY),
+    "structured_data/wide_deep_cross_networks": (wide_and_deep, softmax, softmax, wide_data, CATEGORICAL),
+    "structured_data/imbalanced_classification": (imbalanced, sigmoid, plain, numbers(5, classes=2), BINARY),
+    "timeseries/timeseries_classification_from_scratch": (
+        series, softmax, softmax, numbers(12, 1, classes=3), CATEGORICAL,
+    ),
+    "timeseries/timeseries_classification_transformer": (
+        series_transformer, softmax, plain, numbers(12, 4, classes=2), CATEGORICAL,
+    ),
+    "audio/speaker_recognition_using_cnn": (speaker, softmax, softmax, numbers(16, 1, classes=4), CATEGORICAL),
+    "nlp/addition_rnn": (
+        addition, softmax, softmax, lambda: (numbers(7, 5, classes=2)()[0], RNG.integers(0, 5, (6, 3))), CATEGORICAL,
+    ),
+    "nlp/lstm_seq2seq": (translator, softmax, plain, translator_data, CATEGORICAL),
+    "vision/mlp_image_classification": (mixer, plain, softmax, numbers(6, 8, classes=3), CATEGORICAL),
 }  # fmt: skip
 
 
@@ -147,7 +239,8 @@ def check(teacher, student, x, y, loss, temperature=3.0, task_weight=0.1):
     """One evaluation against the hand-made loss, one epoch of training that leaves the teacher alone."""
     made = {"logits": losses.ForwardKL(temperature=temperature)}
     weights = {"logits": 1.0 - task_weight}
-    distiller = tfvllm.Distiller(teacher.model, student.model, made, weights, task_weight)
+    every_position_is_real = {"mask": None} if np.ndim(y) > 1 else {}
+    distiller = tfvllm.Distiller(teacher.model, student.model, made, weights, task_weight, **every_position_is_real)
     distiller.compile("adam", loss=loss, metrics=["accuracy"])
     logs = distiller.evaluate(x, y, batch_size=len(y), return_dict=True, verbose=0)
     as_read = {k: ops.convert_to_tensor(v) for k, v in x.items()} if isinstance(x, dict) else ops.convert_to_tensor(x)

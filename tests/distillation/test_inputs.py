@@ -52,8 +52,8 @@ def every_way(distiller, x, y, expected, predicted):
     return found
 
 
-@pytest.mark.slow  # minutes: every way maps the tokenizers over a dataset anew
-@pytest.mark.parametrize("arrays", ["lists", "arrays"])
+@pytest.mark.thorough
+@pytest.mark.parametrize("arrays", ["lists", pytest.param("arrays", marks=pytest.mark.slow)])
 def test_sentence_pairs(duo, arrays):
     teacher, student = duo
     pair = (FIRST, SECOND) if arrays == "lists" else (np.array(FIRST), np.array(SECOND))
@@ -64,6 +64,23 @@ def test_sentence_pairs(duo, arrays):
     assert np.asarray(x["segment_ids"]).max() == 1  # both sentences are there
     found = every_way(distiller_of(*duo), pair, Y, kl(teacher(x), student(x)), student(x))
     assert found.worst[0].text == f"{FIRST[found.worst[0].index]} ||| {SECOND[found.worst[0].index]}"
+
+
+def test_a_preprocessor_is_traced_once_until_it_changes(duo):
+    student = duo[1]
+    reader = inputs.Reader()
+    read = [inputs.preprocess_batch(np.array(FIRST[:rows]), None, None, reader.of(student)) for rows in (1, 2, 3, 4)]
+    assert reader.of(student) is reader.of(student)
+    assert reader.of(student).experimental_get_tracing_count() <= 2  # one row count, then any
+    for rows, (x, _, _) in enumerate(read, 1):
+        np.testing.assert_array_equal(x["token_ids"], read[-1][0]["token_ids"][:rows])
+    length = student.preprocessor.sequence_length
+    student.preprocessor.sequence_length = 5
+    shorter, _, _ = inputs.preprocess_batch(np.array(FIRST), None, None, reader.of(student))
+    assert shorter["token_ids"].shape == (4, 5) and read[-1][0]["token_ids"].shape == (4, length)
+    student.preprocessor = None
+    with pytest.raises(InputError, match="has no preprocessor"):
+        reader.of(student)
 
 
 def reads_strings(seed, inputs=1):

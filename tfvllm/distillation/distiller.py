@@ -452,7 +452,7 @@ class Distiller(keras.Model):
                         f"the student {self.student.name} reads raw strings itself, but the {name} {teacher.name} "
                         "reads what a preprocessor makes of them; expected models that read the same."
                     )
-        return batch_inputs.preprocess_of(self.student)
+        return self._held.reader.of(self.student)
 
     def _preprocessed(
         self, x: Any, y: Any, sample_weight: Any, batch_size: int | None, shuffle: bool
@@ -512,6 +512,7 @@ class _Held:
 
     def __init__(self) -> None:
         self.heads = Heads({})
+        self.reader = batch_inputs.Reader()
         self.teachers: dict[str, keras.Model] = {}
         self.plans: dict[str, dict[str, list[Pair]]] = {}
         self.trunks: dict[str, tuple[keras.Model, keras.Layer]] = {}

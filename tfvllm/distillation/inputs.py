@@ -57,6 +57,38 @@ def preprocess_of(model: keras.Model) -> Callable[..., Any]:
     return model.preprocess_samples
 
 
+class Reader:
+    """`preprocess_of` a model, traced once for all batches and datasets: tracing a tokenizer takes seconds."""
+
+    def __init__(self) -> None:
+        self._traced: Callable[..., Any] | None = None
+        self._of: tuple | None = None
+
+    def of(self, model: keras.Model) -> Callable[..., Any]:
+        """What makes (x, y, sample_weight) of raw strings.
+
+        Traced anew where the preprocessor is another one, or where a setting of it has changed (its sequence_length).
+        """
+        preprocess = preprocess_of(model)
+        state = _settings(getattr(model, "preprocessor", None))
+        if self._traced is None or self._of != state:
+            self._traced = tf.function(lambda *data: preprocess(*data), reduce_retracing=True)
+            self._of = state
+        return self._traced
+
+
+def _settings(preprocessor: Any) -> tuple:
+    """Which object it is, with the plain values that it and its parts (tokenizer, packers) hold."""
+    parts = [preprocessor, *vars(preprocessor).values()] if hasattr(preprocessor, "__dict__") else [preprocessor]
+    held = [part for part in parts if isinstance(part, keras.layers.Layer)] or [preprocessor]
+    plain = (bool, int, float, str, type(None))
+    return tuple(
+        (id(part), tuple((name, value) for name, value in vars(part).items() if isinstance(value, plain)))
+        for part in held
+        if hasattr(part, "__dict__")
+    )
+
+
 def as_arrays(part: Any) -> Any:
     """Lists (of strings, numbers, rows) as arrays. Dicts, tuples of arrays or lists, and lists of arrays are structure:
     several inputs, as in Keras."""
@@ -92,9 +124,7 @@ def dataset_of(
             )
         batches = x if isinstance(x.element_spec, tuple) else x.map(lambda part: (part,))
     else:
-        arrays = tuple(as_arrays(part) for part in (x, y, sample_weight))
-        while arrays[-1] is None:
-            arrays = arrays[:-1]
+        arrays = tuple(as_arrays(part) for part in _told(x, y, sample_weight))
         rows = tf.data.Dataset.from_tensor_slices(arrays)
         if shuffle:
             rows = rows.shuffle(max(1, int(rows.cardinality())))
@@ -103,9 +133,16 @@ def dataset_of(
 
 
 def preprocess_batch(x: Any, y: Any, sample_weight: Any, preprocess: Callable[..., Any]) -> tuple[Any, Any, Any]:
-    """One batch of raw strings as (x, y, sample_weight) tensors, made as those of a dataset."""
-    batches = dataset_of(x, y, sample_weight, rows_of(x), preprocess, shuffle=False)
-    return keras.utils.unpack_x_y_sample_weight(next(iter(batches)))
+    """One batch of raw strings as (x, y, sample_weight) tensors, made in a graph as those of a dataset."""
+    parts = [tf.nest.map_structure(tf.convert_to_tensor, as_arrays(part)) for part in _told(x, y, sample_weight)]
+    return keras.utils.unpack_x_y_sample_weight(preprocess(*parts))
+
+
+def _told(*parts: Any) -> tuple:
+    """(x, y, sample_weight) up to the last one that there is."""
+    while parts[-1] is None:
+        parts = parts[:-1]
+    return parts
 
 
 def split_rows(parts: Sequence[Any], fraction: float) -> tuple[list[Any], list[Any]]:

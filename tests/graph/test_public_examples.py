@@ -191,7 +191,7 @@ def auto_encoder():
 def siamese():
     a, b = keras.Input([8, 8, 1], name="a"), keras.Input([8, 8, 1], name="b")
     image = keras.Input([8, 8, 1])
-    x = L.AveragePooling2D()(L.Conv2D(4, 3, activation="tanh")(L.BatchNormalization()(image)))
+    x = L.AveragePooling2D(2)(L.Conv2D(4, 3, activation="tanh")(L.BatchNormalization()(image)))
     tower = keras.Model(image, L.Dense(5, activation="tanh")(L.BatchNormalization()(L.Flatten()(x))))
     apart = ops.sqrt(ops.maximum(ops.sum((tower(a) - tower(b)) ** 2, 1, keepdims=True), 1e-7))
     return keras.Model([a, b], L.Dense(1, activation="sigmoid")(L.BatchNormalization()(apart)))

@@ -344,8 +344,8 @@ def test_example(example, tmp_path):
 
 
 def _as_served(model, x):
-    """Of the dtypes that the model's inputs have."""
+    """Of the dtypes that Keras exports the model's inputs with."""
     if isinstance(model, Recommender):
-        return tf.constant(x)
+        return tf.cast(x, tf.float32)  # a subclassed model does not say what it reads
     given = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
     return tf.nest.map_structure(lambda value, tensor: tf.cast(value, tensor.dtype), x, given)

@@ -18,11 +18,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfvllm.bench.results import conditions, text_table, write_json
-from tfvllm.bench.timing import compare
 from tfvllm.graph import convert, targets
 from tfvllm.graph.ir import Graph, Value
 from tfvllm.graph.rewriter import Builder
 from tfvllm.rules import norm_by_rows, quantize_few
+from tfvllm.timing import compare
 
 RESULTS = Path(__file__).parent / "results"
 COUNT, WIDTH, HEADS = 20, 384, 12

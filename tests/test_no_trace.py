@@ -11,7 +11,7 @@ import tensorflow as tf
 import tfvllm
 from tests.graph.conftest import bert_inputs, tiny_bert
 from tfvllm.bench import models as bench
-from tfvllm.export.lint import lint
+from tfvllm.serving.lint import lint
 
 X = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
 

@@ -82,7 +82,7 @@ FORBIDDEN = {
 }
 NO_KERAS = {"graph", "rules"}
 # A door between neighbours: the pruning report times as the benchmarks do.
-DOORS = {("pruning", "tfvllm.bench.timing")}
+DOORS = {("pruning", "tfvllm.timing")}
 
 
 def imports(file: Path):

@@ -52,7 +52,7 @@ def test_a_sigmoid_teacher_is_refused_by_name(twins, tmp_path):
 @pytest.mark.slow
 def test_the_student_of_a_softmax_is_as_good(tmp_path, small_data):
     from tfvllm import compress
-    from tfvllm.recipe import read_recipe
+    from tfvllm.compress.recipe import read_recipe
 
     def run(name, text):
         (tmp_path / f"{name}.yaml").write_text(text, encoding="utf-8")

@@ -12,10 +12,9 @@ from google.protobuf import text_format
 
 import tfvllm
 from tfvllm.errors import InputError
-from tfvllm.export import kit
-from tfvllm.export.deployment import cluster_name
-from tfvllm.serving import config
+from tfvllm.serving import config, kit
 from tfvllm.serving.batching import BatchingOptions
+from tfvllm.serving.deployment import cluster_name
 from tfvllm.serving.manager import ModelConfig
 
 SCHEMA = Path(__file__).with_name("kserve_inference_service.schema.json")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfvllm.graph import dispatch
+from tfvllm.simplifier import dispatch
 
 
 def tiny_bert(layers=2, width=32, heads=4, inner=64, vocabulary=50, classes=2):

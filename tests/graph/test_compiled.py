@@ -8,9 +8,9 @@ import pytest
 import tensorflow as tf
 
 import tfvllm
-from tfvllm import loading
 from tfvllm.graph import convert
-from tfvllm.protos import read_proto
+from tfvllm.savedmodel import loading
+from tfvllm.savedmodel.protos import read_proto
 from tfvllm.serving.run import predict
 
 # Both generations of Keras 2's optimizers, and one of a user's own of each.

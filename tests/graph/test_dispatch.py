@@ -14,9 +14,10 @@ from tests.rules.test_pack_tokens import SPECS, batch, first
 from tests.tiny_models import TEXTS, keras_scores
 from tfvllm.cli import main
 from tfvllm.errors import InputError
-from tfvllm.graph import convert, dispatch, requests
-from tfvllm.graph.dispatch import Leaf, Point, Split, Way
-from tfvllm.graph.requests import Kind
+from tfvllm.graph import convert
+from tfvllm.simplifier import dispatch, requests
+from tfvllm.simplifier.dispatch import Leaf, Point, Split, Way
+from tfvllm.simplifier.requests import Kind
 
 # ------------------------------------------------------------------------------------------------------------- reading
 
@@ -272,7 +273,7 @@ def test_text_to_scores(text_export, text_classifier, tmp_path, clock, target):
         np.testing.assert_allclose(saved(tf.constant(texts))["scores"], wanted, atol=1e-5)
     answer = run(tmp_path / "1", "serving_default", {"text": np.array([t.encode() for t in TEXTS], object)})
     np.testing.assert_allclose(answer["scores"], keras_scores(text_classifier, TEXTS), atol=1e-5)
-    from tfvllm.export.lint import lint
+    from tfvllm.serving.lint import lint
 
     assert lint(tmp_path / "1", run=False).target == target
 

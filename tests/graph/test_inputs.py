@@ -8,7 +8,7 @@ from keras import layers
 
 import tfvllm
 from tfvllm.errors import InputError
-from tfvllm.graph import simplify as module
+from tfvllm.simplifier import api as module
 
 
 def specs(model, inputs=None):

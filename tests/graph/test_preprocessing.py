@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 
 import tfvllm
-from tfvllm import loading
 from tfvllm.graph import convert
+from tfvllm.savedmodel import loading
 
 TEXTS = np.array(["the cat", "", "a dog ran fast, and far"], object)
 WORDS = np.array([["a", "zz"], ["c", ""]], object)

@@ -8,7 +8,7 @@ from keras import layers as L
 from keras import ops
 
 import tfvllm
-from tfvllm import loading
+from tfvllm.savedmodel import loading
 
 TEXTS = np.array(["the cat sat", "", "a dog ran fast and far from the cat", "cat"], object)
 

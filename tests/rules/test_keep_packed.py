@@ -8,10 +8,10 @@ import tfvllm
 from tests.capi.loader import run
 from tests.rules.checks import check, f32, weight
 from tfvllm.graph import cost, functions
-from tfvllm.graph.dispatch import Way, bytes_of
 from tfvllm.graph.rewriter import Rewriter, Step
 from tfvllm.rules.fuse_matmul import FuseActivation, FuseMatMulBias
 from tfvllm.rules.keep_packed import FEW, KeepPackedForFew
+from tfvllm.simplifier.dispatch import Way, bytes_of
 
 KEPT = "_MklNativeFusedMatMul"
 
@@ -107,7 +107,7 @@ def test_bfloat16(tmp_path, order):
 
 
 def test_a_profile_may_choose_it_within_the_memory_limit(tmp_path, monkeypatch):
-    from tfvllm.graph import dispatch
+    from tfvllm.simplifier import dispatch
 
     def measure(points, ways, specs, seconds):
         for p in points:

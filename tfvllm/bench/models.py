@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfvllm import loading, textops
-from tfvllm.bench.timing import Timing, compare
 from tfvllm.errors import InputError
+from tfvllm.savedmodel import loading, text_ops
+from tfvllm.timing import Timing, compare
 
 # Everyday words that WordPiece and BPE vocabularies of English hold whole: n words are about n tokens.
 _WORDS = str.split(
@@ -97,7 +97,7 @@ class ServedModel:
 
 def import_text_ops() -> None:
     """Registers TensorFlow Text's ops, which a SavedModel with a tokenizer needs to load."""
-    textops.load()
+    text_ops.load()
 
 
 def latest_version(directory: str | os.PathLike) -> Path:

@@ -71,9 +71,9 @@ def command(model, destination, task, labels, max_length, max_source_length, pre
     import_tensorflow()
     with no_stderr():
         import keras_nlp  # noqa: F401
-    from tfvllm import manifest
     from tfvllm.export.exporter import check_call, export
     from tfvllm.export.load import forgotten, load, stated_options
+    from tfvllm.savedmodel import manifest
 
     asked = {"labels": named, "max_length": max_length}
     check_call(task, precision=precision, options=[*given, *(name for name in asked if asked[name] is not None)])
@@ -145,7 +145,7 @@ def _options(items: tuple[str, ...]) -> dict[str, object]:
 
 
 def _next_version(base: Path) -> Path:
-    from tfvllm.serving import versions
+    from tfvllm.savedmodel import versions
 
     if (base / "saved_model.pb").exists():
         raise InputError(f"{base} is a SavedModel itself; --publish expects the folder above its versions.")

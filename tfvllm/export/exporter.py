@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tfvllm import manifest
 from tfvllm.errors import InputError
-from tfvllm.export import PRECISIONS, TASKS, savedmodel
+from tfvllm.export import PRECISIONS, TASKS
 from tfvllm.files import new_directory
+from tfvllm.savedmodel import manifest, write
 
 
 def export(
@@ -74,12 +74,12 @@ def export(
     fitted = fit_lengths(model, task, options)
     _check_options(export_task, task, options)
 
-    from tfvllm.export import parity
-    from tfvllm.export import warmup as records
+    from tfvllm.savedmodel import parity
+    from tfvllm.savedmodel import warmup as records
 
     path = Path(path)
     if serving_kit:
-        from tfvllm.export import kit
+        from tfvllm.serving import kit
 
         kit.model_name(path)
     with new_directory(path, overwrite=overwrite) as partial:
@@ -91,7 +91,7 @@ def export(
         step = {"step": "export", "task": task, "options": _jsonable(options), "again": again(task, options, asked)}
         document = manifest.new(task=task, source=manifest.describe_source(model), **entries)
         document["steps"].append(step)
-        document["signatures"] = savedmodel.signature_summary(partial)
+        document["signatures"] = write.signature_summary(partial)
         if notes:
             document["notes"] = notes
         manifest.write(partial, document)

@@ -13,7 +13,6 @@ import numpy as np
 import tensorflow as tf
 
 from tfvllm.errors import InputError
-from tfvllm.export import savedmodel
 from tfvllm.export.generate import (
     CONTROLS,
     NEUTRAL,
@@ -26,10 +25,11 @@ from tfvllm.export.generate import (
 from tfvllm.generation.families import read
 from tfvllm.generation.generator import finish_reasons
 from tfvllm.generation.sampling import Controls
-from tfvllm.generation.spec import LanguageModel
 from tfvllm.generation.text import codec_for
 from tfvllm.generation.translator import Translator
 from tfvllm.graph.targets import check, check_runs, default_for
+from tfvllm.models.spec import LanguageModel
+from tfvllm.savedmodel import write
 
 
 def export_task(
@@ -101,7 +101,7 @@ def export_task(
     }
     del spec  # the translator has its own copy of all weights
     make = _id_signatures if codec is None else _text_signatures
-    savedmodel.save(translator, make(translator, beams, float(length_penalty)), directory)
+    write.save(translator, make(translator, beams, float(length_penalty)), directory)
     return {**entries, "check": lambda: _check(model, translator, precision), "warmup": _warmup(translator)}
 
 

@@ -1,4 +1,4 @@
-"""The forward computation of `tfvllm.generation.spec`: prefill, one decode step, encoder, logits. Stock ops only.
+"""The forward computation of `tfvllm.models.spec`: prefill, one decode step, encoder, logits. Stock ops only.
 
 Caches: one flat tensor [batch * kv_heads * capacity, head_dim] for the keys and one for the values of each block. A row
 of the batch owns `kv_heads` stretches of `capacity` positions. `InplaceUpdate` writes one position without copying the
@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfvllm.generation import spec as specs
 from tfvllm.generation.kernels import Portable, activate, kernels_for
+from tfvllm.models import spec as specs
 
 _MASKED = -1e9  # finite, so that a fully masked row (an empty source) stays free of NaN
 _LONG = 256  # positions from which on causal attention goes by parts

@@ -21,11 +21,11 @@ from tensorflow.core.framework import graph_pb2, node_def_pb2
 from tensorflow.core.protobuf import saved_model_pb2, trackable_object_graph_pb2
 from tensorflow.python.eager import context
 
-from tfvllm import loading, textops
 from tfvllm.errors import InputError
 from tfvllm.graph import effects, infer, ops
 from tfvllm.graph.ir import Capture, Graph, Node, Value
-from tfvllm.protos import set_method_names
+from tfvllm.savedmodel import loading, text_ops
+from tfvllm.savedmodel.protos import set_method_names
 
 _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 _V1_LOOPS = frozenset({"Enter", "RefEnter", "NextIteration", "Exit", "Switch", "Merge", "LoopCond"})
@@ -548,7 +548,7 @@ def _register_ops(proto) -> None:
     used = {n.op for m in proto.meta_graphs for n in m.graph_def.node}
     used.update(n.op for m in proto.meta_graphs for f in m.graph_def.library.function for n in f.node_def)
     if any(ops.definition(op) is None for op in used):
-        textops.load()
+        text_ops.load()
         ops.definition.cache_clear()
         ops.is_stateful.cache_clear()
 

@@ -62,7 +62,7 @@ class PruningReport:
 
     def time_stages(self, repeats: int = 20, warmup: int = 3) -> None:
         """Times every stage that has a `run`, interleaved; medians in ms."""
-        from tfvllm.bench.timing import compare
+        from tfvllm.timing import compare
 
         runs = {row["stage"]: row["run"] for row in self.rows if row["run"] is not None}
         if not runs:

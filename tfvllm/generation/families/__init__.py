@@ -1,9 +1,9 @@
-"""Readers: from a keras-nlp model to `tfvllm.generation.spec.LanguageModel`, one file for each kind of block."""
+"""Readers: from a keras-nlp model to `tfvllm.models.spec.LanguageModel`, one file for each kind of block."""
 
 import importlib
 
 from tfvllm.errors import InputError
-from tfvllm.generation.spec import LanguageModel
+from tfvllm.models.spec import LanguageModel
 from tfvllm.models.stored import refuse_quantised
 
 # backbone class name -> (module, function). A subclass is found through its bases.

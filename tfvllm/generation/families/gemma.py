@@ -9,9 +9,9 @@ import math
 import numpy as np
 
 from tfvllm.errors import InputError
-from tfvllm.generation.families.common import array, from_heads, merged, projection
 from tfvllm.generation.families.llama import rotary
-from tfvllm.generation.spec import Attention, Block, FeedForward, LanguageModel, Linear, Norm, Stack
+from tfvllm.models.arrays import array, from_heads, merged, projection
+from tfvllm.models.spec import Attention, Block, FeedForward, LanguageModel, Linear, Norm, Stack
 
 
 def read(backbone) -> LanguageModel:

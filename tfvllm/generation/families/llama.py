@@ -3,8 +3,8 @@
 import keras
 import numpy as np
 
-from tfvllm.generation.families.common import activation_name, array, from_heads, merged, projection
-from tfvllm.generation.spec import Attention, Block, FeedForward, LanguageModel, Linear, Norm, Rotary, Stack
+from tfvllm.models.arrays import activation_name, array, from_heads, merged, projection
+from tfvllm.models.spec import Attention, Block, FeedForward, LanguageModel, Linear, Norm, Rotary, Stack
 
 
 def read(backbone) -> LanguageModel:

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from tfvllm.generation.families.common import activation_name, array, merged
-from tfvllm.generation.spec import (
+from tfvllm.models.arrays import activation_name, array, merged
+from tfvllm.models.spec import (
     Attention,
     Block,
     CrossAttention,

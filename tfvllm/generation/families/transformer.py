@@ -2,16 +2,8 @@
 
 import math
 
-from tfvllm.generation.families.common import (
-    activation_name,
-    array,
-    dense,
-    from_heads,
-    layer_norm,
-    merged,
-    projection,
-)
-from tfvllm.generation.spec import Attention, Block, CrossAttention, FeedForward, LanguageModel, Linear, Stack
+from tfvllm.models.arrays import activation_name, array, dense, from_heads, layer_norm, merged, projection
+from tfvllm.models.spec import Attention, Block, CrossAttention, FeedForward, LanguageModel, Linear, Stack
 
 
 def read_gpt2(backbone) -> LanguageModel:

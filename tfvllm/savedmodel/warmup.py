@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfvllm import messages
 from tfvllm.errors import TfvllmError
-from tfvllm.warm_requests import NAME
+from tfvllm.savedmodel import messages
+from tfvllm.savedmodel.warm_requests import NAME
 
 LIMIT = 1000  # TF Serving refuses a file with more records
 
@@ -115,7 +115,7 @@ def replay(directory: str | os.PathLike, requests: Sequence | None = None, *, ru
 
     Returns how many ran. Raises TfvllmError when one fails.
     """
-    from tfvllm.export import parity
+    from tfvllm.savedmodel import parity
 
     requests = read(directory) if requests is None else list(requests)
     try:

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 
 from tfvllm.errors import InputError
-from tfvllm.generation.spec import Linear, Norm
+from tfvllm.models.spec import Linear, Norm
 
 
 def array(variable) -> np.ndarray:

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from tfvllm.compress.recipe_errors import blocks, explain, kind
 from tfvllm.errors import InputError
-from tfvllm.recipe_errors import blocks, explain, kind
 
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=1)]
@@ -274,7 +274,7 @@ def read_recipe(
         InputError: one line that names the key, what was expected and the nearest valid name.
 
     Example:
-        >>> from tfvllm.recipe import read_recipe
+        >>> from tfvllm.compress.recipe import read_recipe
         >>> read_recipe("examples/sentiment.yaml", overrides=["teacher.epochs=1"]).teacher.epochs
         1
     """
@@ -310,7 +310,7 @@ def parse_recipe(content: dict, *, where: str = "recipe") -> Recipe:
     """Checks a recipe given as nested dicts; raises InputError as `read_recipe` does.
 
     Example:
-        >>> from tfvllm.recipe import parse_recipe
+        >>> from tfvllm.compress.recipe import parse_recipe
         >>> try:
         ...     parse_recipe({"teacher": {"layer": 2}})
         ... except tfvllm.errors.InputError as error:

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tfvllm import manifest, protos
 from tfvllm.errors import InputError
-from tfvllm.export import ops
+from tfvllm.savedmodel import manifest, protos
+from tfvllm.serving import served_ops
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
 _GIB = 1 << 30
@@ -35,7 +35,7 @@ class Finding:
         signature: the signature it is about, if it is about one.
 
     Example:
-        >>> from tfvllm.export.lint import Finding, LintReport
+        >>> from tfvllm.serving.lint import Finding, LintReport
         >>> finding = Finding("custom-op", "error", "layer", "op Mine is not linked", "replace that layer")
         >>> LintReport("folder", "2.20", "portable", [finding]).ok
         False
@@ -55,7 +55,7 @@ class LintReport:
     """What lint found. `target` is "portable" (public ops only) or "onednn" (needs a server with oneDNN linked).
 
     Example:
-        >>> from tfvllm.export.lint import LintReport
+        >>> from tfvllm.serving.lint import LintReport
         >>> LintReport("saved_models/sentiment/1", serving_version="2.20", target="portable").ok
         True
     """
@@ -93,12 +93,12 @@ def lint(
     Raises InputError when there is no SavedModel to read.
 
     Example:
-        >>> from tfvllm.export.lint import lint
+        >>> from tfvllm.serving.lint import lint
         >>> report = lint("saved_models/sentiment", run=False)
         >>> report.ok, report.target
         (True, 'portable')
     """
-    version = ops.check_version(serving_version)
+    version = served_ops.check_version(serving_version)
     folder, findings = _locate(Path(directory))
     proto = _read(folder)
     report = LintReport(str(directory), version, "portable")
@@ -125,7 +125,7 @@ def lint(
 
 
 def _locate(directory: Path) -> tuple[Path, list[Finding]]:
-    from tfvllm.serving import versions
+    from tfvllm.savedmodel import versions
 
     if not directory.is_dir():
         raise InputError(f"no folder {directory}; expected a SavedModel, or a folder with versions 1/, 2/, …")
@@ -179,7 +179,7 @@ def _check_tags(proto) -> list[Finding]:
 
 
 def _check_ops(graph, version: str) -> tuple[list[Finding], str]:
-    known = ops.served(version)
+    known = served_ops.served(version)
     functions = {function.signature.name for function in graph.graph_def.library.function}
     unknown: dict[str, list[str]] = {}
     internal: dict[str, list[str]] = {}
@@ -199,7 +199,7 @@ def _check_ops(graph, version: str) -> tuple[list[Finding], str]:
             growing.append(where)
     findings = []
     for op, places in sorted(unknown.items()):
-        first = ops.since(op)
+        first = served_ops.since(op)
         if first is not None:
             what = f"op {op} ({len(places)}x) came with TensorFlow {first}; TF Serving {version} does not know it"
             mend = f"serve with TF Serving {first} or newer, or export with TensorFlow {version}"
@@ -427,12 +427,12 @@ def _check_files(folder: Path, graph) -> list[Finding]:
 
 def _check_warmup(folder: Path, run: bool) -> list[Finding]:
     from tfvllm.errors import TfvllmError
-    from tfvllm.export import warmup
+    from tfvllm.savedmodel import warmup
 
     file = warmup.path(folder)
     if not file.exists():
         what = "no warm-up requests: the first real requests of each version will be slow"
-        mend = "run: tfvllm lint --fix (for a text input), or write them with tfvllm.export.warmup.write"
+        mend = "run: tfvllm lint --fix (for a text input), or write them with tfvllm.savedmodel.warmup.write"
         return [Finding("no-warmup", WARNING, warmup.NAME, what, mend, fixable=True)]
     try:
         requests = warmup.read(folder)
@@ -451,7 +451,7 @@ def _check_warmup(folder: Path, run: bool) -> list[Finding]:
 
 
 def _fix(folder: Path, proto) -> list[str]:
-    from tfvllm.export import warmup
+    from tfvllm.savedmodel import warmup
 
     fixed = []
     for graph in proto.meta_graphs:

@@ -15,12 +15,12 @@ import tensorflow as tf
 from tfvllm import data as text_data
 from tfvllm.compress import classifiers, training
 from tfvllm.compress.classifiers import load_model, save_model
+from tfvllm.compress.recipe import Distill, Prune, Recipe, unused_keys
 from tfvllm.compress.steps import Done, Workspace
 from tfvllm.compress.vocabulary import learn_vocabulary
 from tfvllm.errors import InputError
 from tfvllm.files import digest, new_directory, write_text
 from tfvllm.graph import targets
-from tfvllm.recipe import Distill, Prune, Recipe, unused_keys
 
 _OBJECTIVE = ("temperature", "logits", "task", "hidden", "hidden_fade", "augment")
 

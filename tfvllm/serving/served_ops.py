@@ -1,6 +1,6 @@
 """Which ops a TF Serving of some version knows: TensorFlow's own, TensorFlow Text's and TF Decision Forests'.
 
-`serving_ops.json` holds, per version, what the libraries of that version register. `python -m tfvllm.export.ops`
+`served_ops.json` holds, per version, what the libraries of that version register. `python -m tfvllm.serving.served_ops`
 prints the same for the TensorFlow installed here, to add another version.
 """
 
@@ -18,7 +18,7 @@ DEFAULT_VERSION = "2.20"  # the official server's pinned TensorFlow Text
 
 @functools.cache
 def _table() -> dict[str, Any]:
-    return json.loads(Path(__file__).with_name("serving_ops.json").read_text(encoding="utf-8"))
+    return json.loads(Path(__file__).with_name("served_ops.json").read_text(encoding="utf-8"))
 
 
 def versions() -> list[str]:
@@ -85,13 +85,13 @@ write()
 
 def registered() -> dict[str, Any]:
     """The ops that the TensorFlow and TensorFlow Text libraries installed here register."""
-    from tfvllm import textops
     from tfvllm.quietly import import_tensorflow
+    from tfvllm.savedmodel import text_ops
 
     tensorflow = import_tensorflow()
     from tensorflow.core.framework import op_def_pb2
 
-    folder, libraries = Path(tensorflow.__file__).parent, map(str, textops.libraries())
+    folder, libraries = Path(tensorflow.__file__).parent, map(str, text_ops.libraries())
     command = [sys.executable, "-I", "-c", _LIST_OPS, str(folder), *libraries]
     listed = subprocess.run(command, capture_output=True, check=True).stdout
     size = 8 + int.from_bytes(listed[:8], "little")

@@ -16,15 +16,16 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfvllm import warm_requests
 from tfvllm.errors import InputError, VerificationError
 from tfvllm.files import check_new, digest, new_directory
-from tfvllm.graph import convert, cost, dispatch, memory, quantize, state, targets, verify
+from tfvllm.graph import convert, cost, memory, state, targets, verify
 from tfvllm.graph.arguments import Arguments, flat, spec_of, spec_of_input
 from tfvllm.graph.guarantee import Approximate
 from tfvllm.graph.ir import Graph
-from tfvllm.graph.report import Report, SignatureReport, diagram
 from tfvllm.graph.rewriter import Rewriter, Rule, Step, select, short
+from tfvllm.savedmodel import warm_requests
+from tfvllm.simplifier import dispatch, quantize
+from tfvllm.simplifier.report import Report, SignatureReport, diagram
 
 PRECISIONS = ("float32", "bfloat16", "int8")
 _MAX_ROLLBACKS = 20
@@ -101,7 +102,7 @@ def simplify(
             bfloat16 is faster where the CPU has instructions for it, and very slow where it has not.
         measure: keep a rule only if the graph is faster with it on this CPU, on `inputs`, in float32; see the report.
         profile: requests to be fast on: a JSON-lines file or dicts, `{"batch": 8, "length": 37, "count": 120}` each;
-            see `tfvllm.graph.requests`. Ways to compute the graph are measured on them on this CPU, and where no
+            see `tfvllm.simplifier.requests`. Ways to compute the graph are measured on them on this CPU, and where no
             single one is best, the result chooses by batch and length.
         memory_limit: for `profile`: what the weights of all ways together may take, as a multiple of the original's
             bytes (default 2). A way with weights of its own has to save a tenth of the time.
@@ -700,7 +701,7 @@ def _calibration(calibration: Sequence[dict[str, Any]] | None, entry: convert.Si
 
 
 def _write_manifest(directory: Path, report: Report, source: str | os.PathLike, given: dict[str, Any]) -> None:
-    from tfvllm import manifest
+    from tfvllm.savedmodel import manifest
 
     options, again = _as_given(report, given)
     manifest.add_step(
@@ -729,7 +730,7 @@ def _as_given(report: Report, given: dict[str, Any]) -> tuple[dict[str, Any], st
     Files travel under stand-ins (CALIBRATION, REQUESTS.jsonl), as the model does (SRC, DST); of the calibration the
     digest is kept. Rules that a measurement left out are named, so that nothing need be measured again.
     """
-    from tfvllm import manifest
+    from tfvllm.savedmodel import manifest
 
     rules = [] if given["rules"] is None else given["rules"]
     rules = [rules] if isinstance(rules, str | Rule) else list(rules)

@@ -10,7 +10,7 @@ from tensorflow.core.framework import function_pb2
 from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow.python.trackable.resource import TrackableResource
 
-from tfvllm.protos import read_proto, set_method_names, write_proto
+from tfvllm.savedmodel.protos import read_proto, set_method_names, write_proto
 
 PREDICT = "tensorflow/serving/predict"
 CLASSIFY = "tensorflow/serving/classify"

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from tfvllm import textops
 from tfvllm.errors import TfvllmError, VerificationError
-from tfvllm.export import fresh as fresh_script
+from tfvllm.savedmodel import fresh as fresh_script
+from tfvllm.savedmodel import text_ops
 
 
 def check(
@@ -55,7 +55,7 @@ def loaded_here(directory: str | os.PathLike) -> Callable[[Sequence], list[dict[
 
     @functools.cache
     def model():
-        textops.load()
+        text_ops.load()
         return fresh_script.load(directory)
 
     return lambda requests: fresh_script.run(model(), requests)

@@ -21,10 +21,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from tfvllm import manifest
-from tfvllm.export import deployment, lint, warmup
 from tfvllm.files import new_directory, write_text
-from tfvllm.serving import config
+from tfvllm.savedmodel import manifest, warmup
+from tfvllm.serving import config, deployment, lint
 from tfvllm.serving.batching import BatchingOptions, is_batchable, row_count
 from tfvllm.serving.manager import ModelConfig
 from tfvllm.serving.servable import Servable, find_saved_model
@@ -180,7 +179,7 @@ def inference_service(
     """A KServe InferenceService (serving.kserve.io/v1beta1) that runs TF Serving on the base folder.
 
     Args:
-        memory: a Kubernetes quantity; see `tfvllm.export.deployment.memory`.
+        memory: a Kubernetes quantity; see `tfvllm.serving.deployment.memory`.
         batching: whether TF Serving may batch every signature.
         storage: where the base folder is (pvc://, s3://, gs://, …); default: a volume claim `models`.
         replicas: fewest and most; KServe scales on the requests under way.

@@ -131,7 +131,7 @@ class Report:
 
     def to_html(self, path: str | os.PathLike) -> None:
         """Writes a self-contained page with the table, the rules and the diagrams."""
-        from tfvllm.graph.report_html import page
+        from tfvllm.simplifier.report_html import page
 
         write_text(path, page(self))
 

@@ -11,11 +11,11 @@ import tensorflow as tf
 
 from tfvllm.bench import models as bench
 from tfvllm.bench import results
-from tfvllm.compress.road import Road
+from tfvllm.compress.recipe import Recipe
+from tfvllm.compress.stages import Road
 from tfvllm.compress.steps import Done, Workspace
 from tfvllm.data import Split
 from tfvllm.files import new_directory
-from tfvllm.recipe import Recipe
 
 MODEL = "saved_model"  # the SavedModel inside a step's folder
 
@@ -53,7 +53,7 @@ def simplify(recipe: Recipe, workspace: Workspace, road: Road, exported: Done) -
     assert block is not None
 
     def build(directory: Path, work: Path) -> dict[str, Any]:
-        from tfvllm.graph.simplify import simplify_saved_model
+        from tfvllm.simplifier.api import simplify_saved_model
 
         report = simplify_saved_model(
             exported.directory / MODEL,
@@ -207,8 +207,8 @@ def publish(workspace: Workspace, source: Path, name: str, step: dict[str, Any],
     Its manifest gets `step`: which run made it, and how to make it again. `kit_for` is the name under which it is to be
     served: a serving kit for it is then written beside the version.
     """
-    from tfvllm import manifest
-    from tfvllm.export import kit
+    from tfvllm.savedmodel import manifest
+    from tfvllm.serving import kit
 
     target = workspace.out / name / "1"
     with new_directory(target, overwrite=True) as partial:

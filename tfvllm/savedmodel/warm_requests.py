@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from tfvllm import messages
+from tfvllm.savedmodel import messages
 
 NAME = "assets.extra/tf_serving_warmup_requests"
 

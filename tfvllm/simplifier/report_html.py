@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tfvllm import html
-from tfvllm.graph.report import (
+from tfvllm.simplifier.report import (
     Report,
     SignatureReport,
     dispatch_lines,

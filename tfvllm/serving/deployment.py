@@ -27,7 +27,7 @@ def check_name(name: str) -> str:
         bad = "" if not found else f" (it has {found[0]!r})"
         raise InputError(
             f"a model's name must be non-empty, without spaces, slashes, colons and other signs of the shell; got "
-            f"{name!r}{bad}. Rename the folder, or pass name=... to tfvllm.export.kit.write."
+            f"{name!r}{bad}. Rename the folder, or pass name=... to tfvllm.serving.kit.write."
         )
     return name
 

@@ -2,8 +2,8 @@
 
 import math
 
-from tfvllm.generation.families.common import array, dense, layer_norm, merged, projection
-from tfvllm.generation.spec import Attention, Block, FeedForward, LanguageModel, Stack
+from tfvllm.models.arrays import array, dense, layer_norm, merged, projection
+from tfvllm.models.spec import Attention, Block, FeedForward, LanguageModel, Stack
 
 
 def read(backbone) -> LanguageModel:

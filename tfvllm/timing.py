@@ -15,7 +15,7 @@ class Timing:
     """Latencies of one candidate, in milliseconds, in the order they were measured.
 
     Example:
-        >>> from tfvllm.bench.timing import Timing
+        >>> from tfvllm.timing import Timing
         >>> Timing((1.0, 2.0, 9.0)).median_ms
         2.0
     """
@@ -60,7 +60,7 @@ def compare(callables: Mapping[str, Callable[[], Any]], repeats: int = 30, warmu
         InputError: nothing to time, or fewer than one repeat.
 
     Example:
-        >>> from tfvllm.bench.timing import compare
+        >>> from tfvllm.timing import compare
         >>> timings = compare({"one": lambda: sum(range(10)), "two": lambda: sum(range(20))}, repeats=3, warmup=1)
         >>> {name: len(timing.samples_ms) for name, timing in timings.items()}
         {'one': 3, 'two': 3}

@@ -86,7 +86,7 @@ def saved(everything, tmp_path_factory):
 
 @pytest.fixture
 def clock(monkeypatch):
-    from tfvllm.graph import cost
+    from tfvllm.simplifier import cost
 
     real = cost.duel
     monkeypatch.setattr(cost, "duel", lambda first, second: real(first, second, seconds=0.0))

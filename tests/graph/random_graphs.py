@@ -13,11 +13,12 @@ from functools import cache
 import numpy as np
 import tensorflow as tf
 
-from tfvllm.graph import convert, infer, verify
+from tfvllm.graph import convert, infer
 from tfvllm.graph.guarantee import Approximate
 from tfvllm.graph.ir import Graph, Value
 from tfvllm.graph.rewriter import Rewriter
 from tfvllm.rules import pipeline
+from tfvllm.simplifier import verify
 
 WIDTH = 8
 Instruction = tuple[int, int, int]

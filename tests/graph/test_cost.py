@@ -2,7 +2,8 @@
 
 import tensorflow as tf
 
-from tfvllm.graph import convert, cost
+from tfvllm.graph import convert
+from tfvllm.simplifier import cost
 
 
 def test_chosen_positions_count_as_if_all_were_chosen():

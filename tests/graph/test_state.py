@@ -11,7 +11,7 @@ from tfvllm.graph import convert, effects
 from tfvllm.graph.guarantee import Exact
 from tfvllm.graph.pattern import op
 from tfvllm.graph.rewriter import Rule
-from tfvllm.graph.state import State
+from tfvllm.simplifier.state import State
 
 X = np.float32([[1, 2], [3, -4]])
 ROWS = [tf.TensorSpec([None, 2], name="x")]

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfvllm.graph import convert, float64, verify
+from tfvllm.graph import convert
 from tfvllm.graph.guarantee import Approximate, Exact
 from tfvllm.graph.ir import Graph, Node
 from tfvllm.graph.rewriter import Rewriter, Rule, Step, select
 from tfvllm.rules import pipeline
+from tfvllm.simplifier import float64, verify
 
 SPECIAL = (0.0, -0.0, np.nan, np.inf, -np.inf, 1e-38, -1e-45, 3.4e38, 1.0, -1.0)
 EPSILON = float(np.finfo(np.float32).eps)

@@ -7,10 +7,11 @@ import tensorflow as tf
 import tfvllm
 from tests.capi.loader import run
 from tests.rules.checks import check, f32, weight
-from tfvllm.graph import cost, functions
+from tfvllm.graph import functions
 from tfvllm.graph.rewriter import Rewriter, Step
 from tfvllm.rules.fuse_matmul import FuseActivation, FuseMatMulBias
 from tfvllm.rules.keep_packed import FEW, KeepPackedForFew
+from tfvllm.simplifier import cost
 from tfvllm.simplifier.dispatch import Way, bytes_of
 
 KEPT = "_MklNativeFusedMatMul"

@@ -3,8 +3,9 @@ import pytest
 import tensorflow as tf
 
 from tests.rules.checks import check, f32
-from tfvllm.graph import convert, cost, functions
+from tfvllm.graph import convert, functions
 from tfvllm.rules.small_attention import WORTH
+from tfvllm.simplifier import cost
 
 RULE = "SmallAttentionApart"
 HEADS, SIZE = 2, 8

@@ -102,7 +102,7 @@ def in_options():
 
 
 def _options_of(message: str) -> str:
-    from tfvllm.graph.arguments import REAL_INPUTS
+    from tfvllm.simplifier.arguments import REAL_INPUTS
 
     message = message.replace(REAL_INPUTS, "--calibration FILE").replace('rules="-NAME"', "--rules -NAME")
     for argument, option in (("signature=", "--signature"), ("max_error=", "--max-error"), ("rtol=", "--rtol")):

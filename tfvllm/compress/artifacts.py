@@ -95,7 +95,8 @@ def requests_like(lengths: Sequence[int] | np.ndarray, batch: int = 32, batches:
 
 def figures(directory: Path) -> dict[str, Any]:
     """What the graph alone tells: nodes, and FLOPs for one sentence of 32 tokens (as far as sizes can be known)."""
-    from tfvllm.graph import convert, cost
+    from tfvllm.graph import convert
+    from tfvllm.simplifier import cost
 
     graph = convert.load(directory, "serving_default").signatures["serving_default"].graph
     counted = cost.count(graph, cost.example_sizes(graph, batch=1, length=32))

@@ -18,13 +18,13 @@ import tensorflow as tf
 
 from tfvllm.errors import InputError, VerificationError
 from tfvllm.files import check_new, digest, new_directory
-from tfvllm.graph import convert, cost, memory, state, targets, verify
-from tfvllm.graph.arguments import Arguments, flat, spec_of, spec_of_input
+from tfvllm.graph import convert, targets
 from tfvllm.graph.guarantee import Approximate
 from tfvllm.graph.ir import Graph
 from tfvllm.graph.rewriter import Rewriter, Rule, Step, select, short
 from tfvllm.savedmodel import warm_requests
-from tfvllm.simplifier import dispatch, quantize
+from tfvllm.simplifier import cost, dispatch, memory, quantize, state, verify
+from tfvllm.simplifier.arguments import Arguments, flat, spec_of, spec_of_input
 from tfvllm.simplifier.report import Report, SignatureReport, diagram
 
 PRECISIONS = ("float32", "bfloat16", "int8")

@@ -10,10 +10,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfvllm.errors import InputError
-from tfvllm.graph import trial
-from tfvllm.graph.arguments import REAL_INPUTS
 from tfvllm.graph.ir import Graph, Node, Value
 from tfvllm.graph.rewriter import Builder, short
+from tfvllm.simplifier import trial
+from tfvllm.simplifier.arguments import REAL_INPUTS
 
 _PER_OCTAVE = 64  # bins of the histogram of log2|x|: a limit taken from it is right to 1.1 %
 _LOWEST, _HIGHEST = -24, 24

@@ -24,12 +24,12 @@ import tensorflow as tf
 from tensorflow.core.framework import function_pb2
 
 from tfvllm.errors import InputError
-from tfvllm.graph import cost, dims, functions, infer, ops, targets, trial, verify
+from tfvllm.graph import dims, functions, infer, ops, targets
 from tfvllm.graph.ir import Graph, Node, Value
 from tfvllm.graph.rewriter import Builder
-from tfvllm.graph.state import State
-from tfvllm.simplifier import requests
+from tfvllm.simplifier import cost, requests, trial, verify
 from tfvllm.simplifier.requests import Kind
+from tfvllm.simplifier.state import State
 
 MEMORY_LIMIT = 2.0  # all ways together, as a multiple of the original's bytes of weights
 FEATURES = ("batch × length", "length", "batch")

@@ -9,12 +9,12 @@ import numpy as np
 
 from tfvllm.errors import InputError, VerificationError
 from tfvllm.graph import targets
-from tfvllm.graph.arguments import REAL_INPUTS
 from tfvllm.graph.guarantee import Approximate
 from tfvllm.graph.ir import Graph, Node
 from tfvllm.graph.rewriter import Rewriter, short
-from tfvllm.graph.verify import Comparison, Verifier
 from tfvllm.simplifier import calibrate
+from tfvllm.simplifier.arguments import REAL_INPUTS
+from tfvllm.simplifier.verify import Comparison, Verifier
 
 Ranges = dict[str, tuple[float, float] | None]  # name of a product -> the range of its input; None for a table
 MAX_ERROR = 0.1  # relative to the largest magnitude of an output, where the user gives none

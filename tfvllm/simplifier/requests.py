@@ -25,8 +25,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfvllm.errors import InputError
-from tfvllm.graph import dims, verify
+from tfvllm.graph import dims
 from tfvllm.graph.ir import Graph, Value
+from tfvllm.simplifier import verify
 
 MAX_KINDS = 12  # so many kinds of requests are measured; more are summed up
 _LARGEST = 1 << 22  # tokens in one request: more is a mistake

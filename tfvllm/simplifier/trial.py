@@ -15,9 +15,9 @@ from tensorflow.core.framework import node_def_pb2
 
 from tfvllm.errors import InputError
 from tfvllm.graph import convert, effects, ops
-from tfvllm.graph.arguments import pack
 from tfvllm.graph.ir import Graph
-from tfvllm.graph.state import State
+from tfvllm.simplifier.arguments import pack
+from tfvllm.simplifier.state import State
 
 
 class Trial:

@@ -17,11 +17,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfvllm.errors import InputError
-from tfvllm.graph import composites, float64, memory, trial
-from tfvllm.graph.arguments import REAL_INPUTS
 from tfvllm.graph.ir import Graph, Node, Value
 from tfvllm.graph.rewriter import short
-from tfvllm.graph.state import State
+from tfvllm.simplifier import composites, float64, memory, trial
+from tfvllm.simplifier.arguments import REAL_INPUTS
+from tfvllm.simplifier.state import State
 
 TEXTS = (
     "a gripping, beautifully acted film",

@@ -50,7 +50,7 @@ from tfvllm.compress.training import adamw, recalled_teacher
 from tfvllm.distillation import student_from, write_targets
 from tfvllm.export.translate import translator_for
 from tfvllm.generation.families import read
-from tfvllm.graph.targets import default_for
+from tfvllm.graph.probes import default_for
 from tfvllm.models.products import flat_products
 from tfvllm.pruning.prunable import prunable_weights
 

@@ -67,7 +67,7 @@ def make_models(which: str, folder: str, max_error: float, ranges: list[Inputs] 
 
     import tfvllm
     from tfvllm.errors import InputError
-    from tfvllm.graph.targets import check_runs
+    from tfvllm.graph.probes import check_runs
 
     keras.utils.set_random_seed(1)
     if which == "minilm":

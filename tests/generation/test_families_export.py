@@ -5,7 +5,7 @@ import pytest
 
 import tfvllm
 from tfvllm.errors import InputError
-from tfvllm.graph.targets import check_runs
+from tfvllm.graph.probes import check_runs
 from tfvllm.savedmodel import manifest, parity
 
 from .models import CAUSAL, SEQ2SEQ, build, prompts

@@ -14,7 +14,7 @@ from tests.rules.test_pack_tokens import SPECS, batch, first
 from tests.tiny_models import TEXTS, keras_scores
 from tfvllm.cli import main
 from tfvllm.errors import InputError
-from tfvllm.graph import convert
+from tfvllm.graph import executable, importer
 from tfvllm.simplifier import dispatch, requests
 from tfvllm.simplifier.dispatch import Leaf, Point, Split, Way
 from tfvllm.simplifier.requests import Kind
@@ -84,7 +84,7 @@ def test_a_long_profile_is_summed_up():
 def way(name, bytes_of_weights=0):
     x = tf.Variable(tf.zeros([bytes_of_weights // 4]))
     call = tf.function(lambda v: v + tf.reduce_sum(x), input_signature=[tf.TensorSpec([None])])
-    return Way(name, convert.from_concrete(call.get_concrete_function()))
+    return Way(name, importer.from_concrete(call.get_concrete_function()))
 
 
 def point(batch, length, count=1.0, **ms):
@@ -153,7 +153,7 @@ def test_the_branch_is_chosen_by_shape():
 
     def graph(f):
         call = tf.function(lambda v: f(tf.sqrt(v) * x), input_signature=[tf.TensorSpec([None, None], name="v")])
-        return convert.from_concrete(call.get_concrete_function())
+        return importer.from_concrete(call.get_concrete_function())
 
     original = graph(lambda v: v + 1.0)
     ways = []
@@ -174,7 +174,7 @@ def test_the_branch_is_chosen_by_shape():
     built = merged.build(tree)
     built.check()
     assert [n.op for n in built.live()].count("Sqrt") == 1  # what all compute alike stands before the branch
-    run = convert.to_concrete(built, ((tf.TensorSpec([None, None], tf.float32),), {}), pack=list)
+    run = executable.to_concrete(built, ((tf.TensorSpec([None, None], tf.float32),), {}), pack=list)
     for (b, n), f in {
         (2, 4): np.negative,
         (2, 5): np.exp,
@@ -245,7 +245,7 @@ def test_a_way_with_an_effect_is_no_branch():
         x.assign_add(1.0)
         return v * x
 
-    original = convert.from_concrete(call.get_concrete_function())
+    original = importer.from_concrete(call.get_concrete_function())
     other = original.copy()
     other.effects[0].name = "renamed"  # effects are the same only if they are the same node
     other.nodes = {n.name: n for n in other.nodes.values()}

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfvllm.errors import InputError
-from tfvllm.savedmodel import loading, text_ops
+from tfvllm.savedmodel import read, text_ops
 from tfvllm.timing import Timing, compare
 
 # Everyday words that WordPiece and BPE vocabularies of English hold whole: n words are about n tokens.
@@ -28,7 +28,7 @@ class ServedModel:
         self.directory = latest_version(directory)
         import_text_ops()
         try:
-            self._loaded = loading.load(self.directory)
+            self._loaded = read.load(self.directory)
         except Exception as error:
             line = " ".join(str(error).split())[:200]
             raise InputError(

@@ -16,6 +16,7 @@ from tfvllm.compress.stages import Road
 from tfvllm.compress.steps import Done, Workspace
 from tfvllm.data import Split
 from tfvllm.files import new_directory
+from tfvllm.graph import loading
 
 MODEL = "saved_model"  # the SavedModel inside a step's folder
 
@@ -95,10 +96,9 @@ def requests_like(lengths: Sequence[int] | np.ndarray, batch: int = 32, batches:
 
 def figures(directory: Path) -> dict[str, Any]:
     """What the graph alone tells: nodes, and FLOPs for one sentence of 32 tokens (as far as sizes can be known)."""
-    from tfvllm.graph import convert
     from tfvllm.simplifier import cost
 
-    graph = convert.load(directory, "serving_default").signatures["serving_default"].graph
+    graph = loading.load(directory, "serving_default").signatures["serving_default"].graph
     counted = cost.count(graph, cost.example_sizes(graph, batch=1, length=32))
     return {name: counted[name] for name in ("nodes", "flops", "parameters")}
 

@@ -20,7 +20,7 @@ from tfvllm.compress.steps import Done, Workspace
 from tfvllm.compress.vocabulary import learn_vocabulary
 from tfvllm.errors import InputError
 from tfvllm.files import digest, new_directory, write_text
-from tfvllm.graph import targets
+from tfvllm.graph import probes
 
 _OBJECTIVE = ("temperature", "logits", "task", "hidden", "hidden_fade", "augment")
 
@@ -49,7 +49,7 @@ class Road:
     def data(self) -> Done:
         """Reads the sentences, or writes synthetic ones."""
         if (wanted := self.recipe.simplify) is not None:  # before hours of training
-            targets.check_runs(wanted.target, wanted.precision)
+            probes.check_runs(wanted.target, wanted.precision)
         block = self.recipe.data
         if block.path is None:
             assert block.synthetic is not None

@@ -24,7 +24,8 @@ from tfvllm.generation.families import read
 from tfvllm.generation.generator import Generator, finish_reasons
 from tfvllm.generation.sampling import Controls
 from tfvllm.generation.text import codec_for
-from tfvllm.graph.targets import check, check_runs, default_for
+from tfvllm.graph.probes import check_runs, default_for
+from tfvllm.graph.targets import check
 from tfvllm.savedmodel import write
 
 PRECISIONS = {"float32": tf.float32, "bfloat16": tf.bfloat16}

@@ -27,7 +27,8 @@ from tfvllm.generation.generator import finish_reasons
 from tfvllm.generation.sampling import Controls
 from tfvllm.generation.text import codec_for
 from tfvllm.generation.translator import Translator
-from tfvllm.graph.targets import check, check_runs, default_for
+from tfvllm.graph.probes import check_runs, default_for
+from tfvllm.graph.targets import check
 from tfvllm.models.spec import LanguageModel
 from tfvllm.savedmodel import write
 

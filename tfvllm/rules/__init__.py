@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tfvllm.graph.guarantee import Approximate
+from tfvllm.graph.int8_ops import Range
 from tfvllm.graph.rewriter import Rule, Step
 from tfvllm.rules.algebra import FactorOut, JoinFactors, JoinTerms, Signs, SmallPowers
 from tfvllm.rules.batch_matmul_to_matmul import BatchMatMulToMatMul
@@ -35,7 +36,6 @@ from tfvllm.rules.int8 import (
     HandOverNarrow,
     QuantizeProducts,
     QuantizeTables,
-    Range,
     SmoothInputs,
     SplitOutliers,
 )

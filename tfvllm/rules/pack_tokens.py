@@ -8,10 +8,11 @@ from typing import Any
 import tensorflow as tf
 
 from tfvllm.graph import demand, dims, padding
+from tfvllm.graph.builder import Builder, Declined
 from tfvllm.graph.guarantee import Approximate
 from tfvllm.graph.ir import Graph, Node, Value
 from tfvllm.graph.padding import Tokens
-from tfvllm.graph.rewriter import Builder, Declined, Pass
+from tfvllm.graph.rewriter import Pass
 
 _VIEWS = ("Reshape", "ExpandDims", "Squeeze")
 _SCOPE = "/pack"  # ends the names of what packs and unpacks

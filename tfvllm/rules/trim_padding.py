@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import tensorflow as tf
 
 from tfvllm.graph import demand, dims, padding
+from tfvllm.graph.builder import Builder, Declined
 from tfvllm.graph.guarantee import Approximate
 from tfvllm.graph.ir import Graph, Node, Value
-from tfvllm.graph.rewriter import Builder, Declined, Pass
+from tfvllm.graph.rewriter import Pass
 
 _MULTIPLE = 8  # what attention's kernels like
 _SIZES = ("StridedSlice", "Pack", "ConcatV2", "GatherV2", "Prod", "Mul", "Cast", "Identity", "ExpandDims", "Squeeze")

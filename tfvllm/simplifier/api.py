@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from tfvllm.errors import InputError, VerificationError
 from tfvllm.files import check_new, digest, new_directory
-from tfvllm.graph import convert, targets
+from tfvllm.graph import executable, importer, loading, probes, targets
 from tfvllm.graph.guarantee import Approximate
 from tfvllm.graph.ir import Graph
 from tfvllm.graph.rewriter import Rewriter, Rule, Step, select, short
@@ -48,7 +48,7 @@ class Simplified:
 
     def __init__(self, graph: Graph, arguments: Arguments, pack: Callable[[list], Any], report: Report):
         self.graph, self.specs, self.report = graph, arguments.specs, report
-        self.concrete_function = convert.to_concrete(graph, arguments.specs, pack)
+        self.concrete_function = executable.to_concrete(graph, arguments.specs, pack)
         self._arguments = arguments
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -121,11 +121,11 @@ def simplify(
     started = time.perf_counter()
     function = _concrete(model, inputs)
     specs = function.structured_input_signature
-    graph = convert.from_concrete(function, _owners(model))
+    graph = importer.from_concrete(function, _owners(model))
     given = tf.nest.flatten(inputs)
     samples = None if inputs is None or any(isinstance(t, tf.TypeSpec) for t in given) else [flat(inputs)]
     int8 = quantize.Options.check(precision, target, max_error, percentile, activations)
-    targets.check_runs(target, precision)
+    probes.check_runs(target, precision)
     engine = _Engine(
         *(target, precision, rules, rtol, atol, int8, measure), dispatch.Options.check(profile, memory_limit)
     )
@@ -191,19 +191,19 @@ def simplify_saved_model(
     started = time.perf_counter()
     check_new(destination, overwrite=overwrite)
     int8 = quantize.Options.check(precision, target, max_error, percentile, activations)
-    targets.check_runs(target, precision)
+    probes.check_runs(target, precision)
     engine = _Engine(
         *(target, precision, rules, rtol, atol, int8, measure),
         dispatch.Options.check(profile, memory_limit),
         from_disk=True,
     )
     progress("reading")
-    saved = convert.load(source, signature)
+    saved = loading.load(source, signature)
     memory.trim()
     sections: dict[str, SignatureReport] = {}
     done: dict[tuple, str] = {}
     for name, entry in saved.signatures.items():
-        twin = done.setdefault(convert.fingerprint(entry.graph), name)
+        twin = done.setdefault(executable.fingerprint(entry.graph), name)
         if twin != name:  # Keras exports one function as "serve" and as "serving_default"
             entry.graph, sections[name] = saved.signatures[twin].graph, replace(sections[twin], name=name)
             continue
@@ -215,7 +215,7 @@ def simplify_saved_model(
     memory.trim()
     report = Report(target, precision, sections, 0.0, Path(source).name, engine.notes())
     with new_directory(destination, overwrite=overwrite) as partial:
-        convert.save(saved.signatures, partial, Path(source) / "assets.extra", saved.loaded)
+        loading.save(saved.signatures, partial, Path(source) / "assets.extra", saved.loaded)
         if signature is not None:
             warm_requests.keep(partial, saved.signatures)
         report.seconds = time.perf_counter() - started
@@ -248,7 +248,7 @@ def inspect_saved_model(
         >>> found["signatures"]["serving_default"]["inputs"]
         {'text': {'dtype': 'string', 'shape': [None]}}
     """
-    saved = convert.load(source, signature)
+    saved = loading.load(source, signature)
     result: dict[str, Any] = {"path": str(source), "signatures": {}}
     for name, entry in saved.signatures.items():
         before = cost.count(entry.graph)
@@ -362,7 +362,7 @@ class _Engine:
         known = {r.name for s in self.steps for r in s.rules}
 
         def add(name: str, graph: Graph, slack: float) -> None:
-            found.setdefault(convert.fingerprint(graph), dispatch.Way(name, graph, slack))
+            found.setdefault(executable.fingerprint(graph), dispatch.Way(name, graph, slack))
 
         if lowered is not plain:
             add(dispatch.name_of(self.precision, packing[0]), lowered.graph, slack)
@@ -673,7 +673,7 @@ def _owners(model: Any) -> dict[int, Any]:
     owners: dict[int, Any] = {}
     for root in roots:
         with contextlib.suppress(ValueError, TypeError, AttributeError):  # it tracks nothing
-            owners |= convert.owners_of(tf.train.TrackableView(root).descendants())
+            owners |= importer.owners_of(tf.train.TrackableView(root).descendants())
     return owners
 
 
@@ -685,7 +685,7 @@ def _pack(structure: Any, flat: list) -> Any:
     )
 
 
-def _calibration(calibration: Sequence[dict[str, Any]] | None, entry: convert.Signature) -> list[list[Any]] | None:
+def _calibration(calibration: Sequence[dict[str, Any]] | None, entry: loading.Signature) -> list[list[Any]] | None:
     if calibration is None:
         return None
     wanted = set(entry.specs)

@@ -10,8 +10,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfvllm.errors import InputError
+from tfvllm.graph.builder import Builder
 from tfvllm.graph.ir import Graph, Node, Value
-from tfvllm.graph.rewriter import Builder, short
+from tfvllm.graph.rewriter import short
 from tfvllm.simplifier import trial
 from tfvllm.simplifier.arguments import REAL_INPUTS
 

@@ -24,9 +24,9 @@ import tensorflow as tf
 from tensorflow.core.framework import function_pb2
 
 from tfvllm.errors import InputError
-from tfvllm.graph import dims, functions, infer, ops, targets
+from tfvllm.graph import dims, functions, graphdef, ops, targets
+from tfvllm.graph.builder import Builder
 from tfvllm.graph.ir import Graph, Node, Value
-from tfvllm.graph.rewriter import Builder
 from tfvllm.simplifier import cost, requests, trial, verify
 from tfvllm.simplifier.requests import Kind
 from tfvllm.simplifier.state import State
@@ -548,7 +548,7 @@ def _case_attrs(branches: Sequence[str], results: Sequence[Value]) -> dict[str, 
     for name in branches:
         called.list.func.add(name=name)
     for value in results:
-        shapes.list.shape.append(tf.TensorShape(infer.static_shape(value)).as_proto())
+        shapes.list.shape.append(tf.TensorShape(graphdef.static_shape(value)).as_proto())
     # Lowered into the surrounding graph, the branches see TensorFlow's own passes, without which the internal fused ops
     # have no oneDNN kernels.
     return {

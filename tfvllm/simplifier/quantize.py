@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tfvllm.errors import InputError, VerificationError
-from tfvllm.graph import targets
+from tfvllm.graph import int8_ops, probes, targets
 from tfvllm.graph.guarantee import Approximate
 from tfvllm.graph.ir import Graph, Node
 from tfvllm.graph.rewriter import Rewriter, short
@@ -67,7 +67,7 @@ class Options:
         if activations not in (None, *ACTIVATIONS):
             raise InputError(f"activations: expected {' or '.join(ACTIVATIONS)}, found {activations!r}.")
         if activations == "bfloat16":
-            targets.check_runs(target, "bfloat16")
+            probes.check_runs(target, "bfloat16")
         return cls(
             MAX_ERROR if max_error is None else max_error,
             100.0 if percentile is None else percentile,
@@ -158,7 +158,7 @@ class Quantizer:
 
     def _plan(self, base: Rewriter, spreads: dict[str, calibrate.Spread], tables: list[str], smoothed: int) -> _Plan:
         """`base` in int8. spreads, tables: what `_observe` found in it; smoothed: how many nodes it has changed."""
-        from tfvllm.rules.int8 import snap
+        from tfvllm.graph.int8_ops import snap
 
         ranges: Ranges = dict.fromkeys(tables)
         ranges |= {n: snap(*s.span(self.options.percentile)) for n, s in spreads.items()}
@@ -249,7 +249,7 @@ class Quantizer:
                 weights.append(array.T if node.attr("transpose_b") else array)
             rows = np.max([np.abs(w).max(axis=1) for w in weights], axis=0)
             plain = _expected_error(spread, weights, np.ones(rows.shape))
-            options = [int8.smoothing(spread.largest, rows, alpha) for alpha in _ALPHAS]
+            options = [int8_ops.smoothing(spread.largest, rows, alpha) for alpha in _ALPHAS]
             errors = [_expected_error(spread, weights, factors) for factors in options]
             best = int(np.argmin(errors))
             if errors[best] < plain * (_WORTH if source.private else _WORTH_A_NODE):

@@ -14,7 +14,7 @@ import tensorflow as tf
 from tensorflow.core.framework import node_def_pb2
 
 from tfvllm.errors import InputError
-from tfvllm.graph import convert, effects, ops
+from tfvllm.graph import effects, executable, ops
 from tfvllm.graph.ir import Graph
 from tfvllm.simplifier.arguments import pack
 from tfvllm.simplifier.state import State
@@ -42,7 +42,7 @@ class Trial:
     @property
     def function(self) -> Any:
         if self._function is None or self._fresh:
-            self._function = convert.to_concrete(self.graph, self.specs, pack=list)
+            self._function = executable.to_concrete(self.graph, self.specs, pack=list)
         return self._function
 
     def run(self, sample: Sequence[Any]) -> list[np.ndarray]:

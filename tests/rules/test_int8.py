@@ -21,7 +21,7 @@ from tfvllm.graph.int8_ops import quantise_weight, snap
 from tfvllm.graph.int8_ops import smoothing as smoothing_factors
 from tfvllm.graph.rewriter import Rewriter
 from tfvllm.rules import lowering, smoothing
-from tfvllm.rules.int8 import FuseRequantize
+from tfvllm.rules.fuse_requantize import FuseRequantize
 from tfvllm.simplifier import calibrate
 
 K, N = 69, 77  # odd, and more than the 4096 elements that a product needs

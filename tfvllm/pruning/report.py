@@ -10,7 +10,7 @@ import numpy as np
 
 from tfvllm.errors import InputError
 from tfvllm.models import adapter_for
-from tfvllm.pruning.files import sparse_size, variables_by_name
+from tfvllm.pruning.files import sparse_size, stored_variables
 
 MASKS_DO_NOT_SPEED_UP = (
     "Masks alone do not speed up TensorFlow or TF Serving: zeros are multiplied like any other number. They save "
@@ -41,7 +41,7 @@ class PruningReport:
             run: a call to time; see `time_stages`, which times all stages in one interleaved run. None leaves time out.
             shape: (batch, length) of the FLOPs.
         """
-        values = [np.asarray(v) for v in variables_by_name(model)]
+        values = [np.asarray(v) for v in stored_variables(model)]
         raw = b"".join(value.tobytes() for value in values)
         compressed = io.BytesIO()
         with gzip.GzipFile(fileobj=compressed, mode="wb", compresslevel=6, mtime=0) as file:

@@ -29,16 +29,10 @@ from tfvllm.rules.fold_scale import FoldScale
 from tfvllm.rules.fold_weights import FoldWeights
 from tfvllm.rules.fuse_conv import FuseConvActivation, FuseConvBias, FuseConvResidual, FuseDepthwiseBias
 from tfvllm.rules.fuse_matmul import FuseActivation, FuseGelu, FuseMatMulBias, FuseResidual
+from tfvllm.rules.fuse_requantize import FuseRequantize, HandOverNarrow
 from tfvllm.rules.head_transposes import OneTransposeForHeads
 from tfvllm.rules.hoist_slices import HoistSlices
-from tfvllm.rules.int8 import (
-    FuseRequantize,
-    HandOverNarrow,
-    QuantizeProducts,
-    QuantizeTables,
-    SmoothInputs,
-    SplitOutliers,
-)
+from tfvllm.rules.int8 import QuantizeProducts, QuantizeTables
 from tfvllm.rules.integer_transposes import TransposesAsIntegers
 from tfvllm.rules.keep_packed import KeepPacked
 from tfvllm.rules.keras_quantised import DequantiseProducts
@@ -58,7 +52,9 @@ from tfvllm.rules.rotary import RotateTogether, SignsIntoSine
 from tfvllm.rules.shared_masks import SharedMask
 from tfvllm.rules.sink_reshapes import SinkReshapeBias, SinkReshapePair, SinkReshapeResidual, SinkReshapeUnary
 from tfvllm.rules.small_attention import SmallAttentionApart
+from tfvllm.rules.smooth_inputs import SmoothInputs
 from tfvllm.rules.softmax import RecogniseSoftmax
+from tfvllm.rules.split_outliers import SplitOutliers
 from tfvllm.rules.swish import FuseSwish
 from tfvllm.rules.transpose_matmul import FoldTransposeLeft, FoldTransposeRight, TransposedProduct
 from tfvllm.rules.trim_padding import TrimPadding

@@ -31,7 +31,7 @@ def hide(names=HIDDEN) -> None:
 
 def load(directory):
     """The SavedModel in `directory`."""
-    return _by_path("loading").load(directory)
+    return _by_path("read").load(directory)
 
 
 def run(model, requests) -> list[dict]:
@@ -49,7 +49,7 @@ def run(model, requests) -> list[dict]:
 
 def _by_path(name):
     """A file of tfvllm that imports nothing of it, as a module."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -57,7 +57,7 @@ def _by_path(name):
 
 def main(request: str, result: str) -> None:
     hide()
-    _by_path("textops").load()
+    _by_path("text_ops").load()
     answers: list = []
     for directory, requests in pickle.loads(Path(request).read_bytes()):
         try:

@@ -12,6 +12,7 @@ from tfvllm.graph import int8_ops, probes, targets
 from tfvllm.graph.guarantee import Approximate
 from tfvllm.graph.ir import Graph, Node
 from tfvllm.graph.rewriter import Rewriter, short
+from tfvllm.rules import smooth_inputs, split_outliers
 from tfvllm.simplifier import calibrate
 from tfvllm.simplifier.arguments import REAL_INPUTS
 from tfvllm.simplifier.verify import Comparison, Verifier
@@ -171,11 +172,10 @@ class Quantizer:
 
         The products with the largest errors of their own are helped first.
         """
-        from tfvllm.rules import int8
 
         graph = first.base.graph
         products = [graph.nodes[n] for n, span in first.ranges.items() if span is not None]
-        helped = {source.node.name: source.products for source in int8.sources(graph, products)}
+        helped = {source.node.name: source.products for source in smooth_inputs.sources(graph, products)}
 
         def worst(name: str) -> float:
             nodes = [graph.nodes[name]] if name in outliers else helped[name]
@@ -236,11 +236,10 @@ class Quantizer:
 
     def _factors(self, graph: Graph, spreads: dict[str, calibrate.Spread]):
         """Smoothing factors by source node: those that cost nothing at run time, and those that cost a layer norm."""
-        from tfvllm.rules import int8
 
         free: dict[str, np.ndarray] = {}
         costly: dict[str, np.ndarray] = {}
-        for source in int8.sources(graph, [graph.nodes[n] for n in spreads]):
+        for source in smooth_inputs.sources(graph, [graph.nodes[n] for n in spreads]):
             spread = spreads[source.products[0].name]
             weights = []
             for node in source.products:
@@ -258,12 +257,11 @@ class Quantizer:
 
     def _outliers(self, graph: Graph, spreads: dict[str, calibrate.Spread], factors) -> dict[str, np.ndarray]:
         """Channels to be computed apart, by product: as few as bring the expected error down enough."""
-        from tfvllm.rules import int8
 
         found = {}
         for name, spread in spreads.items():
             node = graph.nodes[name]
-            if not int8.can_split(graph, node) or node.inputs[0].node.name in factors:
+            if not split_outliers.can_split(graph, node) or node.inputs[0].node.name in factors:
                 continue
             array = graph.array(node.inputs[1])
             assert array is not None

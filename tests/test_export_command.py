@@ -314,7 +314,7 @@ def test_typos_are_answered_before_tensorflow_is_loaded(tmp_path):
 def test_choices_are_those_of_the_code():
     from tfvllm.cli import inspect, simplify
     from tfvllm.graph.targets import TARGETS
-    from tfvllm.simplifier.api import PRECISIONS as SIMPLIFIED
+    from tfvllm.simplifier.engine import PRECISIONS as SIMPLIFIED
 
     choices = {
         (module.__name__, parameter.name): tuple(parameter.type.choices)

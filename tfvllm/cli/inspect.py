@@ -27,7 +27,7 @@ def command(source, target, signature, diagram, as_json):
     from tfvllm.files import write_text
     from tfvllm.savedmodel import manifest
     from tfvllm.simplifier.api import inspect_saved_model
-    from tfvllm.simplifier.report import side_by_side
+    from tfvllm.simplifier.diagram import side_by_side
 
     with in_options():
         found = inspect_saved_model(source, target=target, signature=signature)

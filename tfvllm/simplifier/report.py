@@ -4,36 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import re
-from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
 from tfvllm.files import write_text
-from tfvllm.graph.ir import Graph, Node
-from tfvllm.graph.rewriter import short
-
-_HIDDEN = frozenset({"Const", "Placeholder", "ReadVariableOp", "NoOp"})
-_SHAPING = frozenset({"Shape", "Pack", "StridedSlice", "Prod", "ConcatV2", "GatherV2"})
-_MAX_GROUPS = 40
-
-
-@dataclass
-class SignatureReport:
-    """One signature before and after."""
-
-    name: str
-    before: dict[str, Any]
-    after: dict[str, Any]
-    fired: dict[str, dict[str, Any]] = field(default_factory=dict)  # rule -> count, guarantee, equation
-    declined: list[dict[str, str]] = field(default_factory=list)
-    rolled_back: list[dict[str, str]] = field(default_factory=list)
-    measured: list[dict[str, Any]] = field(default_factory=list)  # --measure: each rule's times, kept or dropped
-    removed_dead: int = 0
-    verification: dict[str, Any] = field(default_factory=dict)
-    lowering: dict[str, Any] = field(default_factory=dict)  # int8: ranges, and each product's precision and error
-    dispatch: dict[str, Any] = field(default_factory=dict)  # --profile: what was measured, and what is chosen when
-    diagrams: dict[str, str] = field(default_factory=dict)
+from tfvllm.simplifier import report_html
+from tfvllm.simplifier.diagram import side_by_side
+from tfvllm.simplifier.report_data import SignatureReport
+from tfvllm.simplifier.report_lines import dispatch_lines, dispatch_table, lowering_lines, verification_lines
 
 
 @dataclass
@@ -131,9 +109,15 @@ class Report:
 
     def to_html(self, path: str | os.PathLike) -> None:
         """Writes a self-contained page with the table, the rules and the diagrams."""
-        from tfvllm.simplifier.report_html import page
-
-        write_text(path, page(self))
+        page = report_html.page(
+            self.main,
+            self.signatures,
+            target=self.target,
+            precision=self.precision,
+            source=self.source,
+            notes=self.notes,
+        )
+        write_text(path, page)
 
     def table(self) -> Any:
         """A `rich` renderable: costs before and after, rules fired, near misses."""
@@ -198,148 +182,4 @@ class Report:
         return Group(*parts)
 
 
-def verification_lines(signature: SignatureReport) -> list[str]:
-    """What the comparison with the original found, and what it could not tell, as sentences."""
-    check = signature.verification
-    if not check:
-        return []
-    lines = []
-    if check["status"] != "not verified":
-        lines.append(
-            f"verified on {check['samples']} inputs: largest difference {check['max_abs_error']:.3g} "
-            f"(allowed {check['tolerance']:.3g}; yardstick: {check['yardstick']})"
-        )
-    by_reason: dict[str, list[str]] = defaultdict(list)
-    for name, reason in check["not_verified"].items():
-        by_reason[reason].append(name)
-    lines.extend(f"not verified: {', '.join(names)}: {reason}" for reason, names in by_reason.items())
-    if check["random"]:
-        lines.append(f"the original is random: {', '.join(check['random'])}; it was compared on the same draws")
-    return lines
-
-
-def lowering_lines(signature: SignatureReport) -> list[str]:
-    """What became of each product in a lower precision, as sentences; none where the precision is float32."""
-    details = signature.lowering
-    if not details:
-        return []
-    products, ranges = details["products"], details["ranges"]
-    lowered = [p for p in products if p["precision"] != "float32"]
-    worst = max(lowered, key=lambda p: p["error"])
-    lines = [
-        f"int8: {len(lowered)} of {len(products)} products and tables, with ranges from "
-        f"{ranges['samples']} {ranges['inputs']} inputs; results are off by {details['error']:.2g} of their "
-        f"largest magnitude, allowed {details['max_error']:.2g}",
-        f"int8: the least exact is the {worst['what']} {worst['where']}: {worst['error']:.2g} of its own result, rms",
-    ]
-    if details["smoothed"]:
-        lines.append(f"int8: large channels were spread into weights or computed apart at {details['smoothed']} places")
-    return lines
-
-
-def dispatch_table(signature: SignatureReport) -> tuple[list[str], list[list[str]]]:
-    """The decision table: a row for each kind of request, the milliseconds of each way, the choice."""
-    points = signature.dispatch["points"]
-    ways = list(points[0]["ms"])
-    chooses = [n for n in points[0].get("again", {}) if n not in ways]
-    headers = ["batch × length", "tokens", "requests", *ways, *chooses, "choice"]
-    rows = []
-    for point in points:
-        size = f"{point['batch']}" if point["length"] is None else f"{point['batch']} × {point['length']}"
-        times = [f"{point['ms'][n]:.2f}" for n in ways] + [f"{point['again'][n]:.2f}" for n in chooses]
-        rows.append([size, f"{point['tokens']}", f"{point['count']:g}", *times, point["choice"]])
-    return headers, rows
-
-
-def dispatch_lines(signature: SignatureReport) -> list[str]:
-    """What is chosen when, and why, as sentences; none where no profile was given."""
-    found = signature.dispatch
-    if not found:
-        return []
-    if not found["pays"]:
-        return [f"dispatch: no branch, {found['default']} always: {found['reason']}"]
-    around = f"{len(found['checked'])} requests on both sides of every threshold, of one row and of none"
-    empty = "" if found["empty_batch"] == "checked" else f" (empty batch: {found['empty_batch']})"
-    return [
-        *(f"dispatch: {line}" for line in found["decision"]),
-        f"dispatch: a request takes {1 - found['saved']:.2f} times as long as with {found['default']} alone; "
-        f"all weights {found['bytes'] / 2**20:.1f} MiB, allowed {found['limit'] / 2**20:.1f}; "
-        f"verified on {around}{empty}",
-    ]
-
-
 # ------------------------------------------------------------------------------------------------------------ diagrams
-
-
-def diagram(graph: Graph) -> str:
-    """The graph as a Mermaid flowchart: one box for each layer, with the ops it runs; constants and weights hidden."""
-    live = [n for n in graph.live() if n.op not in _HIDDEN]
-    key = _grouping(live)
-    groups: dict[str, list[Node]] = defaultdict(list)
-    for node in live:
-        groups[key(node)].append(node)
-    ids = {name: f"g{i}" for i, name in enumerate(groups)}
-    lines = ["flowchart TD"]
-    for i, name in enumerate(graph.inputs):
-        lines.append(f'  in{i}(["{_escape(name)}"])')
-    for name, nodes in groups.items():
-        lines.append(f'  {ids[name]}["<b>{_escape(short(name, 2))}</b><br/>{_escape(_summary(nodes))}"]')
-    edges: dict[tuple[str, str], None] = {}
-    inputs = {v.node: f"in{i}" for i, v in enumerate(graph.inputs.values())}
-    for node in live:
-        for value in node.inputs:
-            source = inputs.get(value.node) or (ids.get(key(value.node)) if value.node.op not in _HIDDEN else None)
-            if source is not None and source != ids[key(node)]:
-                edges[(source, ids[key(node)])] = None
-    for i, (name, value) in enumerate(graph.outputs.items()):
-        lines.append(f'  out{i}(["{_escape(name)}"])')
-        source = inputs.get(value.node) or ids.get(key(value.node) if value.node.op not in _HIDDEN else "")
-        if source is not None:
-            edges[(source, f"out{i}")] = None
-    lines.extend(f"  {a} --> {b}" for a, b in edges)
-    return "\n".join(lines) + "\n"
-
-
-def side_by_side(before: str, after: str) -> str:
-    """Two flowcharts as the two subgraphs of one."""
-    lines = ["flowchart LR"]
-    for title, text, prefix in (("before", before, "b_"), ("after", after, "a_")):
-        lines.append(f"  subgraph {title}")
-        lines.append("    direction TB")
-        lines.extend("  " + _prefixed(line, prefix) for line in text.splitlines()[1:])
-        lines.append("  end")
-    return "\n".join(lines) + "\n"
-
-
-def _prefixed(line: str, prefix: str) -> str:
-    if "-->" in line:
-        return re.sub(r"\b(g|in|out)(\d+)\b", rf"{prefix}\1\2", line)
-    return re.sub(r"^(\s*)(g|in|out)(\d+)", rf"\1{prefix}\2\3", line)
-
-
-def _grouping(nodes: list[Node]):
-    """Names cut to the depth at which there are at most 40 groups."""
-    paths = {n.name: n.name.split("/")[:-1] for n in nodes}
-    deepest = max((len(p) for p in paths.values()), default=0)
-    for depth in range(deepest, 0, -1):
-        if len({tuple(p[:depth]) for p in paths.values()}) <= _MAX_GROUPS:
-            break
-    else:
-        depth = 1
-    return lambda node: "/".join(node.name.split("/")[:-1][:depth]) or node.op
-
-
-def _summary(nodes: list[Node], most: int = 6) -> str:
-    counts = Counter(n.op for n in nodes if n.op not in _SHAPING)
-    shaping = sum(n.op in _SHAPING for n in nodes)
-    parts = [op if n == 1 else f"{n} {op}" for op, n in counts.most_common(most)]
-    rest = sum(counts.values()) - sum(n for _, n in counts.most_common(most))
-    if rest:
-        parts.append(f"{rest} more")
-    if shaping:
-        parts.append(f"{shaping} for shapes")
-    return ", ".join(parts)
-
-
-def _escape(text: str) -> str:
-    return text.replace('"', "'").replace("_Fused", "Fused").replace("_Mkl", "Mkl").replace("#", "＃")

@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from tfvllm import html
-from tfvllm.simplifier.report import (
-    Report,
-    SignatureReport,
-    dispatch_lines,
-    dispatch_table,
-    lowering_lines,
-    verification_lines,
-)
+from tfvllm.simplifier.report_data import SignatureReport
+from tfvllm.simplifier.report_lines import dispatch_lines, dispatch_table, lowering_lines, verification_lines
 
 
-def page(report: Report) -> str:
+def page(
+    main: SignatureReport,
+    signatures: Mapping[str, SignatureReport],
+    *,
+    target: str,
+    precision: str,
+    source: str = "",
+    notes: Sequence[str] = (),
+) -> str:
     """The HTML of a report: costs, rules, near misses, verification, and both graphs as diagrams."""
-    before, after = report.before, report.after
+    before, after = main.before, main.after
     items = [
         (f"{before['nodes']:,} → {after['nodes']:,}", "nodes"),
         (_ratio(before["flops"], after["flops"]), "FLOPs, after / before"),
         (_ratio(before["bytes"], after["bytes"]), "bytes of weights, after / before"),
-        (_difference(report.verification), "largest difference found"),
+        (_difference(main.verification), "largest difference found"),
     ]
     body = [
-        f"<p>Target <b>{html.escape(report.target)}</b>, precision <b>{html.escape(report.precision)}</b>. "
+        f"<p>Target <b>{html.escape(target)}</b>, precision <b>{html.escape(precision)}</b>. "
         "Nodes do not count constants, arguments and reads of weights. FLOPs are counted at batch 1, length 128.</p>",
         html.cards(items),
     ]
-    for name, signature in report.signatures.items():
+    for name, signature in signatures.items():
         body.append(f"<h2>Signature {html.escape(name)}</h2>")
         body.extend(_section(signature))
-    body.extend(f"<p>{html.escape(note)}</p>" for note in report.notes)
-    return html.page(f"Simplified: {report.source or 'graph'}", "\n".join(body))
+    body.extend(f"<p>{html.escape(note)}</p>" for note in notes)
+    return html.page(f"Simplified: {source or 'graph'}", "\n".join(body))
 
 
 def _section(signature: SignatureReport) -> list[str]:

@@ -36,7 +36,7 @@ _FIELDS = ("batch", "length", "lengths", "count", "inputs")
 
 
 @dataclass(frozen=True)
-class Kind:
+class RequestShape:
     """One kind of request, and how many there are of it.
 
     `lengths` holds the tokens of each row, `length` what they are padded to; both are None for a model without a
@@ -50,7 +50,7 @@ class Kind:
     inputs: dict[str, Any] | None = None
 
 
-def read(source: str | os.PathLike | Iterable[dict[str, Any]]) -> list[Kind]:
+def read(source: str | os.PathLike | Iterable[dict[str, Any]]) -> list[RequestShape]:
     """The kinds of requests of a profile: a JSON-lines file, or dicts like its lines.
 
     Raises:
@@ -77,7 +77,7 @@ def read(source: str | os.PathLike | Iterable[dict[str, Any]]) -> list[Kind]:
     return [_kind(row, f"{where}, line {number}") for number, row in rows]
 
 
-def _kind(row: Any, where: str) -> Kind:
+def _kind(row: Any, where: str) -> RequestShape:
     if not isinstance(row, dict) or not row:
         raise InputError(f"{where}: expected one JSON object, found {json.dumps(row, default=str)[:80]}.")
     count = row.get("count", 1)
@@ -91,7 +91,7 @@ def _kind(row: Any, where: str) -> Kind:
                 f"found {', '.join(sorted(map(str, row)))}."
             )
         shapes = [np.shape(v) for v in inputs.values()]
-        return Kind(next((s[0] for s in shapes if s), 1), count=float(count), inputs=inputs)
+        return RequestShape(next((s[0] for s in shapes if s), 1), count=float(count), inputs=inputs)
     unknown = sorted(set(row) - set(_FIELDS))
     if unknown:
         raise InputError(f"{where}: expected {', '.join(_FIELDS)}, found {unknown[0]!r}.")
@@ -113,22 +113,22 @@ def _kind(row: Any, where: str) -> Kind:
             )
     if batch * (length or 1) > _LARGEST:
         raise InputError(f"{where}: expected at most {_LARGEST} tokens in one request, found {batch * length}.")
-    return Kind(batch, length, None if lengths is None else tuple(lengths), float(count))
+    return RequestShape(batch, length, None if lengths is None else tuple(lengths), float(count))
 
 
 def _whole(number: Any) -> bool:
     return isinstance(number, int) and not isinstance(number, bool) and number > 0
 
 
-def summed_up(kinds: Sequence[Kind], most: int = MAX_KINDS) -> list[Kind]:
+def cluster(kinds: Sequence[RequestShape], most: int = MAX_KINDS) -> list[RequestShape]:
     """At most `most` kinds that stand for all, none forgotten.
 
     Kinds of the same batch, length and share of padding are one; where that leaves too many, those that are alike by a
     factor of √2 in both, then of 2, of 4, and so on. The middle one, by tokens, stands for its group.
     """
 
-    def group(key: Callable[[Kind], Any]) -> list[list[Kind]]:
-        found: dict[Any, list[Kind]] = {}
+    def group(key: Callable[[RequestShape], Any]) -> list[list[RequestShape]]:
+        found: dict[Any, list[RequestShape]] = {}
         for kind in kinds:
             found.setdefault(key(kind), []).append(kind)
         return list(found.values())
@@ -136,7 +136,7 @@ def summed_up(kinds: Sequence[Kind], most: int = MAX_KINDS) -> list[Kind]:
     groups = group(lambda k: (k.batch, k.length, _share(k)))
     octaves = 0.5
 
-    def alike(kind: Kind) -> Any:
+    def alike(kind: RequestShape) -> Any:
         return (
             round(math.log2(kind.batch) / octaves),
             round(math.log2(kind.length or 1) / octaves),
@@ -149,14 +149,14 @@ def summed_up(kinds: Sequence[Kind], most: int = MAX_KINDS) -> list[Kind]:
     return sorted(map(_representative, groups), key=lambda k: (k.batch * (k.length or 1), k.batch))
 
 
-def _share(kind: Kind, coarseness: float = 0.5) -> int:
+def _share(kind: RequestShape, coarseness: float = 0.5) -> int:
     """How much of the request is padding: in quarters, or more coarsely."""
     if kind.lengths is None or not kind.length:
         return 0
     return round(2 * (1 - sum(kind.lengths) / (kind.batch * kind.length)) / coarseness)
 
 
-def _representative(group: list[Kind]) -> Kind:
+def _representative(group: list[RequestShape]) -> RequestShape:
     """The middle one by tokens, each counted as often as it comes."""
     ordered = sorted(group, key=lambda k: (k.batch * (k.length or 1), k.batch))
     total, seen = sum(k.count for k in group), 0.0
@@ -170,7 +170,7 @@ def _representative(group: list[Kind]) -> Kind:
 # -------------------------------------------------------------------------------------------------------------- inputs
 
 
-def sample(graph: Graph, kind: Kind, measured: Callable[[list[Any]], tuple[int, int | None]]) -> list[Any]:
+def sample(graph: Graph, kind: RequestShape, measured: Callable[[list[Any]], tuple[int, int | None]]) -> list[Any]:
     """A request of this kind: arrays in the order of the graph's inputs.
 
     Ids are random, masks 1 at a row's tokens and 0 after them, texts as many words as make the wanted tokens.
@@ -213,7 +213,7 @@ def _array(given: Any, name: str, value: Value) -> Any:
         raise InputError(f"profile: input {name}: expected {value.dtype.name}: {error}.") from None
 
 
-def _made(graph: Graph, kind: Kind, rows: list[int]) -> list[Any]:
+def _made(graph: Graph, kind: RequestShape, rows: list[int]) -> list[Any]:
     rng = np.random.default_rng(11)
     made = []
     for name, value in graph.inputs.items():

@@ -29,7 +29,7 @@ def measure(batch: int, length: int) -> dict[str, Any]:
     import keras_nlp
     import numpy as np
 
-    from tfvllm.compress.training import adamw
+    from tfvllm.compress.optimizer import adamw
     from tfvllm.models.products import flat_products
     from tfvllm.timing import compare
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 from tests import tiny_models
 from tests.compress.conftest import RECIPE
 from tests.tiny_models import TEXTS
-from tfvllm.compress import classifiers, training
+from tfvllm.compress import batches, classifiers, training
 from tfvllm.data import Split
 from tfvllm.errors import InputError
 
@@ -27,7 +27,7 @@ def twins():
 
 
 def test_logits_are_logits_whatever_the_head(twins):
-    tokens = training.tokenize(Split(list(TEXTS), [0] * len(TEXTS)), twins[0].preprocessor)
+    tokens = batches.tokenize(Split(list(TEXTS), [0] * len(TEXTS)), twins[0].preprocessor)
     plain, softmax = (training.predict_logits(model, tokens) for model in twins[:2])
     assert np.ptp(plain) > 1
     np.testing.assert_allclose(tf.nn.softmax(softmax), tf.nn.softmax(plain), rtol=1e-4)

@@ -43,7 +43,7 @@ def test_greedy_tokens_are_keras_own(make):
 
 @pytest.mark.parametrize("make", families((gpt2, bloom, mistral, gemma2, gemma3), quick=(gpt2, gemma2)))
 def test_prompts_long_enough_for_attention_by_parts(make, monkeypatch):
-    monkeypatch.setattr(network, "_LONG", 4)
+    monkeypatch.setattr(network, "LONG", 4)
     model = build(make)
     ids, mask = prompts([3, 33, 17, 1])
     expected = keras_generate(model, ids, mask, 6)

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfvllm import data as text_data
-from tfvllm.compress import classifiers, training
+from tfvllm.compress import batches, classifiers, optimizer, training
 from tfvllm.compress.classifiers import load_model, save_model
 from tfvllm.compress.recipe import Distill, Prune, Recipe, unused_keys
 from tfvllm.compress.steps import Done, Workspace
@@ -34,7 +34,7 @@ class Road:
         self.console = workspace.console
         self.text: text_data.TextData
         self.preprocessor: Any = None  # the teacher's; the student shares it
-        self._tokens: dict[str, training.Tokens] = {}
+        self._tokens: dict[str, batches.Tokens] = {}
         self._teacher: Done | None = None
         self._models: dict[str, keras.Model] = {}
 
@@ -110,10 +110,10 @@ class Road:
                     "are taken to stand in this order; teacher.labels gives another"
                 )
 
-    def tokens(self, split: str) -> training.Tokens:
+    def tokens(self, split: str) -> batches.Tokens:
         """The tokenised split, made once with the teacher's preprocessor, which the student shares."""
         if split not in self._tokens:
-            self._tokens[split] = training.tokenize(getattr(self.text, split), self.preprocessor)
+            self._tokens[split] = batches.tokenize(getattr(self.text, split), self.preprocessor)
         return self._tokens[split]
 
     # --- teacher ----------------------------------------------------------------------------------------------------
@@ -266,7 +266,7 @@ class Road:
         if objective.augment:
             tokenizer = self.preprocessor.tokenizer
             special = [tokenizer.token_to_id(token) for token in tokenizer.special_tokens]
-            change = training.random_words(objective.augment, special, getattr(tokenizer, "mask_token_id", None))
+            change = batches.random_words(objective.augment, special, getattr(tokenizer, "mask_token_id", None))
         if objective.hidden or objective.augment:
             teacher = self.model_of(self._teacher)
         else:  # every epoch asks the teacher the same, so it is asked once
@@ -362,7 +362,7 @@ class Road:
         return rates.epochs * -(-len(self.tokens("train")) // rates.batch_size)
 
     def _optimizer(self, rates: Any) -> keras.optimizers.Optimizer:
-        return training.adamw(rates.learning_rate, self._steps(rates), rates.warmup, rates.weight_decay)
+        return optimizer.adamw(rates.learning_rate, self._steps(rates), rates.warmup, rates.weight_decay)
 
     def _fit(
         self,
@@ -371,7 +371,7 @@ class Road:
         rates: Any,
         work: Path,
         title: str,
-        train: training.Tokens,
+        train: batches.Tokens,
         callbacks: Sequence = (),
         change: Callable | None = None,
         best_from: int = 0,
@@ -403,7 +403,7 @@ class Road:
         function = training.logits_function(model)
         for split in ("dev", "test"):
             if part := getattr(self.text, split):
-                tokens = self.tokens(split) if own else training.tokenize(part, model.preprocessor)
+                tokens = self.tokens(split) if own else batches.tokenize(part, model.preprocessor)
                 result[f"{split}_accuracy"] = training.accuracy(model, tokens, function=function)
         weights = [np.asarray(weight) for weight in model.weights]
         total = sum(weight.size for weight in weights)

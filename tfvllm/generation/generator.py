@@ -7,7 +7,8 @@ from typing import Any
 import tensorflow as tf
 
 from tfvllm.generation import loop
-from tfvllm.generation.network import Context, Network, allocate
+from tfvllm.generation.cache import Context, allocate
+from tfvllm.generation.network import Network
 from tfvllm.generation.sampling import Controls
 from tfvllm.generation.stops import StopStrings
 from tfvllm.generation.text import Codec, valid_utf8

@@ -6,9 +6,9 @@ import tensorflow as tf
 
 from tfvllm.errors import InputError
 from tfvllm.generation import loop, network
-from tfvllm.generation.families import read
 from tfvllm.generation.generator import Generator
 from tfvllm.graph.probes import check_runs
+from tfvllm.models import read
 
 from .models import CAUSAL, VOCABULARY, bloom, build, families, gemma2, gemma3, gpt2, llama, mistral, prompts
 from .reference import keras_generate, log_probs

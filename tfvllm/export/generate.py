@@ -20,12 +20,12 @@ import tensorflow as tf
 
 from tfvllm.errors import InputError
 from tfvllm.export import float32
-from tfvllm.generation.families import read
 from tfvllm.generation.generator import Generator, finish_reasons
 from tfvllm.generation.sampling import Controls
 from tfvllm.generation.text import codec_for
 from tfvllm.graph.probes import check_runs, default_for
 from tfvllm.graph.targets import check
+from tfvllm.models import read
 from tfvllm.savedmodel import write
 
 PRECISIONS = {"float32": tf.float32, "bfloat16": tf.bfloat16}
@@ -46,7 +46,7 @@ def export_task(
     """Writes the SavedModel of a causal language model into `directory` and returns its manifest entries.
 
     Args:
-        model: a keras-nlp `CausalLM` of a family in `tfvllm.generation.families`.
+        model: a keras-nlp `CausalLM` of a family in `tfvllm.models.registry`.
         directory: an existing, empty folder.
         max_length: the most tokens of prompt and answer together; default the preprocessor's sequence length, without a
             preprocessor only the model's own limit.

@@ -24,7 +24,7 @@ import tensorflow as tf
 from tfvllm.graph import demand
 from tfvllm.graph.ir import Graph, Node, Value
 from tfvllm.graph.padding_facts import LOW, Facts, facts_of
-from tfvllm.graph.token_axes import PASSES, VIEWS, Tokens, is_axis, of_operand, reduced, through
+from tfvllm.graph.token_axes import VIEWS, Tokens, is_axis, through
 
 WORK = ("MatMul", "_FusedMatMul", "Einsum")
 SHAPE_ONLY = ("Shape", "Size", "Rank")  # they read no element
@@ -167,13 +167,6 @@ def _silent_operands(node: Node, facts: Facts) -> list[Tokens | None]:
                 j = summed[1 - i]
                 result[1 - i] = Tokens(b, j, (other.shape[b], other.shape[j]))  # type: ignore[index]
     return result
-
-
-# ------------------------------------------------------------------------------------ how a demand passes through an op
-
-
-for _op in ("Mean", "Sum", "Max", "Min", "Prod"):
-    PASSES[_op] = of_operand(reduced)
 
 
 # -------------------------------------------------------------------------------------------------------------- reasons

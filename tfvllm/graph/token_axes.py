@@ -248,3 +248,5 @@ PASSES: dict[str, Callable[[Node, Tokens], list[Tokens | None]]] = {
     "SplitV": _split,
     "ConcatV2": _concat,
 }
+for _op in ("Mean", "Sum", "Max", "Min", "Prod"):
+    PASSES[_op] = of_operand(reduced)

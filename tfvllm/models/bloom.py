@@ -2,16 +2,16 @@
 
 import math
 
+from tfvllm.models import spec
 from tfvllm.models.arrays import array, dense, layer_norm, merged, projection
-from tfvllm.models.spec import Attention, Block, FeedForward, LanguageModel, Stack
 
 
-def read(backbone) -> LanguageModel:
+def read(backbone) -> spec.LanguageModel:
     attention = backbone.transformer_layers[0]._self_attention_layer
-    return LanguageModel(
+    return spec.LanguageModel(
         family="bloom",
         embedding=array(backbone.token_embedding.embeddings),
-        decoder=Stack(
+        decoder=spec.Stack(
             blocks=[_block(layer) for layer in backbone.transformer_layers],
             embedding_norm=layer_norm(backbone.embeddings_layer_norm),
             final_norm=layer_norm(backbone.layer_norm),
@@ -21,13 +21,13 @@ def read(backbone) -> LanguageModel:
     )
 
 
-def _block(layer) -> Block:
+def _block(layer) -> spec.Block:
     attention = layer._self_attention_layer
     parts = [projection(part) for part in (attention._query_dense, attention._key_dense, attention._value_dense)]
     heads, head_dim = parts[0][2:]
-    return Block(
+    return spec.Block(
         normalize_first=True,
-        attention=Attention(
+        attention=spec.Attention(
             heads=heads,
             kv_heads=heads,
             head_dim=head_dim,
@@ -36,10 +36,14 @@ def _block(layer) -> Block:
             scale=1.0 / math.sqrt(head_dim),
         ),
         attention_norm=layer_norm(layer._pre_attention_layernorm),
-        feed_forward=FeedForward(
+        feed_forward=spec.FeedForward(
             up=dense(layer._mlp_intermediate_dense),
             output=dense(layer._mlp_output_dense),
             activation="gelu_approximate",
         ),
         feed_forward_norm=layer_norm(layer._post_attention_layernorm),
     )
+
+
+READERS = {"BloomBackbone": read}
+NO_ADAPTER = "ALiBi gives every head a slope by its number, so that heads cannot go without changing the others'"

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import yaml
+from click.testing import CliRunner
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format, wrappers_pb2
 
 import tfvllm
 from tests import tiny_models
 from tests.generation.models import build, gpt2
+from tfvllm.cli import cli
 from tfvllm.errors import InputError
 from tfvllm.savedmodel import manifest, write
 from tfvllm.serving import deployment, kit, lint
@@ -122,8 +124,10 @@ def test_a_chinese_folder(small):
 
 
 def test_a_wrong_name_is_refused_before_the_export(text_classifier, tmp_path):
-    with pytest.raises(InputError, match="without spaces"):
-        tfvllm.export(text_classifier, tmp_path / "my model" / "1", "classify", serving_kit=True)
+    text_classifier.save(tmp_path / "t.keras")
+    call = ["export", str(tmp_path / "t.keras"), str(tmp_path / "my model" / "1"), "--task", "classify"]
+    error = CliRunner().invoke(cli, [*call, "--serving-kit"]).exception
+    assert isinstance(error, InputError) and "without spaces" in str(error)
     assert not (tmp_path / "my model").exists()
 
 

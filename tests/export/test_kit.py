@@ -25,8 +25,7 @@ def written(text_classifier, tmp_path_factory):
     base = tmp_path_factory.mktemp("kit") / "My_Sentiment"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kit, "measure", functools.partial(kit.measure, seconds=0.1))
-        tfvllm.export(text_classifier, base / "1", "classify", serving_kit=True, check=None)
-    return base / "serving-kit"
+        return kit.write(tfvllm.export(text_classifier, base / "1", "classify", check=None))
 
 
 def test_files(written):

@@ -173,11 +173,11 @@ def command(model, others, batches, prompt, new_tokens, vocabulary, repeats, war
 
     import_tensorflow(without_keras=True)
     from tfvllm.bench import results
-    from tfvllm.cli.bench import _names
+    from tfvllm.bench.models import names_of
 
     if prompt[0] > prompt[1]:
         raise InputError(f"--prompt: expected the shortest first, found {prompt[0]} {prompt[1]}.")
-    paths = _names(model, others)
+    paths = names_of(model, others)
     vocabulary = vocabulary or _vocabulary(paths)
     candidates = {name: _candidate(path) for name, path in paths.items()}
     rows = []

@@ -184,3 +184,15 @@ def _numbers(name: str, dtype: tf.DType, shape: list[int], rng: np.random.Genera
     if dtype.is_integer:
         return rng.integers(1, 100, shape).astype(dtype.as_numpy_dtype)
     return rng.normal(size=shape).astype(dtype.as_numpy_dtype)
+
+
+def names_of(model: Path, others: tuple[Path, ...]) -> dict[str, Path]:
+    """A short, different name for each path: its last parts."""
+    paths = [model, *others]
+    for count in range(1, max(len(path.resolve().parts) for path in paths) + 1):
+        names = ["/".join(path.resolve().parts[-count:]) for path in paths]
+        if len(set(names)) == len(names):
+            break
+    else:
+        names = [f"{name} #{i + 1}" for i, name in enumerate(names)]  # the same model twice: a fair check of the noise
+    return dict(zip(names, paths))

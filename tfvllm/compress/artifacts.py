@@ -15,6 +15,7 @@ from tfvllm.compress.recipe import Recipe
 from tfvllm.compress.stages import Road
 from tfvllm.compress.steps import Done, Workspace
 from tfvllm.data import Split
+from tfvllm.export import exporter
 from tfvllm.files import new_directory
 from tfvllm.graph import loading
 
@@ -32,9 +33,7 @@ def export(recipe: Recipe, workspace: Workspace, road: Road, model: Done, *, bas
     parameters = {"labels": road.text.labels, **({} if baseline else {"check": block.check})}
 
     def build(directory: Path, work: Path) -> dict[str, Any]:
-        import tfvllm.export
-
-        tfvllm.export(  # type: ignore[operator]  # a package that can be called
+        exporter.export(
             road.model_of(model),
             directory / MODEL,
             task="classify",

@@ -238,7 +238,7 @@ class Road:
             keras.utils.set_random_seed(self.recipe.seed + 2)
             callbacks, best_from = [], 0
             if prune:
-                from tfvllm.schedules import PolynomialDecay
+                from tfvllm.pruning.schedules import PolynomialDecay
 
                 schedule = PolynomialDecay(prune.initial, prune.sparsity, **_when(prune, self._steps(block)))
                 callbacks = [_pruning(model, schedule)]
@@ -251,7 +251,8 @@ class Road:
 
     def _distill(self, model, objective, rates, work, title, callbacks=(), best_from=0, start=None) -> dict[str, Any]:
         """Trains `model` on the teacher: `objective` says what to learn, `rates` for how long and how fast."""
-        from tfvllm import Distiller, losses
+        from tfvllm.distillation import losses
+        from tfvllm.distillation.distiller import Distiller
 
         assert self._teacher is not None
         terms: dict[str, Any] = {"logits": losses.ForwardKL(temperature=objective.temperature)}
@@ -334,7 +335,7 @@ class Road:
                 if block.epochs:
                     callbacks = []
                     if prune:
-                        from tfvllm.schedules import ConstantSparsity
+                        from tfvllm.pruning.schedules import ConstantSparsity
 
                         often = min(prune.frequency, max(1, self._steps(block) // 4))
                         callbacks = [_pruning(model, ConstantSparsity(prune.sparsity, 0, frequency=often))]
@@ -442,6 +443,6 @@ def _when(prune: Prune, steps: int) -> dict[str, int]:
 
 
 def _pruning(model: keras.Model, schedule: Any) -> keras.callbacks.Callback:
-    from tfvllm.callbacks import MagnitudePruning
+    from tfvllm.pruning.callbacks import MagnitudePruning
 
     return MagnitudePruning(model, schedule=schedule)

@@ -42,7 +42,7 @@ def write(directory: str | os.PathLike, *, name: str | None = None, seconds: flo
     Returns the kit's folder. An older kit is replaced.
 
     Example:
-        >>> from tfvllm.export import kit
+        >>> from tfvllm.serving import kit
         >>> path = tfvllm.export(tiny_net(), folder / "kit" / "1", task="classify", warmup=False)
         >>> sorted(file.name for file in kit.write(path, seconds=0.1).iterdir())[:2]
         ['Dockerfile', 'README.md']

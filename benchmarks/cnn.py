@@ -52,7 +52,7 @@ def make_models(name: str, folder: str) -> None:
 
 def measure(name: str, repeats: int) -> None:
     from tfvllm.bench.results import text_table, write_json
-    from tfvllm.bench.timing import Timing
+    from tfvllm.timing import Timing
 
     folder = tempfile.mkdtemp()
     try:

@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--piece", choices=("models", "dispatch", "measure"), help="only this")
     options = parser.parse_args()
     from tfvllm.bench.results import text_table, write_json
-    from tfvllm.bench.timing import Timing
+    from tfvllm.timing import Timing
 
     multiprocessing.set_start_method("spawn")
     folder = options.folder or tempfile.mkdtemp()

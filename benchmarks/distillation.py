@@ -46,11 +46,12 @@ from parts import RESULTS, Rows, Sst2, WikiText2, cross_entropy, endless, lines,
 import tfvllm
 from tfvllm.bench.results import peak_memory_bytes
 from tfvllm.compress.classifiers import plain
-from tfvllm.compress.training import adamw, recalled_teacher
+from tfvllm.compress.optimizer import adamw
+from tfvllm.compress.training import recalled_teacher
 from tfvllm.distillation import student_from, write_targets
 from tfvllm.export.translate import translator_for
-from tfvllm.generation.families import read
-from tfvllm.graph.targets import default_for
+from tfvllm.graph.probes import default_for
+from tfvllm.models import read
 from tfvllm.models.products import flat_products
 from tfvllm.pruning.prunable import prunable_weights
 

@@ -67,7 +67,7 @@ def make_models(which: str, folder: str, max_error: float, ranges: list[Inputs] 
 
     import tfvllm
     from tfvllm.errors import InputError
-    from tfvllm.graph.targets import check_runs
+    from tfvllm.graph.probes import check_runs
 
     keras.utils.set_random_seed(1)
     if which == "minilm":
@@ -284,7 +284,7 @@ def made(folder: str) -> list[str]:
 
 def measure(folder: str, shape: tuple[int, int], repeats: int, peers: bool) -> list[dict]:
     """Every candidate at one shape: milliseconds, and the relative difference from the Keras export."""
-    from tfvllm.bench.timing import Timing
+    from tfvllm.timing import Timing
 
     candidates = {BASE: Candidate(tensorflow_runner, f"{folder}/keras")}
     for name in made(folder):

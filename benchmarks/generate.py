@@ -263,7 +263,7 @@ def keras_model(layers: int):
 def make_models(folder: Path, layers: int) -> None:
     """Writes the exports of tfvllm and Keras, CTranslate2's model, and the weights for torch."""
     import tfvllm
-    from tfvllm.generation.families import read
+    from tfvllm.models import read
 
     folder.mkdir(parents=True, exist_ok=True)
     model = keras_model(layers)

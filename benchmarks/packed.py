@@ -28,8 +28,8 @@ def measure(width: int, kind: str, rows: list[int]) -> list[dict[str, Any]]:
     import numpy as np
     import tensorflow as tf
 
-    from tfvllm.bench.timing import compare
     from tfvllm.generation.kernels import internal_op
+    from tfvllm.timing import compare
 
     tf.config.threading.set_intra_op_parallelism_threads(2)
     dtype, rng = tf.as_dtype(kind), np.random.default_rng(0)

@@ -22,7 +22,9 @@ import tensorflow as tf
 from tfvllm import data as text_data
 from tfvllm.bench.results import conditions, text_table, write_json
 from tfvllm.compress import classifiers
-from tfvllm.compress.training import Batches, Tokens, accuracy, adamw, logits_function, predict_logits, tokenize
+from tfvllm.compress.batches import Batches, Tokens, tokenize
+from tfvllm.compress.optimizer import adamw
+from tfvllm.compress.training import accuracy, logits_function, predict_logits
 from tfvllm.models.products import flat_products
 
 RESULTS = Path(__file__).parent / "results"

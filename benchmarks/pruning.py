@@ -38,11 +38,11 @@ from parts import RESULTS, Rows, Sst2, WikiText2, fit
 from smollm2 import SmolLM2
 
 import tfvllm
-from tfvllm.bench.timing import compare
 from tfvllm.compress.classifiers import plain
 from tfvllm.compress.training import recalled_teacher
 from tfvllm.pruning import apply_plan, plan_shrink, sparsify
 from tfvllm.pruning.structure import full_plan
+from tfvllm.timing import compare
 
 
 @dataclass(frozen=True)

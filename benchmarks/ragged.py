@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--prepare", action="store_true", help="only make the models")
     options = parser.parse_args()
     from tfvllm.bench.results import text_table, write_json
-    from tfvllm.bench.timing import Timing
+    from tfvllm.timing import Timing
 
     multiprocessing.set_start_method("spawn")
     folder = options.folder or tempfile.mkdtemp()

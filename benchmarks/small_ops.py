@@ -12,17 +12,18 @@ import os
 from pathlib import Path
 from typing import Any
 
+from tfvllm.graph import executable, probes
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 import tensorflow as tf
 
 from tfvllm.bench.results import conditions, text_table, write_json
-from tfvllm.bench.timing import compare
-from tfvllm.graph import convert, targets
+from tfvllm.graph.builder import Builder
 from tfvllm.graph.ir import Graph, Value
-from tfvllm.graph.rewriter import Builder
 from tfvllm.rules import norm_by_rows, quantize_few
+from tfvllm.timing import compare
 
 RESULTS = Path(__file__).parent / "results"
 COUNT, WIDTH, HEADS = 20, 384, 12
@@ -61,7 +62,7 @@ def runner(make: Any, rows: int, public: bool) -> Any:
         graph.inputs[node.name] = node.output
     graph.outputs = {f"y{i}": make(b, x, public, i) for i, x in enumerate(list(graph.inputs.values()))}
     spec = tf.TensorSpec([rows, WIDTH], tf.float32)
-    function = convert.to_concrete(graph, ((spec,) * COUNT, {}), pack=list)
+    function = executable.to_concrete(graph, ((spec,) * COUNT, {}), pack=list)
     rng = np.random.default_rng(0)
     inputs = [tf.constant(rng.normal(size=(rows, WIDTH)), tf.float32) for _ in range(COUNT)]
     return lambda: function(*inputs)
@@ -69,7 +70,7 @@ def runner(make: Any, rows: int, public: bool) -> Any:
 
 def main() -> None:
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    targets.check_runs("onednn")
+    probes.check_runs("onednn")
     rows, cells = [], []
     for name, make in OPS.items():
         for count in ROWS:

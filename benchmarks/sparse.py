@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfvllm.bench.results import text_table, write_json
-from tfvllm.bench.timing import compare
+from tfvllm.timing import compare
 
 RESULTS = Path(__file__).parent / "results"
 TOKENS = 256

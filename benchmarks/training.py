@@ -29,9 +29,9 @@ def measure(batch: int, length: int) -> dict[str, Any]:
     import keras_nlp
     import numpy as np
 
-    from tfvllm.bench.timing import compare
-    from tfvllm.compress.training import adamw
+    from tfvllm.compress.optimizer import adamw
     from tfvllm.models.products import flat_products
+    from tfvllm.timing import compare
 
     rng = np.random.default_rng(0)
     x = {

@@ -12,8 +12,8 @@ DOCUMENT = Path(__file__).with_name("reference.md")
 # Title, the module users import, what of it is public. The order is that of the page.
 SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Graph optimisation", "tfvllm", ("simplify", "simplify_saved_model", "inspect_saved_model")),
-    ("What simplify returns", "tfvllm.graph.simplify", ("Simplified",)),
-    ("The simplifier's report", "tfvllm.graph.report", ("Report",)),
+    ("What simplify returns", "tfvllm.simplifier.api", ("Simplified",)),
+    ("The simplifier's report", "tfvllm.simplifier.report", ("Report",)),
     ("Guarantees", "tfvllm.graph.guarantee", ("Exact", "Reordered", "Approximate")),
     ("Rules of your own", "tfvllm.graph.rewriter", ("Rule", "Declined", "Skip")),
     (
@@ -63,13 +63,13 @@ SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         ),
     ),
     ("Export", "tfvllm.export.exporter", ("export",)),
-    ("Checking a SavedModel", "tfvllm.export.lint", ("lint", "LintReport", "Finding")),
-    ("The serving kit", "tfvllm.export.kit", ("write",)),
+    ("Checking a SavedModel", "tfvllm.serving.lint", ("lint", "LintReport", "Finding")),
+    ("The serving kit", "tfvllm.serving.kit", ("write",)),
     ("Model families", "tfvllm.models", ("families", "adapter_for")),
     ("Compress", "tfvllm.compress", ("run", "open_report")),
-    ("Recipes", "tfvllm.recipe", ("read_recipe", "parse_recipe")),
+    ("Recipes", "tfvllm.compress.recipe", ("read_recipe", "parse_recipe")),
     ("Data", "tfvllm.data", ("load", "read_tsv", "write_tsv", "synthetic_reviews", "write_synthetic")),
-    ("Timing", "tfvllm.bench.timing", ("compare", "Timing")),
+    ("Timing", "tfvllm.timing", ("compare", "Timing")),
     ("Errors", "tfvllm.errors", ("TfvllmError", "InputError", "VerificationError")),
 )
 # What the examples take for granted. The page shows it; the tests run it before each example.

@@ -13,15 +13,15 @@ from click.testing import CliRunner
 
 import tfvllm
 from tests import tiny_models
-from tfvllm import manifest
 from tfvllm.cli import export as export_command
 from tfvllm.cli import simplify as simplify_command
 from tfvllm.cli.export import labels_of
+from tfvllm.compress.recipe import parse_recipe
 from tfvllm.compress.report import again
-from tfvllm.export import kit
 from tfvllm.export.exporter import again as export_again
-from tfvllm.manifest import command_line
-from tfvllm.recipe import parse_recipe
+from tfvllm.savedmodel import manifest
+from tfvllm.savedmodel.manifest import command_line
+from tfvllm.serving import kit
 
 # What shapes no model: where it comes from and goes to, and what is told on the way.
 TELLS = {"source", "destination", "model", "overwrite", "html", "diagram", "as_json", "publish"}
@@ -127,7 +127,8 @@ def test_what_no_option_can_say_stands_behind_the_command(plain, tmp_path):
 
 
 def test_one_signature_keeps_its_own_warmup_requests(text_export, tmp_path):
-    from tfvllm.export import lint, warmup
+    from tfvllm.savedmodel import warmup
+    from tfvllm.serving import lint
 
     assert {name for name, _ in warmup.read(text_export)} == {"serving_default", "classify"}
     tfvllm.simplify_saved_model(text_export, tmp_path / "1", signature="serving_default")

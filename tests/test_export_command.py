@@ -15,11 +15,12 @@ from tests import tiny_models
 from tests.generation.byte_pairs import learn
 from tests.generation.models import build
 from tests.generation.reference import keras_translate
-from tfvllm import cli, manifest
+from tfvllm import cli
 from tfvllm.errors import InputError
 from tfvllm.export import PRECISIONS
 from tfvllm.export.exporter import fit_lengths
 from tfvllm.export.load import forgotten, load
+from tfvllm.savedmodel import manifest
 
 M = keras_nlp.models
 TEXTS = ["two dogs run over the hill", "a man and a woman sit there", "the hill is over there"]
@@ -312,8 +313,8 @@ def test_typos_are_answered_before_tensorflow_is_loaded(tmp_path):
 
 def test_choices_are_those_of_the_code():
     from tfvllm.cli import inspect, simplify
-    from tfvllm.graph.simplify import PRECISIONS as SIMPLIFIED
     from tfvllm.graph.targets import TARGETS
+    from tfvllm.simplifier.engine import PRECISIONS as SIMPLIFIED
 
     choices = {
         (module.__name__, parameter.name): tuple(parameter.type.choices)

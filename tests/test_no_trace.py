@@ -11,7 +11,7 @@ import tensorflow as tf
 import tfvllm
 from tests.graph.conftest import bert_inputs, tiny_bert
 from tfvllm.bench import models as bench
-from tfvllm.export.lint import lint
+from tfvllm.serving.lint import lint
 
 X = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
 
@@ -86,7 +86,7 @@ def saved(everything, tmp_path_factory):
 
 @pytest.fixture
 def clock(monkeypatch):
-    from tfvllm.graph import cost
+    from tfvllm.simplifier import cost
 
     real = cost.duel
     monkeypatch.setattr(cost, "duel", lambda first, second: real(first, second, seconds=0.0))

@@ -50,7 +50,9 @@ def test_a_wheel_holds_all_of_it(tmp_path):
     subprocess.run([sys.executable, "-m", "pip", "install", "--no-deps", "--quiet", "--target", str(into), str(wheel)],
                    check=True, capture_output=True)  # fmt: skip
     assert (into / "tfvllm" / "py.typed").is_file()
-    program = "import tfvllm.cli, tfvllm.export.ops as o; print(tfvllm.cli.__file__, len(o.served('2.20')) > 1000)"
+    program = (
+        "import tfvllm.cli, tfvllm.serving.served_ops as o; print(tfvllm.cli.__file__, len(o.served('2.20')) > 1000)"
+    )
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path,
                            env={"PYTHONPATH": str(into), "PATH": "/usr/bin:/bin"}, check=True)  # fmt: skip
     assert shown.stdout.split() == [str(into / "tfvllm" / "cli" / "__init__.py"), "True"]

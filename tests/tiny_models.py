@@ -59,7 +59,7 @@ def save_many(directory, factor: float = 2.0) -> None:
     """A SavedModel with every kind of signature: two inputs, bytes, scalars, classify, regress, and a failing one."""
     import tensorflow as tf
 
-    from tfvllm.export import savedmodel
+    from tfvllm.savedmodel import write
 
     module = tf.Module()
     module.factor = tf.Variable(factor)
@@ -120,9 +120,9 @@ def save_many(directory, factor: float = 2.0) -> None:
         "regress": regress,
         "picky": picky,
     }
-    savedmodel.save(
+    write.save(
         module,
         functions,
         directory,
-        {"classify": savedmodel.CLASSIFY, "regress": savedmodel.REGRESS},
+        {"classify": write.CLASSIFY, "regress": write.REGRESS},
     )

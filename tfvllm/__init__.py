@@ -23,9 +23,9 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "ConstantSparsity": ("tfvllm.pruning", "ConstantSparsity"),
     "PolynomialDecay": ("tfvllm.pruning", "PolynomialDecay"),
     "shrink": ("tfvllm.pruning", "shrink"),
-    "simplify": ("tfvllm.graph.simplify", "simplify"),
-    "simplify_saved_model": ("tfvllm.graph.simplify", "simplify_saved_model"),
-    "inspect_saved_model": ("tfvllm.graph.simplify", "inspect_saved_model"),
+    "simplify": ("tfvllm.simplifier.api", "simplify"),
+    "simplify_saved_model": ("tfvllm.simplifier.api", "simplify_saved_model"),
+    "inspect_saved_model": ("tfvllm.simplifier.api", "inspect_saved_model"),
     "graph": ("tfvllm.graph", None),
     "rules": ("tfvllm.rules", None),
     "models": ("tfvllm.models", None),
@@ -53,7 +53,6 @@ if TYPE_CHECKING:  # the same names, spelled out for editors and type checkers
         schedules,
     )
     from tfvllm.distillation.distiller import Distiller
-    from tfvllm.graph.simplify import inspect_saved_model, simplify, simplify_saved_model
     from tfvllm.pruning import (
         ConstantSparsity,
         PolynomialDecay,
@@ -62,6 +61,7 @@ if TYPE_CHECKING:  # the same names, spelled out for editors and type checkers
         shrink,
         strip_pruning,
     )
+    from tfvllm.simplifier.api import inspect_saved_model, simplify, simplify_saved_model
 
 
 def __getattr__(name: str) -> Any:

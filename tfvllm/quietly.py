@@ -39,7 +39,7 @@ def import_tensorflow(*, without_keras: bool = False):
     with no_stderr():
         if without_keras and "keras" not in sys.modules:
             finders = list(sys.meta_path)
-            from tfvllm.export.fresh import hide
+            from tfvllm.savedmodel.fresh import hide
 
             hide(("keras", "tf_keras"))
             try:

@@ -8,8 +8,8 @@ import time
 import pytest
 
 from tfvllm.bench import results
-from tfvllm.bench.timing import Timing, compare
 from tfvllm.errors import InputError
+from tfvllm.timing import Timing, compare
 
 
 def test_candidates_take_turns_and_nobody_always_goes_first():

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfvllm import protos, textops
+from tfvllm.savedmodel import protos, text_ops
 
 
 @functools.cache
@@ -65,7 +65,7 @@ def run(directory, signature: str, inputs: dict[str, np.ndarray], outputs=None, 
     with tempfile.TemporaryDirectory() as folder:
         asked, answered = Path(folder) / "request", Path(folder) / "answer"
         asked.write_bytes(request)
-        command = [program(), str(directory), str(asked), str(answered), *map(str, textops.libraries())]
+        command = [program(), str(directory), str(asked), str(answered), *map(str, text_ops.libraries())]
         environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **variables}
         process = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         assert process.returncode == 0, process.stderr[-2000:]

@@ -6,7 +6,7 @@ import pytest
 import tfvllm
 from tests import tiny_models
 from tests.capi.loader import run
-from tfvllm.export.lint import lint
+from tfvllm.serving.lint import lint
 
 
 def strings(texts):

@@ -11,7 +11,7 @@ import tensorflow as tf
 from tests import tiny_models
 from tests.compress.conftest import RECIPE
 from tests.tiny_models import TEXTS
-from tfvllm.compress import classifiers, training
+from tfvllm.compress import batches, classifiers, training
 from tfvllm.data import Split
 from tfvllm.errors import InputError
 
@@ -27,7 +27,7 @@ def twins():
 
 
 def test_logits_are_logits_whatever_the_head(twins):
-    tokens = training.tokenize(Split(list(TEXTS), [0] * len(TEXTS)), twins[0].preprocessor)
+    tokens = batches.tokenize(Split(list(TEXTS), [0] * len(TEXTS)), twins[0].preprocessor)
     plain, softmax = (training.predict_logits(model, tokens) for model in twins[:2])
     assert np.ptp(plain) > 1
     np.testing.assert_allclose(tf.nn.softmax(softmax), tf.nn.softmax(plain), rtol=1e-4)
@@ -52,7 +52,7 @@ def test_a_sigmoid_teacher_is_refused_by_name(twins, tmp_path):
 @pytest.mark.slow
 def test_the_student_of_a_softmax_is_as_good(tmp_path, small_data):
     from tfvllm import compress
-    from tfvllm.recipe import read_recipe
+    from tfvllm.compress.recipe import read_recipe
 
     def run(name, text):
         (tmp_path / f"{name}.yaml").write_text(text, encoding="utf-8")

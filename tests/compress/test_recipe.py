@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from tfvllm.compress.recipe import parse_recipe, preset_folder, read_recipe, unused_keys
 from tfvllm.errors import InputError
-from tfvllm.recipe import parse_recipe, preset_folder, read_recipe, unused_keys
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -8,8 +8,8 @@ import yaml
 
 from tests.compress.conftest import write_data
 from tfvllm import compress, data
-from tfvllm.export import kit
-from tfvllm.recipe import Recipe, Synthetic, parse_recipe
+from tfvllm.compress.recipe import Recipe, Synthetic, parse_recipe
+from tfvllm.serving import kit
 
 BLOCK = Recipe.__base__
 
@@ -97,15 +97,15 @@ def test_every_key_is_used(used, tmp_path, monkeypatch):
 
 
 def test_a_kit_goes_with_the_model_it_was_written_for(tmp_path, text_export, monkeypatch):
-    from tfvllm.compress import product
+    from tfvllm.compress import artifacts
     from tfvllm.compress.console import Console
     from tfvllm.compress.steps import Workspace
 
     monkeypatch.setattr(kit, "measure", lambda directory, seconds=0: None)
     workspace = Workspace(tmp_path, Console(quiet=True))
     step = {"step": "compress"}
-    product.publish(workspace, text_export, "saved_model", step, kit_for="mine")
+    artifacts.publish(workspace, text_export, "saved_model", step, kit_for="mine")
     assert 'name: "mine"' in (tmp_path / "saved_model" / kit.FOLDER / "models.config").read_text()
-    product.publish(workspace, text_export, "saved_model", step)  # the same folder, without a kit this time
+    artifacts.publish(workspace, text_export, "saved_model", step)  # the same folder, without a kit this time
     assert not (tmp_path / "saved_model" / kit.FOLDER).exists()
     assert (tmp_path / "saved_model" / "1" / "saved_model.pb").is_file()

@@ -33,7 +33,7 @@ def _set(*overrides: str) -> list[str]:
 def out(tmp_path_factory, recipe_file):
     """One finished run."""
     from tfvllm import compress
-    from tfvllm.recipe import read_recipe
+    from tfvllm.compress.recipe import read_recipe
 
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     compress.run(read_recipe(recipe_file), folder)
@@ -202,13 +202,13 @@ def test_a_bad_row_ends_with_one_line_and_code_2(recipe_file, small_data, tmp_pa
 
 
 def test_a_full_disk_ends_with_one_line_code_1_and_nothing_half_written(recipe_file, tmp_path, capsys, monkeypatch):
-    from tfvllm.compress import road
+    from tfvllm.compress import stages
 
     def full(model, path):
         path.write_bytes(b"half a model")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(road, "save_model", full)
+    monkeypatch.setattr(stages, "save_model", full)
     out = tmp_path / "out"
     code, _, log = run(capsys, "compress", recipe_file, "--out", out, "--set", "teacher.epochs=0")
     assert code == 1
@@ -274,7 +274,7 @@ def test_chinese_reviews_and_other_routes(tmp_path, capsys):
 
 
 def test_a_profile_of_the_data():
-    from tfvllm.compress.product import requests_like
+    from tfvllm.compress.artifacts import requests_like
 
     profile = requests_like([5, 9, 7, 5, 12], batch=2, batches=2)
     assert [p["lengths"] for p in profile if "lengths" in p] == [[5, 9], [7, 5]]

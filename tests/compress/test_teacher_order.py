@@ -10,8 +10,8 @@ from tests.compress.conftest import sentences
 from tfvllm import data
 from tfvllm.compress import classifiers
 from tfvllm.compress.classifiers import best_order, stated_labels
+from tfvllm.compress.recipe import parse_recipe, read_recipe
 from tfvllm.errors import InputError
-from tfvllm.recipe import parse_recipe, read_recipe
 
 
 def three_labels(tmp_path):

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfvllm.compress import training
+from tfvllm.compress import batches, optimizer, training
+from tfvllm.compress.batches import Batches, Tokens
 from tfvllm.compress.console import Console
-from tfvllm.compress.training import Batches, EpochState, Tokens
+from tfvllm.compress.training import EpochState
 
 
 def tokens(count=37, width=16, seed=0) -> Tokens:
@@ -40,7 +41,7 @@ def compiled(seed=1, steps=30):
     keras.utils.set_random_seed(seed)
     made = model()
     made.compile(
-        optimizer=training.adamw(0.01, steps, 0.1, 0.01),
+        optimizer=optimizer.adamw(0.01, steps, 0.1, 0.01),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
     return made
@@ -99,7 +100,7 @@ def test_logits_come_back_in_the_order_of_the_examples():
 
 def test_augmentation_leaves_special_tokens_padding_and_half_of_the_sentences_alone():
     data = tokens(400)
-    change = training.random_words(0.3, special=[2, 3], mask_id=4)
+    change = batches.random_words(0.3, special=[2, 3], mask_id=4)
     new = change(dict(data.features), np.random.default_rng(0))["token_ids"]
     old, mask = data.features["token_ids"], data.features["padding_mask"]
     assert new.dtype == old.dtype
@@ -112,7 +113,7 @@ def test_augmentation_leaves_special_tokens_padding_and_half_of_the_sentences_al
 
 
 def test_the_rate_rises_then_falls_to_zero():
-    rate = training.adamw(0.1, 100, 0.2, 0.0)._learning_rate
+    rate = optimizer.adamw(0.1, 100, 0.2, 0.0)._learning_rate
     rates = [float(rate(step)) for step in (0, 10, 20, 60, 100)]
     assert rates == pytest.approx([0.0, 0.05, 0.1, 0.05, 0.0], abs=1e-6)
 
@@ -122,9 +123,9 @@ def test_the_compiled_update_is_that_of_keras():
     values = [rng.normal(size=shape).astype("float32") for shape in ((7, 3), (5,), (4, 3))]
     grads = [[rng.normal(size=value.shape).astype("float32") for value in values] for _ in range(3)]
     left, right = ([keras.Variable(v, name=n) for v, n in zip(values, ("kernel", "bias", "table"))] for _ in range(2))
-    assert type(training.adamw(0.1, 10, 0.2, 0.1)) is keras.optimizers.AdamW
-    ours = training.adamw(0.1, training.COMPILED_FROM, 0.01, 0.1)
-    assert type(ours) is training.CompiledAdamW
+    assert type(optimizer.adamw(0.1, 10, 0.2, 0.1)) is keras.optimizers.AdamW
+    ours = optimizer.adamw(0.1, optimizer.COMPILED_FROM, 0.01, 0.1)
+    assert type(ours) is optimizer.CompiledAdamW
     keras_own = keras.optimizers.AdamW.from_config(ours.get_config())
     keras_own.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     compiled = tf.function(lambda grads: ours.apply(grads, left))  # as in a training step

@@ -9,10 +9,9 @@ import tensorflow as tf
 import tfvllm
 from tests import tiny_models
 from tests.tiny_models import TEXTS, keras_scores
-from tfvllm import manifest, protos
 from tfvllm.errors import InputError, VerificationError
-from tfvllm.export import parity, warmup
-from tfvllm.export.lint import lint
+from tfvllm.savedmodel import manifest, parity, protos, warmup
+from tfvllm.serving.lint import lint
 from tfvllm.serving.servable import Servable
 
 

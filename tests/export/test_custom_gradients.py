@@ -6,8 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tfvllm
-from tfvllm import protos
-from tfvllm.export import parity, savedmodel
+from tfvllm.savedmodel import parity, protos, write
 
 POINTS = np.random.default_rng(0).normal(size=(3, 4)).astype("float32")
 
@@ -71,9 +70,9 @@ def written(network, directory, save):
 
 @pytest.mark.parametrize("network", networks(), ids=lambda network: network.__name__)
 def test_what_gradients_read_stays_in_a_saved_function(network, tmp_path):
-    module = written(network, tmp_path / "1", savedmodel.save)
+    module = written(network, tmp_path / "1", write.save)
     (graph,) = protos.read_proto(tmp_path / "1").meta_graphs
-    named = savedmodel.named_from_outside(graph)
+    named = write.named_from_outside(graph)
     assert sum(map(len, named.values())) >= 2
     for function in graph.graph_def.library.function:
         inside = {node.name for node in function.node_def} | {arg.name for arg in function.signature.input_arg}
@@ -87,9 +86,9 @@ def test_what_gradients_read_stays_in_a_saved_function(network, tmp_path):
 
 
 def test_repeats_are_still_merged_beside_what_is_named(tmp_path):
-    written(networks()[0], tmp_path / "1", savedmodel.save)
+    written(networks()[0], tmp_path / "1", write.save)
     (graph,) = protos.read_proto(tmp_path / "1").meta_graphs
-    named = savedmodel.named_from_outside(graph)
+    named = write.named_from_outside(graph)
     (function,) = (f for f in graph.graph_def.library.function if f.signature.name.startswith("__inference_call_"))
     twos = [
         node.name

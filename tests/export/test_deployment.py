@@ -12,16 +12,18 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import yaml
+from click.testing import CliRunner
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format, wrappers_pb2
 
 import tfvllm
 from tests import tiny_models
 from tests.generation.models import build, gpt2
-from tfvllm import manifest
+from tfvllm.cli import cli
 from tfvllm.errors import InputError
-from tfvllm.export import deployment, kit, lint, savedmodel
-from tfvllm.export.deployment import MIB, Memory, cluster_name
+from tfvllm.savedmodel import manifest, write
+from tfvllm.serving import deployment, kit, lint
 from tfvllm.serving.batching import is_batchable
+from tfvllm.serving.deployment import MIB, Memory, cluster_name
 from tfvllm.serving.servable import Servable
 
 SCHEMA = json.loads(Path(__file__).with_name("kserve_inference_service.schema.json").read_text())
@@ -108,7 +110,7 @@ def small(tmp_path_factory):
     module.kernel = tf.Variable(tf.ones([64, 32]))
     spec = tf.TensorSpec([None, 64], tf.float32, name="x")
     function = tf.function(lambda x: {"y": x @ module.kernel}).get_concrete_function(spec)
-    savedmodel.save(module, {"serving_default": function}, folder)
+    write.save(module, {"serving_default": function}, folder)
     return folder
 
 
@@ -122,8 +124,10 @@ def test_a_chinese_folder(small):
 
 
 def test_a_wrong_name_is_refused_before_the_export(text_classifier, tmp_path):
-    with pytest.raises(InputError, match="without spaces"):
-        tfvllm.export(text_classifier, tmp_path / "my model" / "1", "classify", serving_kit=True)
+    text_classifier.save(tmp_path / "t.keras")
+    call = ["export", str(tmp_path / "t.keras"), str(tmp_path / "my model" / "1"), "--task", "classify"]
+    error = CliRunner().invoke(cli, [*call, "--serving-kit"]).exception
+    assert isinstance(error, InputError) and "without spaces" in str(error)
     assert not (tmp_path / "my model").exists()
 
 
@@ -181,7 +185,7 @@ def test_ids_with_a_mask_are_padded(tmp_path):
         lambda token_ids, padding_mask: {"total": tf.reduce_sum(token_ids * padding_mask, axis=1)}
     ).get_concrete_function(*specs)
     (tmp_path / "m" / "1").mkdir(parents=True)
-    savedmodel.save(tf.Module(), {"serving_default": function}, tmp_path / "m" / "1")
+    write.save(tf.Module(), {"serving_default": function}, tmp_path / "m" / "1")
     found = written(tmp_path / "m" / "1")
     assert on(found) and found["parameters"].pad_variable_length_inputs
 
@@ -214,7 +218,7 @@ def test_memory_follows_the_model(story, small, tmp_path):
     spec = tf.TensorSpec([None, 4096], tf.float32, name="x")
     function = tf.function(lambda x: {"y": x @ module.kernel}).get_concrete_function(spec)
     (tmp_path / "big" / "1").mkdir(parents=True)
-    savedmodel.save(module, {"serving_default": function}, tmp_path / "big" / "1")
+    write.save(module, {"serving_default": function}, tmp_path / "big" / "1")
     big = deployment.memory(tmp_path / "big" / "1", {}, target="portable", rows=1, runs=1)
     assert 128 * MIB <= big.weights < 130 * MIB
     assert written(tmp_path / "big" / "1")["memory"] != written(small)["memory"]

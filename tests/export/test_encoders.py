@@ -9,10 +9,9 @@ import tensorflow as tf
 import tfvllm
 from tests import encoders
 from tests.encoders import TEXTS
-from tfvllm import manifest
 from tfvllm.errors import InputError
-from tfvllm.export import parity
 from tfvllm.export.text import as_bytes
+from tfvllm.savedmodel import manifest, parity
 
 PAIR = [*TEXTS[3:], *TEXTS[:3]]
 

@@ -7,13 +7,13 @@ import tensorflow as tf
 
 import tfvllm
 from tests.generation.models import bart, build, gemma2, gpt2, llama, opt, prompts, t5
-from tfvllm import manifest
 from tfvllm.errors import VerificationError
 from tfvllm.export import float32, generate
 from tfvllm.export.translate import translator_for
-from tfvllm.generation.families import read
 from tfvllm.generation.generator import Generator
+from tfvllm.models import read
 from tfvllm.pruning import shrink
+from tfvllm.savedmodel import manifest
 
 
 @pytest.fixture

@@ -12,10 +12,9 @@ from google.protobuf import text_format
 
 import tfvllm
 from tfvllm.errors import InputError
-from tfvllm.export import kit
-from tfvllm.export.deployment import cluster_name
-from tfvllm.serving import config
+from tfvllm.serving import config, kit
 from tfvllm.serving.batching import BatchingOptions
+from tfvllm.serving.deployment import cluster_name
 from tfvllm.serving.manager import ModelConfig
 
 SCHEMA = Path(__file__).with_name("kserve_inference_service.schema.json")
@@ -26,8 +25,7 @@ def written(text_classifier, tmp_path_factory):
     base = tmp_path_factory.mktemp("kit") / "My_Sentiment"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kit, "measure", functools.partial(kit.measure, seconds=0.1))
-        tfvllm.export(text_classifier, base / "1", "classify", serving_kit=True, check=None)
-    return base / "serving-kit"
+        return kit.write(tfvllm.export(text_classifier, base / "1", "classify", check=None))
 
 
 def test_files(written):

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfvllm import protos
 from tfvllm.errors import InputError
-from tfvllm.export import ops, savedmodel, warmup
-from tfvllm.export.lint import lint
+from tfvllm.savedmodel import protos, warmup, write
+from tfvllm.serving import served_ops
+from tfvllm.serving.lint import lint
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def copy(good, tmp_path):
 def save(path, function, *specs, **options):
     module = tf.Module()
     path.mkdir(parents=True)
-    savedmodel.save(module, {"serving_default": tf.function(function, **options).get_concrete_function(*specs)}, path)
+    write.save(module, {"serving_default": tf.function(function, **options).get_concrete_function(*specs)}, path)
     return path
 
 
@@ -209,18 +209,18 @@ def test_wrong_calls(tmp_path, good):
 
 def test_allow_list_is_what_this_tensorflow_registers():
     """The shipped list of the installed version against the libraries themselves, in a process of its own."""
-    script = "import json, tfvllm.export.ops as ops; print(json.dumps(ops.registered()))"
+    script = "import json, tfvllm.serving.served_ops as ops; print(json.dumps(ops.registered()))"
     output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     found = json.loads(output.splitlines()[-1])
     version = ".".join(found["version"].split(".")[:2])
-    if version not in ops.versions():
+    if version not in served_ops.versions():
         pytest.skip(f"no list for TensorFlow {version}")
-    served = ops.served(version)
+    served = served_ops.served(version)
     assert set(found["core"]) - served == set()
     assert set(found["text"]) - served == set()
     assert "MatMul" in served
-    assert "DecodeJxl" in ops.served("2.21")
-    assert "DecodeJxl" not in ops.served("2.20")
+    assert "DecodeJxl" in served_ops.served("2.21")
+    assert "DecodeJxl" not in served_ops.served("2.20")
     assert "SimpleMLInferenceOpWithHandle" in served
 
 

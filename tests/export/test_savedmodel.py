@@ -1,10 +1,9 @@
-"""What `tfvllm.export.savedmodel.save` leaves out."""
+"""What `tfvllm.savedmodel.write.save` leaves out."""
 
 import numpy as np
 import tensorflow as tf
 
-from tfvllm import protos
-from tfvllm.export import savedmodel
+from tfvllm.savedmodel import protos, write
 
 
 def test_repeats_are_merged_and_answers_stay(tmp_path):
@@ -22,10 +21,10 @@ def test_repeats_are_merged_and_answers_stay(tmp_path):
 
     x = np.array([[1.0, -2.0], [0.5, 3.0], [0.0, np.nan]], "float32")
     expected = call(tf.constant(x))
-    savedmodel.save(module, {"serving_default": call}, tmp_path / "1", {"serving_default": savedmodel.CLASSIFY})
+    write.save(module, {"serving_default": call}, tmp_path / "1", {"serving_default": write.CLASSIFY})
 
     graph = protos.read_proto(tmp_path / "1").meta_graphs[0]
-    assert graph.signature_def["serving_default"].method_name == savedmodel.CLASSIFY
+    assert graph.signature_def["serving_default"].method_name == write.CLASSIFY
     (function,) = (f for f in graph.graph_def.library.function if f.signature.name.startswith("__inference_call_"))
     before = call.get_concrete_function().function_def.node_def
     ops, ops_before = ([n.op for n in nodes] for nodes in (function.node_def, before))

@@ -10,10 +10,9 @@ import tensorflow as tf
 
 import tfvllm
 from tests.capi.loader import run
-from tfvllm import protos
 from tfvllm.errors import InputError
-from tfvllm.export import parity
 from tfvllm.export.embed import pool
+from tfvllm.savedmodel import parity, protos
 
 from .models import VOCABULARY, bart, build, gpt2, prompts
 from .reference import keras_generate, keras_translate

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 
 import tfvllm
-from tfvllm import manifest
 from tfvllm.errors import InputError
-from tfvllm.export import parity
-from tfvllm.graph.targets import check_runs
+from tfvllm.graph.probes import check_runs
+from tfvllm.savedmodel import manifest, parity
 
 from .models import CAUSAL, SEQ2SEQ, build, prompts
 from .reference import keras_generate, keras_prompts, keras_translate, log_probs, seq2seq_log_probs

@@ -5,8 +5,8 @@ import pytest
 import tensorflow as tf
 
 from tests.onednn import by_reference_code, products
-from tfvllm.generation.families import read
 from tfvllm.generation.translator import Translator
+from tfvllm.models import read
 
 from .models import SEQ2SEQ, bart, build, families, prompts, t5
 from .reference import beam_sampler, beam_search, keras_translate, seq2seq_log_probs
@@ -81,7 +81,7 @@ def test_empty_sources_and_limits():
 _PROGRAM = """
 import numpy as np, tensorflow as tf
 from tests.generation.models import bart, build
-from tfvllm.generation.families import read
+from tfvllm.models import read
 from tfvllm.generation.translator import Translator
 
 translator = Translator(read(build(bart)), max_length=20, start_ids=(2, 0))

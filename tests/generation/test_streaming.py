@@ -8,9 +8,9 @@ import pytest
 import tensorflow as tf
 
 from tfvllm.export.generate import end_token_ids
-from tfvllm.generation.families import read
 from tfvllm.generation.generator import Generator
 from tfvllm.generation.text import codec_for
+from tfvllm.models import read
 
 from .small_tokenizers import tokenizer_of
 

@@ -15,7 +15,7 @@ import tensorflow as tf
 import tfvllm
 from tests.capi.loader import run
 from tfvllm.errors import InputError
-from tfvllm.graph import targets
+from tfvllm.graph import probes
 
 from .byte_pairs import learn
 
@@ -80,7 +80,7 @@ def test_language_model_on_tiny_shakespeare(shakespeare, tmp_path):
     model, held_out = shakespeare
     variants = {"float32": {}, "bfloat16": {"precision": "bfloat16", "target": "portable"}}
     with contextlib.suppress(InputError):  # without AVX-512 the portable one has to do
-        targets.check_runs("onednn", "bfloat16")
+        probes.check_runs("onednn", "bfloat16")
         variants["bfloat16 by oneDNN"] = {"precision": "bfloat16", "target": "onednn"}
     paths = {
         name: tfvllm.export(model, tmp_path / name / "1", task="generate", max_new_tokens=24, warmup=False, **options)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfvllm.graph import dispatch
+from tfvllm.simplifier.dispatch import driver
 
 
 def tiny_bert(layers=2, width=32, heads=4, inner=64, vocabulary=50, classes=2):
@@ -65,6 +65,6 @@ def clock(monkeypatch):
                 rows = p.batch * (p.length or 1)
                 ms = 5 + 0.1 * p.tokens if "packed" in w.name else 0.2 * rows
                 ms = 0.4 * rows if w.name == "the original" else ms
-                p.rounds[w.name] = [min(5 + 0.1 * p.tokens, 0.2 * rows) if w.name == dispatch.CHOOSING else ms] * 9
+                p.rounds[w.name] = [min(5 + 0.1 * p.tokens, 0.2 * rows) if w.name == driver.CHOOSING else ms] * 9
 
-    monkeypatch.setattr(dispatch, "measure", measure)
+    monkeypatch.setattr(driver, "measure", measure)

@@ -13,11 +13,12 @@ from functools import cache
 import numpy as np
 import tensorflow as tf
 
-from tfvllm.graph import convert, infer, verify
+from tfvllm.graph import importer, infer
 from tfvllm.graph.guarantee import Approximate
 from tfvllm.graph.ir import Graph, Value
 from tfvllm.graph.rewriter import Rewriter
 from tfvllm.rules import pipeline
+from tfvllm.simplifier import verify
 
 WIDTH = 8
 Instruction = tuple[int, int, int]
@@ -188,7 +189,7 @@ def _traced(number: int, batch: int | None, length: int | None) -> Graph:
 
         mask = tf.TensorSpec([batch, length], tf.int32, "mask")
         concrete = tf.function(call, autograph=False).get_concrete_function(x, y, mask)
-    return convert.from_concrete(concrete)
+    return importer.from_concrete(concrete)
 
 
 def _add(graph: Graph, part: Graph, arguments: list[Value], variables: dict[int, Value]) -> Value:

@@ -8,9 +8,8 @@ import pytest
 import tensorflow as tf
 
 import tfvllm
-from tfvllm import loading
-from tfvllm.graph import convert
-from tfvllm.protos import read_proto
+from tfvllm.savedmodel import read
+from tfvllm.savedmodel.protos import read_proto
 from tfvllm.serving.run import predict
 
 # Both generations of Keras 2's optimizers, and one of a user's own of each.
@@ -134,7 +133,7 @@ def check(folder, name, written):
     answers = np.load(folder / "answers.npz")
     assert tfvllm.simplify_saved_model(folder / name / "1", written).verification["ok"]
     for path in (folder / name / "1", written):
-        call = loading.load(path).signatures["serving_default"]
+        call = read.load(path).signatures["serving_default"]
         (key,) = call.structured_input_signature[1]
         (found,) = call(**{key: tf.constant(answers["x"])}).values()
         np.testing.assert_allclose(found, answers[name], rtol=1e-5, atol=1e-6)
@@ -177,7 +176,7 @@ def test_a_module_with_a_checkpoint_of_its_training(tmp_path):
     module = Trained()
     tf.saved_model.save(module, str(tmp_path / "1"), signatures=module.serve)
     tfvllm.simplify_saved_model(tmp_path / "1", tmp_path / "2")
-    found = loading.load(tmp_path / "2").signatures["serving_default"](x=tf.constant([[1.0, 2.0]]))["y"]
+    found = read.load(tmp_path / "2").signatures["serving_default"](x=tf.constant([[1.0, 2.0]]))["y"]
     np.testing.assert_array_equal(found, [[3.0, 5.0]])
 
 
@@ -191,7 +190,7 @@ def test_a_keras_3_export_of_a_compiled_model(tmp_path):
     model.train_on_batch(x, np.ones([5, 3]))
     model.export(str(tmp_path / "1"), verbose=False)
     tfvllm.simplify_saved_model(tmp_path / "1", tmp_path / "2")
-    call = loading.load(tmp_path / "2").signatures["serving_default"]
+    call = read.load(tmp_path / "2").signatures["serving_default"]
     (found,) = call(tf.constant(x)).values()
     np.testing.assert_allclose(found, model(x), rtol=1e-5, atol=1e-6)
 
@@ -218,9 +217,9 @@ def test_a_session_with_a_saver(tmp_path):
     words.write_text("a\nb\nc\n")
     write_tf1(str(tmp_path / "1"), str(words))
     words.unlink()
-    call = convert.load(tmp_path / "1").signatures["serving_default"].original
+    call = read.load(tmp_path / "1").signatures["serving_default"].original
     want = call(tf.constant(["c", "a", "?", "b"]))["y"]
     np.testing.assert_allclose(want, [5.0, 1.9, 0.0, 3.0], rtol=1e-6)
     tfvllm.simplify_saved_model(tmp_path / "1", tmp_path / "2")
-    call = loading.load(tmp_path / "2").signatures["serving_default"]
+    call = read.load(tmp_path / "2").signatures["serving_default"]
     np.testing.assert_array_equal(call(tf.constant(["c", "a", "?", "b"]))["y"], want)

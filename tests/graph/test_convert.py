@@ -12,24 +12,24 @@ import tensorflow as tf
 import tfvllm
 from tests.graph.conftest import bert_inputs, run_saved
 from tfvllm.errors import InputError
-from tfvllm.graph import convert
+from tfvllm.graph import executable, loading
 
 
 def test_round_trip_keeps_numbers_and_signatures(bert_saved, tmp_path):
-    saved = convert.load(bert_saved)
+    saved = loading.load(bert_saved)
     graph = saved.signatures["serving_default"].graph
     graph.check()
     assert list(graph.inputs) == ["padding_mask", "segment_ids", "token_ids"]
     assert not any("PartitionedCall" in n.op for n in graph.live())
-    convert.save(saved.signatures, tmp_path / "copy")
+    loading.save(saved.signatures, tmp_path / "copy")
     inputs = bert_inputs()
     want, got = run_saved(bert_saved, inputs), run_saved(tmp_path / "copy", inputs)
     np.testing.assert_array_equal(want["output_0"], got["output_0"])
 
 
 def test_weights_stay_in_variables(bert, bert_saved, tmp_path):
-    saved = convert.load(bert_saved, "serving_default")
-    convert.save(saved.signatures, tmp_path / "copy")
+    saved = loading.load(bert_saved, "serving_default")
+    loading.save(saved.signatures, tmp_path / "copy")
     constants = sum(n.attr("value").nbytes for n in saved.signatures["serving_default"].graph.live() if n.op == "Const")
     assert constants < 2_000
     assert (tmp_path / "copy" / "saved_model.pb").stat().st_size < 600_000
@@ -39,7 +39,7 @@ def test_weights_stay_in_variables(bert, bert_saved, tmp_path):
 
 
 def test_symbolic_sizes_are_followed_through_reshapes(bert_saved):
-    graph = convert.load(bert_saved, "serving_default").signatures["serving_default"].graph
+    graph = loading.load(bert_saved, "serving_default").signatures["serving_default"].graph
     products = [n for n in graph.live() if n.op == "MatMul" and "feedforward" in n.name]
     assert len(products) == 4
     for node in products:
@@ -68,9 +68,9 @@ def test_tables_loops_and_several_signatures(tmp_path):
 
     module = Module()
     tf.saved_model.save(module, str(tmp_path / "m"), signatures={"look": module.look, "loop": module.loop})
-    saved = convert.load(tmp_path / "m")
+    saved = loading.load(tmp_path / "m")
     assert set(saved.signatures) == {"look", "loop"}
-    convert.save(saved.signatures, tmp_path / "copy")
+    loading.save(saved.signatures, tmp_path / "copy")
     words = {"words": np.array(["b", "zz", "好", ""], object)}
     np.testing.assert_array_equal(run_saved(tmp_path / "copy", words, "look")["ids"], [2, -1, -1, -1])
     numbers = {"n": np.int32(3), "x": np.array([1.0, -2.0], np.float32)}
@@ -91,11 +91,11 @@ def test_assigned_variables_are_not_frozen(tmp_path):
 
     module = Counter()
     tf.saved_model.save(module, str(tmp_path / "m"), signatures={"step": module.step})
-    saved = convert.load(tmp_path / "m")
+    saved = loading.load(tmp_path / "m")
     graph = saved.signatures["step"].graph
     frozen = {tuple(c.owner.shape): c.frozen for c in graph.captures.values()}
     assert frozen == {(): False, (2,): True}
-    convert.save(saved.signatures, tmp_path / "copy")
+    loading.save(saved.signatures, tmp_path / "copy")
     function = tf.saved_model.load(str(tmp_path / "copy")).signatures["step"]
     x = tf.constant([1.0, 1.0])
     np.testing.assert_allclose(function(x=x)["y"], [2.0, 3.0])
@@ -104,14 +104,14 @@ def test_assigned_variables_are_not_frozen(tmp_path):
 
 def test_bad_inputs_get_one_clear_line(bert_saved, tmp_path):
     with pytest.raises(InputError, match="does not exist"):
-        convert.load(tmp_path / "nowhere")
+        loading.load(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"no saved_model\.pb"):
-        convert.load(tmp_path / "empty")
+        loading.load(tmp_path / "empty")
     base = tmp_path / "base"
     (base / "2").mkdir(parents=True)
     with pytest.raises(InputError, match=f"Did you mean {base / '2'}"):
-        convert.load(base)
+        loading.load(base)
     whole = (bert_saved / "saved_model.pb").read_bytes()
     for name, content in {
         "truncated": whole[: len(whole) // 2],
@@ -121,21 +121,21 @@ def test_bad_inputs_get_one_clear_line(bert_saved, tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "saved_model.pb").write_bytes(content)
         with pytest.raises(InputError) as caught:
-            convert.load(tmp_path / name)
+            loading.load(tmp_path / name)
         assert "\n" not in str(caught.value) and "export the model again" in str(caught.value)
-    proto = convert.read_proto(bert_saved)
+    proto = loading.read_proto(bert_saved)
     proto.meta_graphs[0].graph_def.versions.min_consumer = 10**6
     (tmp_path / "future").mkdir()
     (tmp_path / "future" / "saved_model.pb").write_bytes(proto.SerializeToString())
     with pytest.raises(InputError, match="Upgrade TensorFlow"):
-        convert.load(tmp_path / "future")
+        loading.load(tmp_path / "future")
     with pytest.raises(InputError, match="found serve, serving_default"):
-        convert.load(bert_saved, "missing")
+        loading.load(bert_saved, "missing")
 
 
 def test_only_what_the_signatures_need_is_read(bert, bert_saved, tmp_path):
     """A Keras export holds every weight twice; each is read once."""
-    saved = convert.load(bert_saved, "serving_default")
+    saved = loading.load(bert_saved, "serving_default")
     trackables = tf.train.TrackableView(saved.loaded).descendants()
     variables = [v for v in trackables if isinstance(v, tf.Variable)]
     weights = len(bert.trainable_variables)
@@ -146,7 +146,7 @@ def test_only_what_the_signatures_need_is_read(bert, bert_saved, tmp_path):
     (weights,) = data.glob("variables/*.data*")
     weights.write_bytes(weights.read_bytes()[:5000])
     with pytest.raises(InputError, match="cannot be loaded"):
-        convert.load(data)
+        loading.load(data)
 
 
 def test_a_checkpoint_that_holds_more_than_variables_is_read_whole(tmp_path):
@@ -163,17 +163,17 @@ def test_a_checkpoint_that_holds_more_than_variables_is_read_whole(tmp_path):
 
     module = Module()
     tf.saved_model.save(module, str(tmp_path / "m"), signatures={"look": module.look})
-    saved = convert.load(tmp_path / "m")
-    convert.save(saved.signatures, tmp_path / "copy")
+    saved = loading.load(tmp_path / "m")
+    loading.save(saved.signatures, tmp_path / "copy")
     got = run_saved(tmp_path / "copy", {"keys": np.array([3, 4])}, "look")
     np.testing.assert_array_equal(got["y"], [1.0, -2.0])
 
 
 def test_equal_signatures_have_one_fingerprint(bert_saved):
-    first, second = (s.graph for s in convert.load(bert_saved).signatures.values())
-    assert convert.fingerprint(first) == convert.fingerprint(second)
+    first, second = (s.graph for s in loading.load(bert_saved).signatures.values())
+    assert executable.fingerprint(first) == executable.fingerprint(second)
     second.outputs["other"] = second.outputs.pop("output_0")
-    assert convert.fingerprint(first) != convert.fingerprint(second)
+    assert executable.fingerprint(first) != executable.fingerprint(second)
 
 
 def test_fresh_process_with_plain_tensorflow(bert_saved, tmp_path):

@@ -2,7 +2,8 @@
 
 import tensorflow as tf
 
-from tfvllm.graph import convert, cost
+from tfvllm.graph import importer
+from tfvllm.simplifier import cost
 
 
 def test_chosen_positions_count_as_if_all_were_chosen():
@@ -13,5 +14,5 @@ def test_chosen_positions_count_as_if_all_were_chosen():
         rows = tf.reshape(tf.where(tf.reshape(mask, [-1])), [-1])
         return tf.gather(tf.reshape(x, [-1, 4]), rows) @ weight
 
-    graph = convert.from_concrete(chosen.get_concrete_function())
+    graph = importer.from_concrete(chosen.get_concrete_function())
     assert cost.count(graph)["flops"] == 128 * 3 * 2 * 4  # batch 1, length 128

@@ -14,9 +14,12 @@ from tests.rules.test_pack_tokens import SPECS, batch, first
 from tests.tiny_models import TEXTS, keras_scores
 from tfvllm.cli import main
 from tfvllm.errors import InputError
-from tfvllm.graph import convert, dispatch, requests
-from tfvllm.graph.dispatch import Leaf, Point, Split, Way
-from tfvllm.graph.requests import Kind
+from tfvllm.graph import executable, importer
+from tfvllm.simplifier.dispatch import branch, decision_tree, driver, measure, requests, variants
+from tfvllm.simplifier.dispatch.decision_tree import Leaf, Split
+from tfvllm.simplifier.dispatch.measure import Point
+from tfvllm.simplifier.dispatch.requests import RequestShape
+from tfvllm.simplifier.dispatch.variants import Variant
 
 # ------------------------------------------------------------------------------------------------------------- reading
 
@@ -28,14 +31,14 @@ def test_every_form_of_a_line(tmp_path):
         '{"batch": 4}\n{"inputs": {"text": ["a", "b"]}, "count": 2}\n{"text": ["a"]}\n'
     )
     assert requests.read(path) == [
-        Kind(8, 37, None, 120.0),
-        Kind(3, 37, (12, 37, 9)),
-        Kind(2, 8, (3, 4)),
-        Kind(4),
-        Kind(2, count=2.0, inputs={"text": ["a", "b"]}),
-        Kind(1, inputs={"text": ["a"]}),
+        RequestShape(8, 37, None, 120.0),
+        RequestShape(3, 37, (12, 37, 9)),
+        RequestShape(2, 8, (3, 4)),
+        RequestShape(4),
+        RequestShape(2, count=2.0, inputs={"text": ["a", "b"]}),
+        RequestShape(1, inputs={"text": ["a"]}),
     ]
-    assert requests.read([{"batch": 1, "length": 2}]) == [Kind(1, 2)]
+    assert requests.read([{"batch": 1, "length": 2}]) == [RequestShape(1, 2)]
 
 
 @pytest.mark.parametrize(
@@ -66,12 +69,14 @@ def test_a_line_that_is_none_of_them(tmp_path, text, message):
 
 def test_a_long_profile_is_summed_up():
     rng = np.random.default_rng(0)
-    many = [Kind(int(2 ** rng.integers(0, 6)), int(n)) for n in rng.integers(3, 500, 3000)]
-    few = requests.summed_up(many)
+    many = [RequestShape(int(2 ** rng.integers(0, 6)), int(n)) for n in rng.integers(3, 500, 3000)]
+    few = requests.cluster(many)
     assert 4 <= len(few) <= requests.MAX_KINDS
     assert sum(k.count for k in few) == 3000
     assert {k.batch for k in few} & {1, 2} and {k.batch for k in few} & {16, 32}
-    two = requests.summed_up([Kind(1, 5), Kind(1, 5, count=3), Kind(4, 8, (8, 1, 1, 1)), Kind(4, 8)])
+    two = requests.cluster(
+        [RequestShape(1, 5), RequestShape(1, 5, count=3), RequestShape(4, 8, (8, 1, 1, 1)), RequestShape(4, 8)]
+    )
     assert [(k.batch, k.length, k.lengths, k.count) for k in two] == [
         *[(1, 5, None, 4.0), (4, 8, (8, 1, 1, 1), 1.0), (4, 8, None, 1.0)]
     ]
@@ -83,32 +88,32 @@ def test_a_long_profile_is_summed_up():
 def way(name, bytes_of_weights=0):
     x = tf.Variable(tf.zeros([bytes_of_weights // 4]))
     call = tf.function(lambda v: v + tf.reduce_sum(x), input_signature=[tf.TensorSpec([None])])
-    return Way(name, convert.from_concrete(call.get_concrete_function()))
+    return Variant(name, importer.from_concrete(call.get_concrete_function()))
 
 
 def point(batch, length, count=1.0, **ms):
-    found = Point(Kind(batch, length, count=count), batch, length, batch * length, [])
+    found = Point(RequestShape(batch, length, count=count), batch, length, batch * length, [])
     found.rounds = {name: times if isinstance(times, list) else [times] * 9 for name, times in ms.items()}
     return found
 
 
 def test_a_way_that_is_best_everywhere_is_taken_alone():
     points = [point(1, 16, a=1.0, b=2.0), point(8, 128, a=50.0, b=60.0)]
-    assert dispatch.decide([way("a"), way("b")], points, math.inf) == Leaf("a")
+    assert decision_tree.decide([way("a"), way("b")], points, math.inf) == Leaf("a")
 
 
 def test_the_threshold_lies_between_the_shapes_that_differ():
     points = [point(1, 16, a=1.0, b=2.0), point(2, 16, a=2.0, b=3.0), point(8, 128, a=90.0, b=60.0)]
-    tree = dispatch.decide([way("a"), way("b")], points, math.inf)
+    tree = decision_tree.decide([way("a"), way("b")], points, math.inf)
     assert isinstance(tree, Split) and 32 < tree.threshold <= 1024
-    assert [dispatch.chosen(tree, p) for p in points] == ["a", "a", "b"]
-    assert dispatch.lines(tree) == ["batch × length < 181: a", "batch × length ≥ 181: b"]
+    assert [decision_tree.chosen(tree, p) for p in points] == ["a", "a", "b"]
+    assert decision_tree.lines(tree) == ["batch × length < 181: a", "batch × length ≥ 181: b"]
 
 
 def test_batch_and_length_count_apart_where_their_product_does_not_tell():
     points = [point(1, 64, a=1.0, b=2.0), point(64, 1, a=2.0, b=1.0), point(8, 8, a=1.0, b=2.0)]
-    tree = dispatch.decide([way("a"), way("b")], points, math.inf)
-    assert [dispatch.chosen(tree, p) for p in points] == ["a", "b", "a"]
+    tree = decision_tree.decide([way("a"), way("b")], points, math.inf)
+    assert [decision_tree.chosen(tree, p) for p in points] == ["a", "b", "a"]
 
 
 def test_what_lies_within_the_noise_makes_no_branch():
@@ -117,17 +122,17 @@ def test_what_lies_within_the_noise_makes_no_branch():
     ratio, noise = points[0].ratio("b", "a")
     assert (ratio, points[0].relative("b", "a")) == (1.0, 1.0) and noise > 0.3
     points = [point(1, 16, a=1.0, b=0.98), point(8, 128, a=9.0, b=9.5)]  # certain, and too little to pay
-    assert dispatch.decide([way("a"), way("b")], points, math.inf) == Leaf("a")
+    assert decision_tree.decide([way("a"), way("b")], points, math.inf) == Leaf("a")
 
 
 def test_weights_of_its_own_must_pay_and_fit():
     a, b = way("a", 4000), way("b", 2000)
     points = [point(1, 16, a=1.0, b=0.95), point(8, 128, a=50.0, b=60.0)]
-    assert dispatch.decide([a, b], points, math.inf) == Leaf("a")  # 5 % is worth a branch, not another copy
+    assert decision_tree.decide([a, b], points, math.inf) == Leaf("a")  # 5 % is worth a branch, not another copy
     points = [point(1, 16, a=1.0, b=0.8), point(8, 128, a=50.0, b=70.0)]
-    assert isinstance(dispatch.decide([a, b], points, 6000), Split)
-    assert dispatch.decide([a, b], points, 5999) == Leaf("a")
-    assert dispatch.bytes_of([a, b, a]) == 6000
+    assert isinstance(decision_tree.decide([a, b], points, 6000), Split)
+    assert decision_tree.decide([a, b], points, 5999) == Leaf("a")
+    assert variants.bytes_of([a, b, a]) == 6000
 
 
 def test_taking_turns_measures_everyone_as_often():
@@ -136,7 +141,7 @@ def test_taking_turns_measures_everyone_as_often():
     def call(name):
         calls[name] += 1
 
-    times = dispatch.take_turns({n: lambda n=n: call(n) for n in calls}, 50, 0.0, warm=2)
+    times = measure.take_turns({n: lambda n=n: call(n) for n in calls}, 50, 0.0, warm=2)
     assert calls == {"a": 9, "b": 9, "c": 9} and {len(t) for t in times.values()} == {7}
 
 
@@ -152,7 +157,7 @@ def test_the_branch_is_chosen_by_shape():
 
     def graph(f):
         call = tf.function(lambda v: f(tf.sqrt(v) * x), input_signature=[tf.TensorSpec([None, None], name="v")])
-        return convert.from_concrete(call.get_concrete_function())
+        return importer.from_concrete(call.get_concrete_function())
 
     original = graph(lambda v: v + 1.0)
     ways = []
@@ -162,8 +167,8 @@ def test_the_branch_is_chosen_by_shape():
         new = way_graph.add(f"way{number}", op, [last.inputs[0]])
         new.output.shape = last.output.shape
         way_graph.replace(last.output, new.output)
-        ways.append(Way(op, way_graph))
-    merged = dispatch.Merged([*ways, Way("the original", original)])
+        ways.append(Variant(op, way_graph))
+    merged = branch.VariantMerger([*ways, Variant("the original", original)])
     tree = Split(
         "batch",
         3,
@@ -173,7 +178,7 @@ def test_the_branch_is_chosen_by_shape():
     built = merged.build(tree)
     built.check()
     assert [n.op for n in built.live()].count("Sqrt") == 1  # what all compute alike stands before the branch
-    run = convert.to_concrete(built, ((tf.TensorSpec([None, None], tf.float32),), {}), pack=list)
+    run = executable.to_concrete(built, ((tf.TensorSpec([None, None], tf.float32),), {}), pack=list)
     for (b, n), f in {
         (2, 4): np.negative,
         (2, 5): np.exp,
@@ -244,11 +249,11 @@ def test_a_way_with_an_effect_is_no_branch():
         x.assign_add(1.0)
         return v * x
 
-    original = convert.from_concrete(call.get_concrete_function())
+    original = importer.from_concrete(call.get_concrete_function())
     other = original.copy()
     other.effects[0].name = "renamed"  # effects are the same only if they are the same node
     other.nodes = {n.name: n for n in other.nodes.values()}
-    merged = dispatch.Merged([Way("other", other), Way("the original", original)])
+    merged = branch.VariantMerger([Variant("other", other), Variant("the original", original)])
     assert "effect of its own" in merged.declined["other"]
 
 
@@ -272,7 +277,7 @@ def test_text_to_scores(text_export, text_classifier, tmp_path, clock, target):
         np.testing.assert_allclose(saved(tf.constant(texts))["scores"], wanted, atol=1e-5)
     answer = run(tmp_path / "1", "serving_default", {"text": np.array([t.encode() for t in TEXTS], object)})
     np.testing.assert_allclose(answer["scores"], keras_scores(text_classifier, TEXTS), atol=1e-5)
-    from tfvllm.export.lint import lint
+    from tfvllm.serving.lint import lint
 
     assert lint(tmp_path / "1", run=False).target == target
 
@@ -281,8 +286,8 @@ def test_a_float32_copy_beside_bfloat16(clock, monkeypatch):
     w = weight(64, 64, scale=0.1)
     call = tf.function(lambda x: tf.tanh(x @ w) @ w, input_signature=[tf.TensorSpec([None, 64])])
     tree = Split("batch", 3, Leaf("float32, fused"), Leaf("bfloat16"))
-    monkeypatch.setattr(dispatch, "decide", lambda ways, points, limit: tree)
-    monkeypatch.setattr(dispatch, "best_single", lambda ways, points, limit: "the original")
+    monkeypatch.setattr(driver, "decide", lambda ways, points, limit: tree)
+    monkeypatch.setattr(driver, "best_single", lambda ways, points, limit: "the original")
     fast = tfvllm.simplify(call, target="onednn", precision="bfloat16", profile=[{"batch": 1}, {"batch": 8}])
     assert fast.report.after["bytes"] == 1.5 * fast.report.before["bytes"]
     for rows, exact in ((2, True), (3, False)):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfvllm.graph import convert, dims
+from tfvllm.graph import dims, importer
 
 KERNEL = tf.Variable(np.ones((3, 2, 4, 5), np.float32))
 
@@ -26,7 +26,7 @@ KERNEL = tf.Variable(np.ones((3, 2, 4, 5), np.float32))
 )
 def test_images_of_unknown_size(function):
     concrete = tf.function(function).get_concrete_function(tf.TensorSpec([None, None, None, 4]))
-    graph = convert.from_concrete(concrete)
+    graph = importer.from_concrete(concrete)
     (result,) = graph.outputs.values()
     symbols = [d.terms[0][0][0] for d in next(iter(graph.inputs.values())).shape[:3]]
     assert set().union(*(d.symbols() for d in result.shape[:1])) == {symbols[0]}
@@ -41,6 +41,6 @@ def test_positions_counted_in_floating_point():
     def f(x):
         return x + tf.range(tf.cast(tf.shape(x)[1], tf.float32))
 
-    graph = convert.from_concrete(f.get_concrete_function())
+    graph = importer.from_concrete(f.get_concrete_function())
     (result,) = graph.outputs.values()
     assert result.shape == next(iter(graph.inputs.values())).shape

@@ -8,11 +8,11 @@ from keras import layers
 
 import tfvllm
 from tfvllm.errors import InputError
-from tfvllm.graph import simplify as module
+from tfvllm.simplifier import tracing
 
 
 def specs(model, inputs=None):
-    return module._concrete(model, inputs).structured_input_signature[0][0]
+    return tracing.traced(model, inputs).structured_input_signature[0][0]
 
 
 def sequence_model():

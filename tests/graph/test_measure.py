@@ -6,10 +6,11 @@ import tensorflow as tf
 
 import tfvllm
 from tests.rules.checks import f32, weight
-from tfvllm.graph import cost
+from tfvllm.graph.builder import Skip
 from tfvllm.graph.guarantee import Exact
 from tfvllm.graph.pattern import op
-from tfvllm.graph.rewriter import Rule, Skip
+from tfvllm.graph.rewriter import Rule
+from tfvllm.simplifier import cost
 
 
 class SlowRelu(Rule):

@@ -10,8 +10,8 @@ from click.testing import CliRunner
 import tfvllm
 from tfvllm.cli import cli
 from tfvllm.errors import InputError, VerificationError
-from tfvllm.graph import verify
-from tfvllm.graph.arguments import REAL_INPUTS
+from tfvllm.simplifier import verify
+from tfvllm.simplifier.arguments import REAL_INPUTS
 
 
 def vector(function):

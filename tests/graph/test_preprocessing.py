@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 
 import tfvllm
-from tfvllm import loading
-from tfvllm.graph import convert
+from tfvllm.graph import importer
+from tfvllm.savedmodel import read
 
 TEXTS = np.array(["the cat", "", "a dog ran fast, and far"], object)
 WORDS = np.array([["a", "zz"], ["c", ""]], object)
@@ -83,7 +83,7 @@ def test_saved(name, tmp_path):
     model.export(str(tmp_path / "1"), verbose=False)
     tfvllm.simplify_saved_model(tmp_path / "1", tmp_path / "2")
     (tmp_path / "words.txt").unlink(missing_ok=True)  # the vocabulary travels as an asset
-    (found,) = loading.load(tmp_path / "2").signatures["serving_default"](tf.constant(x)).values()
+    (found,) = read.load(tmp_path / "2").signatures["serving_default"](tf.constant(x)).values()
     if want.dtype == np.float32:
         np.testing.assert_allclose(found, want, rtol=1e-6)
     else:
@@ -108,6 +108,6 @@ def test_captured_strings(name):
 def test_a_captured_scalar_is_a_constant():
     held = tf.constant("and")
     function = tf.function(lambda text: text + held, input_signature=[tf.TensorSpec([None], tf.string)])
-    graph = convert.from_concrete(function.get_concrete_function())
+    graph = importer.from_concrete(function.get_concrete_function())
     assert not graph.captures
     assert [n.attr("value") for n in graph.nodes.values() if n.op == "Const"] == [b"and"]

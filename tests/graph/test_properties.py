@@ -9,9 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.graph import random_graphs
+from tfvllm.graph.builder import Skip
 from tfvllm.graph.guarantee import Reordered
 from tfvllm.graph.pattern import op
-from tfvllm.graph.rewriter import Rule, Skip, Step
+from tfvllm.graph.rewriter import Rule, Step
 
 GRAPHS_IN_ONE = 10  # programs traced into one function: tracing and compiling cost more than running
 EXAMPLES = int(os.environ.get("TFVLLM_RANDOM_GRAPHS", "1000")) // GRAPHS_IN_ONE

@@ -8,7 +8,7 @@ from keras import layers as L
 from keras import ops
 
 import tfvllm
-from tfvllm import loading
+from tfvllm.savedmodel import read
 
 TEXTS = np.array(["the cat sat", "", "a dog ran fast and far from the cat", "cat"], object)
 
@@ -268,8 +268,8 @@ def test_example(make, tmp_path):
     for target in ("portable", "onednn"):
         fast = tfvllm.simplify(model, target=target)
         tfvllm.simplify_saved_model(tmp_path / "plain", tmp_path / target, target=target)
-        saved = loading.load(tmp_path / target).signatures["serving_default"]
-        served = loading.load(tmp_path / "plain").signatures["serving_default"]
+        saved = read.load(tmp_path / target).signatures["serving_default"]
+        served = read.load(tmp_path / "plain").signatures["serving_default"]
         for batch in (1, 3, 8):
             x = made(EXAMPLES[make], batch, rng)
             near(fast(x), plain(x))

@@ -175,7 +175,7 @@ def test_a_tolerance_as_large_as_the_values_is_never_ok():
             return op.Sin(x)
 
         def condition(self, graph, m):
-            from tfvllm.graph.rewriter import Skip
+            from tfvllm.graph.builder import Skip
 
             if "nudged" in m.x.node.name:
                 raise Skip("done")

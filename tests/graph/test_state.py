@@ -7,11 +7,11 @@ import tensorflow as tf
 
 import tfvllm
 from tfvllm.errors import InputError
-from tfvllm.graph import convert, effects
+from tfvllm.graph import effects, importer
 from tfvllm.graph.guarantee import Exact
 from tfvllm.graph.pattern import op
 from tfvllm.graph.rewriter import Rule
-from tfvllm.graph.state import State
+from tfvllm.simplifier.state import State
 
 X = np.float32([[1, 2], [3, -4]])
 ROWS = [tf.TensorSpec([None, 2], name="x")]
@@ -277,7 +277,7 @@ def test_writes_in_functions_of_functions_are_seen():
                 outer.scatter_nd_update([[0]], [7.0])
         return x * untouched
 
-    graph = convert.from_concrete(tf.function(inner, input_signature=ROWS).get_concrete_function())
+    graph = importer.from_concrete(tf.function(inner, input_signature=ROWS).get_concrete_function())
     written = effects.find(graph).written
     names = {id(graph.captures[n].tensor) for n in written}
     assert names == {id(outer.handle)} and [p.handle for p in State.of(graph).parts] == [outer.handle]

@@ -7,24 +7,24 @@ import sys
 import pytest
 
 from tfvllm.errors import InputError
-from tfvllm.graph import targets
+from tfvllm.graph import probes, targets
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
 def test_the_portable_target_runs_anywhere(precision):
-    targets.check_runs("portable", precision)
+    probes.check_runs("portable", precision)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
 def test_the_onednn_target_runs_here(precision):
-    targets.check_runs("onednn", precision)  # or is skipped, where the CPU's flags say why
+    probes.check_runs("onednn", precision)  # or is skipped, where the CPU's flags say why
 
 
 def test_bfloat16_goes_by_onednn_where_it_can(monkeypatch):
-    assert targets.default_for("float32") == "portable"
+    assert probes.default_for("float32") == "portable"
     for able, expected in ((True, "onednn"), (False, "portable")):
-        monkeypatch.setattr(targets, "computes_fused", lambda dtype, able=able: able)
-        assert targets.default_for("bfloat16") == expected
+        monkeypatch.setattr(probes, "computes_fused", lambda dtype, able=able: able)
+        assert probes.default_for("bfloat16") == expected
 
 
 def test_without_onednn_nothing_is_made_that_would_not_run(text_export, tmp_path):
@@ -48,6 +48,6 @@ def test_a_cpu_that_lacks_it_is_told(monkeypatch, precision, missing):
 
     monkeypatch.setattr(targets, missing, lacking)
     if missing == "computes_int8":
-        monkeypatch.setattr(targets, "computes_fused", lambda dtype: True)
+        monkeypatch.setattr(probes, "computes_fused", lambda dtype: True)
     with pytest.raises(InputError, match={"float32": "without oneDNN", "int8": "overflow"}.get(precision, "AVX-512")):
-        targets.check_runs("onednn", precision)
+        probes.check_runs("onednn", precision)

@@ -22,7 +22,7 @@ import tensorflow as tf
 
 import tfvllm
 from tfvllm import cli
-from tfvllm.export import parity
+from tfvllm.savedmodel import parity
 
 from .families import LENGTH, TEXTS, Family, encoded
 

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfvllm.graph import convert, float64, verify
+from tfvllm.graph import executable, importer
 from tfvllm.graph.guarantee import Approximate, Exact
 from tfvllm.graph.ir import Graph, Node
 from tfvllm.graph.rewriter import Rewriter, Rule, Step, select
 from tfvllm.rules import pipeline
+from tfvllm.simplifier import float64, verify
 
 SPECIAL = (0.0, -0.0, np.nan, np.inf, -np.inf, 1e-38, -1e-45, 3.4e38, 1.0, -1.0)
 EPSILON = float(np.finfo(np.float32).eps)
@@ -82,7 +83,7 @@ def check(
     if target is None:
         target = next(t for t in ("portable", "onednn") if all(t in r.targets for r in objects))
     concrete = tf.function(function, autograph=False).get_concrete_function(*specs)
-    before = convert.from_concrete(concrete)
+    before = importer.from_concrete(concrete)
     rewriter = Rewriter(before.copy(), target)
     rewriter.run(steps)
     rewriter.graph.check()
@@ -147,12 +148,12 @@ def _sprinkled(rng, array, spec):
 
 def _compare(result: Checked, original, samples, exact: bool, slack: float, finite_only: bool) -> None:
     specs = original.structured_input_signature
-    new = convert.to_concrete(result.graph, specs, pack=list)
+    new = executable.to_concrete(result.graph, specs, pack=list)
     wide = None
     if not exact:
         wide_graph = float64.to_float64(result.before)
         with contextlib.suppress(ValueError):  # an op without a float64 kernel: the original stands for the exact
-            wide = convert.to_concrete(wide_graph, float64.widened(specs), pack=list)
+            wide = executable.to_concrete(wide_graph, float64.widened(specs), pack=list)
     names = list(result.before.inputs.values())
     for number, sample in enumerate(samples):
         tensors = [tf.convert_to_tensor(np.asarray(a), v.dtype) for a, v in zip(sample, names)]

@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 
 from tests.rules.checks import check, f32, weight
-from tfvllm.graph import convert
+from tfvllm.graph import executable, importer
 from tfvllm.graph.rewriter import Rewriter
 from tfvllm.rules import pipeline
 
@@ -116,7 +116,7 @@ def test_worked_example():
         c, d = (x + a) * factor, (y + b) * factor
         return tf.nn.conv2d(c + d, kernel, 1, "SAME")
 
-    graph = convert.from_concrete(article.get_concrete_function())
+    graph = importer.from_concrete(article.get_concrete_function())
 
     def count(g, op):
         return sum(n.op == op for n in g.live())
@@ -126,7 +126,9 @@ def test_worked_example():
     rewriter.run(pipeline())
     assert rewriter.counts["FactorOut"] == 1  # C and D into F
     assert count(rewriter.graph, "Mul") == 1 and count(rewriter.graph, "Conv2D") == 1
-    after = convert.to_concrete(rewriter.graph, article.get_concrete_function().structured_input_signature, pack=list)
+    after = executable.to_concrete(
+        rewriter.graph, article.get_concrete_function().structured_input_signature, pack=list
+    )
     rng = np.random.default_rng(0)
     for batch in (1, 3):
         x, y = (tf.constant(rng.normal(size=(batch, 8, 8, 4)), tf.float32) for _ in range(2))

@@ -43,7 +43,7 @@ class _Coarse(Rule):
 
     def condition(self, graph, m):
         if any(r.op == "Mul" for r in graph.readers(m.out)):
-            from tfvllm.graph.rewriter import Skip
+            from tfvllm.graph.builder import Skip
 
             raise Skip("done")
 

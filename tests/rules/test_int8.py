@@ -15,25 +15,27 @@ from tests.rules.checks import f32, weight
 from tests.rules.test_bfloat16 import attention, masked_rows
 from tfvllm.cli import main
 from tfvllm.errors import InputError, VerificationError
-from tfvllm.graph import calibrate, convert, targets
+from tfvllm.graph import executable, importer, probes
 from tfvllm.graph.guarantee import Approximate
+from tfvllm.graph.int8_ops import quantise_weight, snap
+from tfvllm.graph.int8_ops import smoothing as smoothing_factors
 from tfvllm.graph.rewriter import Rewriter
 from tfvllm.rules import lowering, smoothing
-from tfvllm.rules.int8 import FuseRequantize, quantise_weight, snap
-from tfvllm.rules.int8 import smoothing as smoothing_factors
+from tfvllm.rules.fuse_requantize import FuseRequantize
+from tfvllm.simplifier import calibrate
 
 K, N = 69, 77  # odd, and more than the 4096 elements that a product needs
 
 
 def lower(function, specs, span=(-4.5, 4.5)):
     """The function simplified for oneDNN, then every product in int8 with one range."""
-    targets.check_runs("onednn", "int8")
+    probes.check_runs("onednn", "int8")
     fast = tfvllm.simplify(tf.function(function, autograph=False, input_signature=specs), target="onednn")
     rewriter = Rewriter(fast.graph.copy(), "onednn")
     names = [n.name for n in rewriter.graph.live() if n.op in ("MatMul", "_FusedMatMul")]
     rewriter.run(lowering("int8", dict.fromkeys(names, snap(*span)), Approximate()))
     rewriter.graph.check()
-    function = convert.to_concrete(rewriter.graph, fast.specs, pack=list)
+    function = executable.to_concrete(rewriter.graph, fast.specs, pack=list)
     return (lambda *arrays: [r.numpy() for r in function(*map(tf.convert_to_tensor, arrays))]), rewriter
 
 
@@ -233,7 +235,7 @@ def test_a_table_of_embeddings_keeps_a_byte_an_element():
 
 def observed(*samples, width=K):
     function = tf.function(lambda x: x * 1.0, autograph=False, input_signature=[f32(None, width)])
-    graph = convert.from_concrete(function.get_concrete_function())
+    graph = importer.from_concrete(function.get_concrete_function())
     (value,) = graph.inputs.values()
     return calibrate.observe(graph, function.get_concrete_function().structured_input_signature, samples, [value])[
         value
@@ -336,7 +338,7 @@ def test_smoothing_changes_no_more_than_rounding():
     factors = np.exp(np.random.default_rng(0).normal(0, 1, 64)).astype(np.float32)
     rewriter.run(smoothing({norm.name: factors}, {}))
     assert rewriter.counts["SmoothInputs"] == 1
-    function = convert.to_concrete(rewriter.graph, fast.specs, pack=list)
+    function = executable.to_concrete(rewriter.graph, fast.specs, pack=list)
     np.testing.assert_allclose(function(tf.constant(REAL))[0], fast(REAL), atol=1e-5)
 
 
@@ -357,7 +359,7 @@ def test_outliers_apart_change_no_more_than_rounding():
     rewriter.graph.check()
     assert rewriter.counts["SplitOutliers"] == 1
     assert sorted(n.output.shape[-1] for n in ops(rewriter.graph, "_FusedMatMul")) == [2, K, K, 2 * K]
-    function = convert.to_concrete(rewriter.graph, fast.specs, pack=list)
+    function = executable.to_concrete(rewriter.graph, fast.specs, pack=list)
     for rows in (1, 5, 64):
         x = inputs(rows)
         np.testing.assert_allclose(function(tf.constant(x))[0], fast(x), atol=2e-5)
@@ -545,7 +547,7 @@ def test_the_command(saved, tmp_path, capsys):
     assert exit_code(call) == 2
     assert "needs target 'onednn'" in capsys.readouterr().err
     call += ["--target", "onednn", "--json", "--calibration", str(folder / "x.npz")]
-    targets.check_runs("onednn", "int8")
+    probes.check_runs("onednn", "int8")
     assert exit_code([*call, "--max-error", "0.00001"]) == 3
     assert not (tmp_path / "1").exists()
     capsys.readouterr()

@@ -4,7 +4,7 @@ import tensorflow as tf
 
 import tfvllm
 from tests.rules.checks import check, f32
-from tfvllm.graph import convert
+from tfvllm.graph import executable, loading
 
 RULE = "TransposesAsIntegers"
 
@@ -15,7 +15,7 @@ def test_the_same_bits_moved_as_integers():
     assert node.output.dtype == tf.int32 and len(c.ops("Bitcast")) == 2
     assert c.graph.outputs["output_0"].shape == c.before.outputs["output_0"].shape
     x = np.random.default_rng(0).integers(0, 2**32, (2, 3, 5, 4), np.uint32).view(np.float32)  # NaN of every kind
-    fast = convert.to_concrete(c.graph, ((f32(None, None, 3, 4),), {}))
+    fast = executable.to_concrete(c.graph, ((f32(None, None, 3, 4),), {}))
     np.testing.assert_array_equal(
         np.asarray(tf.nest.flatten(fast(tf.constant(x)))[0]).view(np.uint32), x.transpose(0, 2, 1, 3).view(np.uint32)
     )
@@ -60,5 +60,5 @@ def test_read_back_as_floats(tmp_path):
     for source, destination in ("ab", "bc"):
         report = tfvllm.simplify_saved_model(tmp_path / source, tmp_path / destination)
         assert report.rules[RULE] == 1 and report.main.verification["yardstick"] == "float64"
-    kept = convert.load(tmp_path / "c").signatures["serving_default"].graph
+    kept = loading.load(tmp_path / "c").signatures["serving_default"].graph
     assert [n.output.dtype for n in kept.live() if n.op == "Transpose"] == [tf.float32]

@@ -7,11 +7,13 @@ import tensorflow as tf
 import tfvllm
 from tests.capi.loader import run
 from tests.rules.checks import check, f32, weight
-from tfvllm.graph import cost, functions
-from tfvllm.graph.dispatch import Way, bytes_of
+from tfvllm.graph import functions
 from tfvllm.graph.rewriter import Rewriter, Step
 from tfvllm.rules.fuse_matmul import FuseActivation, FuseMatMulBias
 from tfvllm.rules.keep_packed import FEW, KeepPackedForFew
+from tfvllm.simplifier import cost
+from tfvllm.simplifier.dispatch import driver
+from tfvllm.simplifier.dispatch.variants import Variant, bytes_of
 
 KEPT = "_MklNativeFusedMatMul"
 
@@ -65,7 +67,7 @@ def test_few_rows_take_the_packed_copy_whatever_came_first(order):
     assert len(set(taken)) == 6, "a kernel that keeps a weight has its branch for itself"
     assert len(cost.packed_weights(c.graph)) == 3
     kept = sum(24 * 24 * 4 for _ in range(3))
-    assert bytes_of([Way("kept", c.graph)]) - bytes_of([Way("before", c.before)]) == kept
+    assert bytes_of([Variant("kept", c.graph)]) - bytes_of([Variant("before", c.before)]) == kept
 
 
 def test_known_rows():
@@ -107,13 +109,12 @@ def test_bfloat16(tmp_path, order):
 
 
 def test_a_profile_may_choose_it_within_the_memory_limit(tmp_path, monkeypatch):
-    from tfvllm.graph import dispatch
 
     def measure(points, ways, specs, seconds):
         for p in points:
             p.rounds = {w.name: [1.0 if "kept" in w.name else 2.0] * 9 for w in ways}
 
-    monkeypatch.setattr(dispatch, "measure", measure)
+    monkeypatch.setattr(driver, "measure", measure)
     call = layers(64, 64, 64)
     saved(call, 64, tmp_path / "a")
     (x,) = rows(16, width=64)[0]

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 import tfvllm
 from tests.rules.checks import check, f32
-from tfvllm.graph import convert
+from tfvllm.graph import loading
 from tfvllm.rules.keras_quantised import DequantiseProducts
 
 UNPACK = DequantiseProducts(unpack=True)
@@ -122,7 +122,7 @@ def test_saved_weights_are_int8(quantised, tmp_path):
         precision="int8",
         calibration=[{model.inputs[0].name: x}],
     )
-    graph = convert.load(tmp_path / "fast").signatures["serving_default"].graph
+    graph = loading.load(tmp_path / "fast").signatures["serving_default"].graph
     held = [c.owner for c in graph.captures.values()]
     # 96·96 + 96·96 + 96·128 + 128·64 weights of a byte; scales and biases beside them.
     assert sum(np.prod(v.shape) for v in held if v.dtype in (tf.int8, tf.qint8)) == 38912

@@ -3,7 +3,7 @@ import tensorflow as tf
 
 from tests.rules.checks import check, f32
 from tests.rules.test_pack_tokens import SAMPLES, SPECS, WIDTH, W, batch, first, layer, mean
-from tfvllm.graph import convert
+from tfvllm.graph import executable
 
 RULE = "MaskRowsAfterAttention"
 LOW = -1e9  # as Keras has it
@@ -120,7 +120,7 @@ def test_a_nan_stays_in_its_sequence():
     wanted = [tf.TensorSpec([None, None, WIDTH], tf.float32, "x"), SPECS[1]]
     rules = ["MaskRowsAfterAttention", *ADDED]
     c = check(function, wanted, rules, dict.fromkeys(ADDED[:1], 1) | {"MaskByAddition": 2}, generated=False)
-    new = convert.to_concrete(c.graph, (tuple(wanted), {}), pack=list)
+    new = executable.to_concrete(c.graph, (tuple(wanted), {}), pack=list)
     _, mask = batch([3, 5, 0, 6], 6)
     for row, position, bad in ((0, 1, np.nan), (0, 4, np.inf), (1, 0, -np.inf), (2, 5, np.nan), (3, 5, np.inf)):
         x = np.random.default_rng(0).normal(size=(4, 6, WIDTH)).astype(np.float32)

@@ -5,10 +5,11 @@ import tensorflow as tf
 import tfvllm
 from tests.rules.checks import check, f32, weight
 from tests.rules.test_layer_norm import keras_form
-from tfvllm.graph import cost, functions
+from tfvllm.graph import functions
 from tfvllm.graph.rewriter import Step
 from tfvllm.rules.layer_norm import FuseLayerNorm
 from tfvllm.rules.norm_by_rows import WORTH, NormByRows
+from tfvllm.simplifier import cost
 
 BOTH = ["FuseLayerNorm", "NormByRows"]
 WIDTH = 256

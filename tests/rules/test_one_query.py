@@ -3,7 +3,8 @@ import pytest
 import tensorflow as tf
 
 from tests.rules.checks import check, f32, weight
-from tfvllm.graph import cost, padding
+from tfvllm.graph import padding
+from tfvllm.simplifier import cost
 
 RULE = "OneQuery"
 WIDTH, HEADS, SIZE = 10, 2, 4

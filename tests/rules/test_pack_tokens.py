@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import tfvllm
 from tests.rules.checks import Checked, check, weight
 from tests.tiny_models import TEXTS, bert_classifier
-from tfvllm.graph import convert
+from tfvllm.graph import executable
 
 RULE = "PackTokens"
 WIDTH, HEADS, WORDS = 8, 2, 11
@@ -98,7 +98,7 @@ def test_one_mask_of_sequences_and_one_of_ids():
     """A mask that broadcasts over the batch, or ids that do: nothing is left out, and the result is the same."""
     ids, mask = batch([3, 5], 6)
     c = packed(first)
-    function = convert.to_concrete(c.graph, (tuple(SPECS), {}), pack=list)
+    function = executable.to_concrete(c.graph, (tuple(SPECS), {}), pack=list)
     for a, b in ((ids[:1], mask), (ids, mask[:1]), (ids[:1], mask[:1])):
         a, b = tf.constant(a, tf.int32), tf.constant(b)
         np.testing.assert_allclose(function(a, b)[0], first(a, b), rtol=1e-5, atol=1e-5)
@@ -106,7 +106,7 @@ def test_one_mask_of_sequences_and_one_of_ids():
 
 @cache
 def both_pools():
-    return {pool: convert.to_concrete(packed(pool).graph, (tuple(SPECS), {}), pack=list) for pool in (first, mean)}
+    return {pool: executable.to_concrete(packed(pool).graph, (tuple(SPECS), {}), pack=list) for pool in (first, mean)}
 
 
 @settings(max_examples=40)
@@ -128,7 +128,7 @@ def test_a_nan_goes_nowhere_the_original_does_not_take_it():
 
     specs = [tf.TensorSpec([None, None, WIDTH], tf.float32, "x"), SPECS[1]]
     c = check(function, specs, RULE, 1, generated=False)
-    new = convert.to_concrete(c.graph, (tuple(specs), {}), pack=list)
+    new = executable.to_concrete(c.graph, (tuple(specs), {}), pack=list)
     _, mask = batch([3, 5, 2, 6], 6)
     for row, position in ((0, 1), (0, 4), (1, 0), (2, 5), (3, 5)):
         x = np.random.default_rng(0).normal(size=(4, 6, WIDTH)).astype(np.float32)

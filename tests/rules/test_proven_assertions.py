@@ -127,12 +127,12 @@ def test_what_came_before_an_assertion_still_comes_before_what_follows():
 
 @pytest.mark.parametrize("limit", [0, 1, 3])
 def test_bisection_may_stop_it_anywhere(limit):
-    from tfvllm.graph import convert
+    from tfvllm.graph import importer
     from tfvllm.graph.rewriter import Rewriter
     from tfvllm.rules import pipeline
 
     concrete = tf.function(lambda x: ragged(text.regex_split(x, " "))).get_concrete_function(*STRINGS)
-    rewriter = Rewriter(convert.from_concrete(concrete), limit=limit)
+    rewriter = Rewriter(importer.from_concrete(concrete), limit=limit)
     rewriter.run([s for s in pipeline() if s.name == "assertions"])
     assert len(rewriter.fired) <= limit
     rewriter.graph.check()

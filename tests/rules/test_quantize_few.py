@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 
 from tests.rules.checks import check, f32
-from tfvllm.graph import convert
+from tfvllm.graph import executable
 from tfvllm.rules.quantize_few import WORTH
 
 RULE = "QuantizeFewPlainly"
@@ -23,7 +23,7 @@ def apart(c, samples):
     differ = total = 0
     for (x,) in samples:
         (old,), (new,) = (
-            convert.evaluate(g, list(g.outputs.values())[:1], dict(zip(g.inputs.values(), [x])))
+            executable.evaluate(g, list(g.outputs.values())[:1], dict(zip(g.inputs.values(), [x])))
             for g in (c.before, c.graph)
         )
         assert np.abs(old - new).max(initial=0) <= 1

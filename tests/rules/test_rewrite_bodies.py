@@ -4,7 +4,7 @@ import tensorflow as tf
 
 import tfvllm
 from tests.rules.checks import check, f32, weight
-from tfvllm.graph import convert
+from tfvllm.graph import loading
 
 RULES = ["RewriteBodies", "Signs", "MergeDuplicates", "DeleteDead", "DropIdentities", "FactorOut"]
 
@@ -99,5 +99,5 @@ def test_in_a_saved_model(tmp_path, target):
     x = tf.constant(np.random.default_rng(0).normal(size=(5, 3)), tf.float32)
     loaded = tf.saved_model.load(str(tmp_path / "b"))
     np.testing.assert_allclose(loaded.signatures["serving_default"](x=x)["y"], f(x)["y"], atol=1e-6)
-    graph = convert.load(tmp_path / "b").signatures["serving_default"].graph
+    graph = loading.load(tmp_path / "b").signatures["serving_default"].graph
     assert len(_body_ops(graph, "Tanh")) == 1

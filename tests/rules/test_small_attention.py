@@ -3,8 +3,9 @@ import pytest
 import tensorflow as tf
 
 from tests.rules.checks import check, f32
-from tfvllm.graph import convert, cost, functions
+from tfvllm.graph import executable, functions
 from tfvllm.rules.small_attention import WORTH
+from tfvllm.simplifier import cost
 
 RULE = "SmallAttentionApart"
 HEADS, SIZE = 2, 8
@@ -48,7 +49,7 @@ def test_which_way_is_taken(batch, length):
     c = check(lambda q, k, v: attention(q, k, v), QKV, RULE, 1, special=False, generated=False)
     (choice,) = c.ops("StatelessIf")
     given = dict(zip(c.graph.inputs.values(), sample(batch, length)))
-    (few,) = convert.evaluate(c.graph, [choice.inputs[0]], given)
+    (few,) = executable.evaluate(c.graph, [choice.inputs[0]], given)
     assert bool(few) == (batch * HEADS * length * length < WORTH)
 
 

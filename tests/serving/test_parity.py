@@ -8,7 +8,7 @@ from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from tests import tiny_models
 from tests.capi import loader
-from tfvllm.export import parity
+from tfvllm.savedmodel import parity
 
 TEXTS = [*tiny_models.TEXTS, "\t\n", "a" * 300, "bad bad film", "好"]
 

@@ -28,7 +28,7 @@ from tensorflow_serving.apis import (
 
 from tests import tiny_models
 from tfvllm.errors import InputError
-from tfvllm.serving import versions
+from tfvllm.savedmodel import versions
 from tfvllm.serving.batching import BatchingOptions
 from tfvllm.serving.core import Limits
 from tfvllm.serving.manager import ModelConfig

@@ -15,7 +15,7 @@ import pytest
 
 from tests import tiny_models
 from tfvllm.bench import serve as bench
-from tfvllm.serving import versions
+from tfvllm.savedmodel import versions
 
 SECONDS = float(os.environ.get("TFVLLM_SOAK_SECONDS", "12"))
 

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from tfvllm.errors import InputError
-from tfvllm.serving import versions
+from tfvllm.savedmodel import versions
 
 
 @pytest.fixture

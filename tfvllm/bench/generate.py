@@ -14,8 +14,8 @@ from typing import Any
 import click
 import numpy as np
 
-from tfvllm.bench.timing import Timing, compare
 from tfvllm.errors import InputError
+from tfvllm.timing import Timing, compare
 
 # A candidate takes (ids int32[batch, longest], lengths int32[batch], new tokens) and returns int32[batch, new tokens].
 Candidate = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
@@ -173,11 +173,11 @@ def command(model, others, batches, prompt, new_tokens, vocabulary, repeats, war
 
     import_tensorflow(without_keras=True)
     from tfvllm.bench import results
-    from tfvllm.cli.bench import _names
+    from tfvllm.bench.models import names_of
 
     if prompt[0] > prompt[1]:
         raise InputError(f"--prompt: expected the shortest first, found {prompt[0]} {prompt[1]}.")
-    paths = _names(model, others)
+    paths = names_of(model, others)
     vocabulary = vocabulary or _vocabulary(paths)
     candidates = {name: _candidate(path) for name, path in paths.items()}
     rows = []
@@ -219,7 +219,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _candidate(path: Path) -> Candidate:
-    from tfvllm import manifest
+    from tfvllm.savedmodel import manifest
 
     if manifest.read(_latest(path)).get("interface") != "text":
         return saved_model(path)
@@ -237,7 +237,7 @@ _WORDS = str.split("the of and to in is was that for on with as by at from his i
 
 
 def _vocabulary(paths: Mapping[str, Path]) -> int:
-    from tfvllm import manifest
+    from tfvllm.savedmodel import manifest
 
     known = [manifest.read(_latest(path)).get("vocabulary_size") for path in paths.values()]
     sizes = [size for size in known if size]

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfvllm import loading, textops
-from tfvllm.bench.timing import Timing, compare
 from tfvllm.errors import InputError
+from tfvllm.savedmodel import read, text_ops
+from tfvllm.timing import Timing, compare
 
 # Everyday words that WordPiece and BPE vocabularies of English hold whole: n words are about n tokens.
 _WORDS = str.split(
@@ -28,7 +28,7 @@ class ServedModel:
         self.directory = latest_version(directory)
         import_text_ops()
         try:
-            self._loaded = loading.load(self.directory)
+            self._loaded = read.load(self.directory)
         except Exception as error:
             line = " ".join(str(error).split())[:200]
             raise InputError(
@@ -97,7 +97,7 @@ class ServedModel:
 
 def import_text_ops() -> None:
     """Registers TensorFlow Text's ops, which a SavedModel with a tokenizer needs to load."""
-    textops.load()
+    text_ops.load()
 
 
 def latest_version(directory: str | os.PathLike) -> Path:
@@ -184,3 +184,15 @@ def _numbers(name: str, dtype: tf.DType, shape: list[int], rng: np.random.Genera
     if dtype.is_integer:
         return rng.integers(1, 100, shape).astype(dtype.as_numpy_dtype)
     return rng.normal(size=shape).astype(dtype.as_numpy_dtype)
+
+
+def names_of(model: Path, others: tuple[Path, ...]) -> dict[str, Path]:
+    """A short, different name for each path: its last parts."""
+    paths = [model, *others]
+    for count in range(1, max(len(path.resolve().parts) for path in paths) + 1):
+        names = ["/".join(path.resolve().parts[-count:]) for path in paths]
+        if len(set(names)) == len(names):
+            break
+    else:
+        names = [f"{name} #{i + 1}" for i, name in enumerate(names)]  # the same model twice: a fair check of the noise
+    return dict(zip(names, paths))

@@ -93,7 +93,7 @@ def latency(model, others, as_json, out, shapes, lengths, batch, limit, signatur
     import_tensorflow(without_keras=True)
     from tfvllm.bench import models as bench
 
-    loaded = {name: bench.ServedModel(path, signature) for name, path in _names(model, others).items()}
+    loaded = {name: bench.ServedModel(path, signature) for name, path in bench.names_of(model, others).items()}
     if lengths:
         _real_lengths(loaded, lengths, batch or 1, limit or 256, repeats, warmup, as_json, out)
         return
@@ -164,7 +164,7 @@ def throughput(model, others, as_json, out, file, batch, limit, repeats):
     from tfvllm.bench import models as bench
 
     texts = _texts(file, limit)
-    loaded = {name: bench.ServedModel(path) for name, path in _names(model, others).items()}
+    loaded = {name: bench.ServedModel(path) for name, path in bench.names_of(model, others).items()}
     found = bench.throughput(loaded, texts, batch=batch, repeats=repeats)
     source = file.name if file else "synthetic reviews"
     rows = {"sentences": len(texts), "source": source, "batch": batch, "models": found}
@@ -193,18 +193,6 @@ def _texts(file: Path | None, limit: int) -> list[str]:
     if not lines:
         raise InputError(f"{file}: expected at least one sentence, found none.")
     return lines[:limit]
-
-
-def _names(model: Path, others: tuple[Path, ...]) -> dict[str, Path]:
-    """A short, different name for each path: its last parts."""
-    paths = [model, *others]
-    for count in range(1, max(len(path.resolve().parts) for path in paths) + 1):
-        names = ["/".join(path.resolve().parts[-count:]) for path in paths]
-        if len(set(names)) == len(names):
-            break
-    else:
-        names = [f"{name} #{i + 1}" for i, name in enumerate(names)]  # the same model twice: a fair check of the noise
-    return dict(zip(names, paths))
 
 
 def _print(what, rows, headers, table, as_json, out):

@@ -20,8 +20,8 @@ def command(recipe, out, data, overrides, resume, overwrite, as_json):
     Data, teacher, student, distillation, pruning, shrinking, export, simplifying, benchmark: a step that the recipe
     leaves out is not done. Ctrl-C is safe: finished steps and epochs are kept, --resume goes on.
     """
+    from tfvllm.compress.recipe import read_recipe
     from tfvllm.errors import InputError
-    from tfvllm.recipe import read_recipe
 
     if resume and overwrite:
         raise InputError("expected --resume (go on) or --overwrite (start afresh), found both.")

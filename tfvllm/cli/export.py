@@ -71,10 +71,13 @@ def command(model, destination, task, labels, max_length, max_source_length, pre
     import_tensorflow()
     with no_stderr():
         import keras_nlp  # noqa: F401
-    from tfvllm import manifest
     from tfvllm.export.exporter import check_call, export
     from tfvllm.export.load import forgotten, load, stated_options
+    from tfvllm.savedmodel import manifest
+    from tfvllm.serving import kit
 
+    if serving_kit:
+        kit.model_name(destination)
     asked = {"labels": named, "max_length": max_length}
     check_call(task, precision=precision, options=[*given, *(name for name in asked if asked[name] is not None)])
     with no_stderr():
@@ -92,9 +95,13 @@ def command(model, destination, task, labels, max_length, max_source_length, pre
         overwrite=overwrite,
         check=None if check == "none" else check,
         warmup=warmup,
-        serving_kit=serving_kit,
         **given,
     )
+    if serving_kit:
+        document = manifest.read(path)
+        document["steps"][-1]["again"] += " --serving-kit"
+        manifest.write(path, document)
+        kit.write(path)
     document = manifest.read(path)
     if as_json:
         click.echo(json.dumps({"path": str(path), "manifest": document}, ensure_ascii=False))
@@ -145,7 +152,7 @@ def _options(items: tuple[str, ...]) -> dict[str, object]:
 
 
 def _next_version(base: Path) -> Path:
-    from tfvllm.serving import versions
+    from tfvllm.savedmodel import versions
 
     if (base / "saved_model.pb").exists():
         raise InputError(f"{base} is a SavedModel itself; --publish expects the folder above its versions.")

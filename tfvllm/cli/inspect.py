@@ -23,11 +23,11 @@ def command(source, target, signature, diagram, as_json):
     from tfvllm.quietly import import_tensorflow
 
     import_tensorflow()
-    from tfvllm import manifest
     from tfvllm.cli.simplify import in_options
     from tfvllm.files import write_text
-    from tfvllm.graph.report import side_by_side
-    from tfvllm.graph.simplify import inspect_saved_model
+    from tfvllm.savedmodel import manifest
+    from tfvllm.simplifier.api import inspect_saved_model
+    from tfvllm.simplifier.diagram import side_by_side
 
     with in_options():
         found = inspect_saved_model(source, target=target, signature=signature)

@@ -19,7 +19,7 @@ def command(directory, serving_version, fix, static, as_json):
     from tfvllm.quietly import import_tensorflow
 
     import_tensorflow(without_keras=True)
-    from tfvllm.export.lint import lint
+    from tfvllm.serving.lint import lint
 
     report = lint(directory, serving_version=serving_version, fix=fix, run=not static)
     if as_json:

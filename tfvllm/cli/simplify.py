@@ -66,7 +66,7 @@ def command(source, destination, html, diagram, as_json, calibration, rules, **o
 
     _give_back_freed_memory()
     import_tensorflow(without_keras=True)
-    from tfvllm.graph.simplify import simplify_saved_model
+    from tfvllm.simplifier.api import simplify_saved_model
 
     say = (lambda line: None) if as_json else (lambda line: click.echo(line, err=True))
     with in_options():
@@ -102,7 +102,7 @@ def in_options():
 
 
 def _options_of(message: str) -> str:
-    from tfvllm.graph.arguments import REAL_INPUTS
+    from tfvllm.simplifier.arguments import REAL_INPUTS
 
     message = message.replace(REAL_INPUTS, "--calibration FILE").replace('rules="-NAME"', "--rules -NAME")
     for argument, option in (("signature=", "--signature"), ("max_error=", "--max-error"), ("rtol=", "--rtol")):

@@ -19,7 +19,7 @@ def command():
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
 def show(base, as_json):
     """The versions under BASE, and the retired ones."""
-    from tfvllm.serving import versions
+    from tfvllm.savedmodel import versions
 
     found, retired = sorted(versions.find(base)), sorted(versions.retired(base))
     if as_json:
@@ -36,7 +36,7 @@ def show(base, as_json):
 @click.option("--version", type=click.IntRange(1), help="Default: one more than the highest.")
 def publish(source, base, version):
     """Copies the SavedModel in SOURCE to the next version folder of BASE."""
-    from tfvllm.serving import versions
+    from tfvllm.savedmodel import versions
 
     click.echo(f"published {versions.publish(source, base, version)}")
 
@@ -46,7 +46,7 @@ def publish(source, base, version):
 @click.option("--to", type=click.IntRange(0), help="The version to go back to. Default: the one before the highest.")
 def rollback(base, to):
     """Takes the highest version(s) of BASE out of service; servers go back to the highest one left."""
-    from tfvllm.serving import versions
+    from tfvllm.savedmodel import versions
 
     taken = versions.rollback(base, to)
     click.echo(f"out of service: {', '.join(map(str, taken)) or 'none'}; serving {max(versions.find(base))}")
@@ -57,6 +57,6 @@ def rollback(base, to):
 @click.argument("version", type=int)
 def restore(base, version):
     """Puts a version that was rolled back into service again."""
-    from tfvllm.serving import versions
+    from tfvllm.savedmodel import versions
 
     click.echo(f"in service again: {versions.restore(base, version)}")

@@ -5,8 +5,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tfvllm.compress.recipe import Recipe
 from tfvllm.files import write_text
-from tfvllm.recipe import Recipe
 
 if TYPE_CHECKING:
     from tfvllm.compress.console import Console
@@ -29,7 +29,7 @@ def run(
     which `resume` builds on).
 
     Args:
-        recipe: from `tfvllm.recipe.read_recipe` or `parse_recipe`.
+        recipe: from `tfvllm.compress.recipe.read_recipe` or `parse_recipe`.
         out: a new folder, or an earlier run's with `resume` (go on; steps whose parameters or inputs changed are
             redone) or `overwrite` (start afresh).
         console: where progress goes; None says nothing.
@@ -40,7 +40,7 @@ def run(
         VerificationError: a SavedModel does not compute what its Keras model computes.
 
     Example:
-        >>> from tfvllm.recipe import parse_recipe
+        >>> from tfvllm.compress.recipe import parse_recipe
         >>> synthetic = {"train": 40, "dev": 10, "test": 10}
         >>> teacher = {"layers": 1, "hidden": 8, "heads": 2, "ffn": 8, "vocabulary": 120, "epochs": 0}
         >>> recipe = parse_recipe({"data": {"synthetic": synthetic, "max_length": 8}, "teacher": teacher})
@@ -52,8 +52,8 @@ def run(
     from tfvllm.compress.steps import open_workspace
 
     with open_workspace(out, console or Console(quiet=True), resume=resume, overwrite=overwrite) as workspace:
-        from tfvllm.compress import product, report
-        from tfvllm.compress.road import Road
+        from tfvllm.compress import artifacts, report
+        from tfvllm.compress.stages import Road
 
         write_text(workspace.out / "recipe.json", json.dumps(recipe.model_dump(mode="json"), indent=1) + "\n")
         road = Road(recipe, workspace)
@@ -69,22 +69,22 @@ def run(
 
         products, simplified, measured = {}, None, None
         if recipe.export:
-            products["teacher (Keras export)"] = product.export(recipe, workspace, road, teacher, baseline=True)
+            products["teacher (Keras export)"] = artifacts.export(recipe, workspace, road, teacher, baseline=True)
             for done in stages[2:]:
                 if done.name != "student" or done is stages[-1]:
-                    products[_EXPORTED[done.name]] = product.export(recipe, workspace, road, done)
+                    products[_EXPORTED[done.name]] = artifacts.export(recipe, workspace, road, done)
             if recipe.simplify:
                 last = products[next(reversed(products))]
-                simplified = products["simplified"] = product.simplify(recipe, workspace, road, last)
+                simplified = products["simplified"] = artifacts.simplify(recipe, workspace, road, last)
         if recipe.benchmark:
-            measured = product.benchmark(recipe, workspace, road, list(products.items()))
+            measured = artifacts.benchmark(recipe, workspace, road, list(products.items()))
         content = report.build(recipe, workspace, stages, products, measured)
         if recipe.export:
-            names = {"teacher": next(iter(products)), product.MODEL: next(reversed(products))}
+            names = {"teacher": next(iter(products)), artifacts.MODEL: next(reversed(products))}
             for folder, name in names.items():
                 step = report.manifest_step(content, name)
-                kit_for = recipe.name if recipe.export.serving_kit and folder == product.MODEL else None
-                product.publish(workspace, products[name].directory / product.MODEL, folder, step, kit_for=kit_for)
+                kit_for = recipe.name if recipe.export.serving_kit and folder == artifacts.MODEL else None
+                artifacts.publish(workspace, products[name].directory / artifacts.MODEL, folder, step, kit_for=kit_for)
         report.write(workspace, content, simplified)
         return content
 

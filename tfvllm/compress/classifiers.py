@@ -12,10 +12,10 @@ import keras
 import keras_nlp
 import numpy as np
 
+from tfvllm.compress.recipe import preset_folder
 from tfvllm.compress.training import cross_entropy
 from tfvllm.errors import InputError
 from tfvllm.models.tokenizer import settle
-from tfvllm.recipe import preset_folder
 
 
 def save_model(model: keras.Model, path: Path) -> None:

@@ -6,10 +6,10 @@ from typing import Any
 
 from tfvllm import html
 from tfvllm.bench import results
-from tfvllm.compress.product import MODEL
+from tfvllm.compress.artifacts import MODEL
+from tfvllm.compress.recipe import Recipe, unused_keys
 from tfvllm.compress.steps import Done, Workspace
 from tfvllm.files import write_text
-from tfvllm.recipe import Recipe, unused_keys
 
 MASKS = (
     "Masks alone do not speed up serving: TensorFlow multiplies masked weights as it multiplies any others, and its "
@@ -104,7 +104,7 @@ def manifest_step(report: dict[str, Any], name: str) -> dict[str, Any]:
 
 def again(recipe: Recipe) -> str:
     """How to ask for the same run: the recipe holds every option, but names files without their folders."""
-    from tfvllm.manifest import command_line
+    from tfvllm.savedmodel.manifest import command_line
 
     files = {"teacher.model": recipe.teacher.model, "teacher.preset": recipe.teacher.preset}
     files["simplify.profile"] = recipe.simplify.profile if recipe.simplify else None

@@ -10,10 +10,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfvllm.errors import InputError
-from tfvllm.export import float32, savedmodel
+from tfvllm.export import float32
 from tfvllm.export.text import NAMES, PROBES, SENTENCE, TextFeatures, as_bytes
 from tfvllm.models.heads import head_of, look
 from tfvllm.models.relative_positions import exact_positions
+from tfvllm.savedmodel import write
 
 ATOL = 1e-5  # scores against the model's own padded preprocessing
 
@@ -87,11 +88,11 @@ def _export_text(model, features: TextFeatures, directory, head, multiple) -> di
         parsed = tf.io.parse_example(inputs, {name: tf.io.FixedLenFeature([], tf.string) for name in names})
         return serving_default(*(parsed[name] for name in names))  # a call: graph and vocabulary are stored once
 
-    savedmodel.save(
+    write.save(
         features.held_by(model),
         {"serving_default": serving_default.get_concrete_function(), "classify": classify.get_concrete_function()},
         directory,
-        {"classify": savedmodel.CLASSIFY},
+        {"classify": write.CLASSIFY},
     )
     check = {"signature": "serving_default", "inputs": probes, "expected": {"scores": expected}, **tolerance}
     warmup = _text_warmup(features.max_length, names)
@@ -161,9 +162,9 @@ def _export_plain(model, directory, head) -> dict[str, Any]:
             return predict(**{name: _from_example(parsed[name], specs[name]) for name in names})
 
         signatures["classify"] = classify.get_concrete_function()
-        methods["classify"] = savedmodel.CLASSIFY
+        methods["classify"] = write.CLASSIFY
 
-    savedmodel.save(savedmodel.weights_module(model), signatures, directory, methods)
+    write.save(write.weights_module(model), signatures, directory, methods)
     check = {"signature": "serving_default", "inputs": probe, "expected": {"scores": expected}, **tolerance}
     batches = ({name: value[:1] for name, value in probe.items()}, probe)
     warmup = [{"signature_name": "serving_default", "inputs": batch} for batch in batches]

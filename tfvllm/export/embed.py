@@ -17,10 +17,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfvllm.errors import InputError
-from tfvllm.export import float32, savedmodel
+from tfvllm.export import float32
 from tfvllm.export.text import TextFeatures
 from tfvllm.models import tokenizer as tokenizers
 from tfvllm.models.relative_positions import exact_positions
+from tfvllm.savedmodel import write
 
 POOLINGS = ("mean", "max", "first", "last")
 _ATOL = 1e-4  # of the largest magnitude, or of 1
@@ -70,12 +71,12 @@ def export_task(
             given = "tokenizer" if max_length is None else "max_length"
             raise InputError(f"{given} needs a preprocessor (a tokenizer); this model has none.")
         signature, entries = _from_ids(embed, backbone)
-        module = savedmodel.weights_module(backbone, model)
+        module = write.weights_module(backbone, model)
     else:
         features = TextFeatures(model, preprocessor, max_length, tokenizer=tokenizer)
         signature, entries = _from_text(embed, features, model)
         module = features.held_by(model)
-    savedmodel.save(module, {"serving_default": signature}, directory)
+    write.save(module, {"serving_default": signature}, directory)
     return {**how, **entries}
 
 

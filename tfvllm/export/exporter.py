@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tfvllm import manifest
 from tfvllm.errors import InputError
-from tfvllm.export import PRECISIONS, TASKS, savedmodel
+from tfvllm.export import PRECISIONS, TASKS
 from tfvllm.files import new_directory
+from tfvllm.savedmodel import manifest, write
 
 
 def export(
@@ -26,7 +26,6 @@ def export(
     overwrite: bool = False,
     check: str | None = "here",
     warmup: bool = True,
-    serving_kit: bool = False,
     **options: Any,
 ) -> Path:
     """Writes `model` as a SavedModel for `task` in the new folder `path`, and returns that folder.
@@ -43,7 +42,6 @@ def export(
         check: compare the SavedModel with the model "here" (in this process), "fresh" (in a new process that has only
             TensorFlow and TensorFlow Text: no Keras, no tfvllm), or None for no comparison.
         warmup: write `assets.extra/tf_serving_warmup_requests`, so that TF Serving's first answer is not its slowest.
-        serving_kit: also write batching parameters, `models.config`, a Dockerfile and a KServe manifest beside `path`.
         options: further options of the task; an unknown one is refused.
 
     Raises:
@@ -74,24 +72,20 @@ def export(
     fitted = fit_lengths(model, task, options)
     _check_options(export_task, task, options)
 
-    from tfvllm.export import parity
-    from tfvllm.export import warmup as records
+    from tfvllm.savedmodel import parity
+    from tfvllm.savedmodel import warmup as records
 
     path = Path(path)
-    if serving_kit:
-        from tfvllm.export import kit
-
-        kit.model_name(path)
     with new_directory(path, overwrite=overwrite) as partial:
         entries = dict(export_task(model, partial, **options))
         comparison = entries.pop("check", None)
         examples = entries.pop("warmup", None)
         notes = [*fitted, *entries.pop("notes", ())]
-        asked = {"--check": check or "none", "--no-warmup": not warmup, "--serving-kit": serving_kit}
+        asked = {"--check": check or "none", "--no-warmup": not warmup}
         step = {"step": "export", "task": task, "options": _jsonable(options), "again": again(task, options, asked)}
         document = manifest.new(task=task, source=manifest.describe_source(model), **entries)
         document["steps"].append(step)
-        document["signatures"] = savedmodel.signature_summary(partial)
+        document["signatures"] = write.signature_summary(partial)
         if notes:
             document["notes"] = notes
         manifest.write(partial, document)
@@ -104,8 +98,6 @@ def export(
         manifest.write(partial, document)
     for note in notes:
         warnings.warn(f"export of {path.name}: {note}", stacklevel=2)
-    if serving_kit:
-        kit.write(path)
     return path
 
 

@@ -33,7 +33,7 @@ def epsilon(dtype: tf.DType) -> float:
 
 
 def tolerance(model, exact: float = 1e-5, steps: float = 4.0) -> dict[str, float]:
-    """`{"atol", "rtol"}` for `tfvllm.export.parity.check` of what computes in the model's own types.
+    """`{"atol", "rtol"}` for `tfvllm.savedmodel.parity.check` of what computes in the model's own types.
 
     Args:
         model: a Keras model or layer.

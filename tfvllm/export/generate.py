@@ -19,12 +19,14 @@ import numpy as np
 import tensorflow as tf
 
 from tfvllm.errors import InputError
-from tfvllm.export import float32, savedmodel
-from tfvllm.generation.families import read
+from tfvllm.export import float32
 from tfvllm.generation.generator import Generator, finish_reasons
 from tfvllm.generation.sampling import Controls
 from tfvllm.generation.text import codec_for
-from tfvllm.graph.targets import check, check_runs, default_for
+from tfvllm.graph.probes import check_runs, default_for
+from tfvllm.graph.targets import check
+from tfvllm.models import read
+from tfvllm.savedmodel import write
 
 PRECISIONS = {"float32": tf.float32, "bfloat16": tf.bfloat16}
 # How far log-probabilities may lie from the Keras model's. bfloat16 keeps 8 bits of each number.
@@ -44,7 +46,7 @@ def export_task(
     """Writes the SavedModel of a causal language model into `directory` and returns its manifest entries.
 
     Args:
-        model: a keras-nlp `CausalLM` of a family in `tfvllm.generation.families`.
+        model: a keras-nlp `CausalLM` of a family in `tfvllm.models.registry`.
         directory: an existing, empty folder.
         max_length: the most tokens of prompt and answer together; default the preprocessor's sequence length, without a
             preprocessor only the model's own limit.
@@ -112,7 +114,7 @@ def export_task(
     }
     del spec  # the generator has its own copy of all weights
     make = _id_signatures if codec is None else _text_signatures
-    savedmodel.save(generator, make(generator, max_new_tokens), directory)
+    write.save(generator, make(generator, max_new_tokens), directory)
     return {**entries, "check": lambda: _check(model, generator, precision), "warmup": _warmup(generator)}
 
 
@@ -274,7 +276,7 @@ def _check(model, generator: Generator, precision: str) -> dict[str, Any]:
 
 
 def expected_log_probs(model, features: dict, ids: np.ndarray, mask: np.ndarray, precision: str) -> dict[str, Any]:
-    """What `score` of an export must answer: `expected`, `atol`, `rtol` for `tfvllm.export.parity.check`.
+    """What `score` of an export must answer: `expected`, `atol`, `rtol` for `tfvllm.savedmodel.parity.check`.
 
     Args:
         model: the Keras model; features: its inputs.

@@ -13,10 +13,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfvllm.errors import InputError
-from tfvllm.export import savedmodel
 from tfvllm.generation.text import byte_pair_codec
 from tfvllm.models import tokenizer as tokenizers
 from tfvllm.models.relative_positions import exact_positions
+from tfvllm.savedmodel import write
 
 # What every text export is compared on: short, long, empty, accented, Chinese, punctuation, a zero byte. A text as
 # long as the model takes comes on top.
@@ -134,9 +134,9 @@ class TextFeatures:
     def held_by(self, model) -> tf.Module:
         """A module that owns what the graph of `model` behind these features reads, for `savedmodel.save`."""
         if self._codec is None:
-            return savedmodel.weights_module(model, self.preprocessor, self.preprocessor.tokenizer)
-        module = savedmodel.weights_module(model)
-        unused = {id(table) for table in savedmodel.resources(self.preprocessor, self.preprocessor.tokenizer)}
+            return write.weights_module(model, self.preprocessor, self.preprocessor.tokenizer)
+        module = write.weights_module(model)
+        unused = {id(table) for table in write.resources(self.preprocessor, self.preprocessor.tokenizer)}
         module.resources = [table for table in module.resources if id(table) not in unused]
         module.codec = self._codec
         return module

@@ -13,7 +13,6 @@ import numpy as np
 import tensorflow as tf
 
 from tfvllm.errors import InputError
-from tfvllm.export import savedmodel
 from tfvllm.export.generate import (
     CONTROLS,
     NEUTRAL,
@@ -23,13 +22,15 @@ from tfvllm.export.generate import (
     inputs_of,
     plain_function,
 )
-from tfvllm.generation.families import read
 from tfvllm.generation.generator import finish_reasons
 from tfvllm.generation.sampling import Controls
-from tfvllm.generation.spec import LanguageModel
 from tfvllm.generation.text import codec_for
 from tfvllm.generation.translator import Translator
-from tfvllm.graph.targets import check, check_runs, default_for
+from tfvllm.graph.probes import check_runs, default_for
+from tfvllm.graph.targets import check
+from tfvllm.models import read
+from tfvllm.models.spec import LanguageModel
+from tfvllm.savedmodel import write
 
 
 def export_task(
@@ -48,7 +49,7 @@ def export_task(
     """Writes the SavedModel of a sequence-to-sequence model into `directory` and returns its manifest entries.
 
     Args:
-        model: a keras-nlp `Seq2SeqLM` of a family in `tfvllm.generation.families`.
+        model: a keras-nlp `Seq2SeqLM` of a family in `tfvllm.models.registry`.
         directory: an existing, empty folder.
         max_length: the most target tokens, start tokens included; default the preprocessor's decoder length.
         max_source_length: the most source tokens; default the preprocessor's encoder length.
@@ -101,7 +102,7 @@ def export_task(
     }
     del spec  # the translator has its own copy of all weights
     make = _id_signatures if codec is None else _text_signatures
-    savedmodel.save(translator, make(translator, beams, float(length_penalty)), directory)
+    write.save(translator, make(translator, beams, float(length_penalty)), directory)
     return {**entries, "check": lambda: _check(model, translator, precision), "warmup": _warmup(translator)}
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from tfvllm.generation.cache import Context, allocate, loose, regrow, to_context, to_parts
 from tfvllm.generation.loop import BUCKET, EMPTY, LENGTH, STOP, Result, bucketed
-from tfvllm.generation.network import Context, Network, allocate, loose, regrow, to_context, to_parts
+from tfvllm.generation.network import Network
 
 _IMPOSSIBLE = -1e9
 

@@ -7,11 +7,12 @@ from typing import Any
 import tensorflow as tf
 
 from tfvllm.generation import loop
-from tfvllm.generation.network import Context, Network, allocate
+from tfvllm.generation.cache import Context, allocate
+from tfvllm.generation.network import Network
 from tfvllm.generation.sampling import Controls
-from tfvllm.generation.spec import LanguageModel
 from tfvllm.generation.stops import StopStrings
 from tfvllm.generation.text import Codec, valid_utf8
+from tfvllm.models.spec import LanguageModel
 
 # Positions whose vocabulary logits are held at once while scoring.
 _SCORED_AT_ONCE = 128

@@ -12,7 +12,8 @@ import dataclasses
 import tensorflow as tf
 
 from tfvllm.generation import sampling
-from tfvllm.generation.network import Context, Network, allocate, loose, regrow, to_context, to_parts
+from tfvllm.generation.cache import Context, allocate, loose, regrow, to_context, to_parts
+from tfvllm.generation.network import Network
 from tfvllm.generation.sampling import Controls
 
 # Lengths are rounded up to a multiple of this: fewer distinct shapes, fewer kernels to prepare.

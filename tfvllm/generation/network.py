@@ -1,4 +1,4 @@
-"""The forward computation of `tfvllm.generation.spec`: prefill, one decode step, encoder, logits. Stock ops only.
+"""The forward computation of `tfvllm.models.spec`: prefill, one decode step, encoder, logits. Stock ops only.
 
 Caches: one flat tensor [batch * kv_heads * capacity, head_dim] for the keys and one for the values of each block. A row
 of the batch owns `kv_heads` stretches of `capacity` positions. `InplaceUpdate` writes one position without copying the
@@ -10,18 +10,26 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tfvllm.generation import spec as specs
+from tfvllm.generation.attention import (
+    LONG,
+    MASKED,
+    PARTS,
+    angles,
+    folded,
+    one_row_each,
+    relative_bucket,
+    rotate,
+    softmax,
+)
+from tfvllm.generation.cache import Context, loose, to_context, to_parts
 from tfvllm.generation.kernels import Portable, activate, kernels_for
-
-_MASKED = -1e9  # finite, so that a fully masked row (an empty source) stays free of NaN
-_LONG = 256  # positions from which on causal attention goes by parts
-_PARTS = 4
+from tfvllm.generation.weights import Vectors, read_vector
+from tfvllm.models import spec as specs
 
 
 class Network(tf.Module):
@@ -73,13 +81,13 @@ class Network(tf.Module):
         """
         held: list[tf.Variable] = []
         # Norms are held as what they compute in, or every step would cast them.
-        biases, norms = _Vectors(self.dtype), _Vectors(tf.float32)
+        biases, norms = Vectors(self.dtype), Vectors(tf.float32)
 
         def hold(value, path, vectors=biases):
             if isinstance(value, specs.Rotary):
                 return value  # a few numbers, kept as constants
             if isinstance(value, specs.Attention):
-                value = _folded(value)
+                value = folded(value)
             if isinstance(value, specs.Linear):
                 held.append(self._kernel(value.kernel, f"{path}/kernel"))
                 return specs.Linear(held[-1], hold(value.bias, f"{path}/bias"))
@@ -117,13 +125,13 @@ class Network(tf.Module):
         if norm is None:
             return x
         if norm.kind == "rms":
-            return self.kernels.rms_norm(x, _read(norm.scale), norm.epsilon)
+            return self.kernels.rms_norm(x, read_vector(norm.scale), norm.epsilon)
         # A fused norm is prepared anew at each call: for the few rows of a step that takes longer than the norm.
         kernels = self._few_rows if self._stepping else self.kernels
-        return kernels.layer_norm(x, _read(norm.scale), _read(norm.offset), norm.epsilon)
+        return kernels.layer_norm(x, read_vector(norm.scale), read_vector(norm.offset), norm.epsilon)
 
     def _linear(self, linear: specs.Linear, x: tf.Tensor, activation: str = "linear") -> tf.Tensor:
-        return self._products.linear(x, linear.kernel, _read(linear.bias), activation)
+        return self._products.linear(x, linear.kernel, read_vector(linear.bias), activation)
 
     def by_rows(self, rows: tf.Tensor, function, least: int = 1):
         """`function()`, traced once more where other kernels multiply some numbers of rows faster.
@@ -206,12 +214,12 @@ class Network(tf.Module):
             query, key, value = tf.split(merged, [heads, kv_heads, kv_heads], axis=1)
             query, key = self._norm(attention.query_norm, query), self._norm(attention.key_norm, key)
             if attention.rotary is not None:
-                cos, sin = _angles(attention.rotary, positions, self.dtype)
-                query, key = _rotate(query, cos, sin), _rotate(key, cos, sin)
+                cos, sin = angles(attention.rotary, positions, self.dtype)
+                query, key = rotate(query, cos, sin), rotate(key, cos, sin)
             return query, key, value
         rotated, value = tf.split(merged, [heads + kv_heads, kv_heads], axis=1)  # queries and keys turn together
-        cos, sin = _angles(attention.rotary, positions, self.dtype)
-        query, key = tf.split(_rotate(rotated, cos, sin), [heads, kv_heads], axis=1)
+        cos, sin = angles(attention.rotary, positions, self.dtype)
+        query, key = tf.split(rotate(rotated, cos, sin), [heads, kv_heads], axis=1)
         return query, key, value
 
     def _attend(self, query, key, value, mask, scale: float, soft_cap: float | None = None) -> tf.Tensor:
@@ -228,14 +236,14 @@ class Network(tf.Module):
         query = tf.cast(query, key.dtype)
         if heads != kv_heads:
             query = tf.reshape(query, [batch, kv_heads, (heads // kv_heads) * queries, head_dim])
-        product = _one_row_each if single and heads == kv_heads and key.dtype == tf.float32 else tf.matmul
+        product = one_row_each if single and heads == kv_heads and key.dtype == tf.float32 else tf.matmul
         scores = tf.cast(product(query, key, transpose_b=True), tf.float32)
         if heads != kv_heads:
             scores = tf.reshape(scores, [batch, heads, queries, keys])
         if soft_cap is not None:
             scores = soft_cap * tf.tanh(scores / soft_cap)
         scores += mask
-        weights = self._function(_softmax, scores) if single else tf.nn.softmax(scores)
+        weights = self._function(softmax, scores) if single else tf.nn.softmax(scores)
         weights = tf.cast(weights, value.dtype)
         if heads != kv_heads:
             weights = tf.reshape(weights, [batch, kv_heads, (heads // kv_heads) * queries, keys])
@@ -258,18 +266,18 @@ class Network(tf.Module):
             return self._attend(query, key, value, mask, scale, soft_cap)
 
         def by_parts():
-            size = -(-length // _PARTS)
+            size = -(-length // PARTS)
             found = []
-            for part in range(_PARTS):
+            for part in range(PARTS):
                 # Too few positions for all parts leave the last ones empty.
                 start, end = tf.minimum(part * size, length), tf.minimum((part + 1) * size, length)
-                seen, last = slice(None, end), part == _PARTS - 1
+                seen, last = slice(None, end), part == PARTS - 1
                 keys, values = (key, value) if last else (key[:, :, seen], value[:, :, seen])
                 some = self._attend(query[:, :, start:end], keys, values, mask[..., start:end, seen], scale, soft_cap)
                 found.append(tf.reshape(some, [batch, end - start, features]))
             return tf.reshape(tf.concat(found, axis=1), [-1, features])
 
-        return tf.cond(length < _LONG, whole, by_parts)
+        return tf.cond(length < LONG, whole, by_parts)
 
     def _after_attention(self, block: specs.Block, x: tf.Tensor, attended: tf.Tensor) -> tf.Tensor:
         """Output projection, the norm that may follow it, and the residual. attended [rows, heads * head_dim]."""
@@ -308,7 +316,7 @@ class Network(tf.Module):
             seen = distance >= 0
             if window is not None:
                 seen &= distance < window
-            mask = tf.where(seen, 0.0, _MASKED)[..., tf.newaxis, :, :]
+            mask = tf.where(seen, 0.0, MASKED)[..., tf.newaxis, :, :]
             if bias is not None:
                 mask += bias
             masks[window] = mask
@@ -357,7 +365,7 @@ class Network(tf.Module):
         batch, length = tf.shape(ids)[0], tf.shape(ids)[1]
         positions = tf.range(length)
         x = self._embed(stack, tf.reshape(ids, [-1]), tf.tile(positions, [batch]))
-        padding = tf.where(padding_mask, 0.0, _MASKED)[:, tf.newaxis, tf.newaxis, :]
+        padding = tf.where(padding_mask, 0.0, MASKED)[:, tf.newaxis, tf.newaxis, :]
         bias = self._relative_bias(stack, positions[:, tf.newaxis] - positions)
         mask = padding if bias is None else padding + bias
         for block in stack.blocks:
@@ -488,175 +496,3 @@ class Network(tf.Module):
         logits = tf.cast(logits, tf.float32)
         cap = self._logit_soft_cap
         return logits if cap is None else cap * tf.tanh(logits / cap)
-
-
-@dataclasses.dataclass
-class Context:
-    """What a decoder attends to: for each block keys and values [sources, heads, length, head_dim].
-
-    mask: float32[sources, 1, 1, length], added to the scores.
-    """
-
-    keys: list[tf.Tensor]
-    values: list[tf.Tensor]
-    mask: tf.Tensor
-
-    def gather(self, rows: tf.Tensor) -> Context:
-        return Context(
-            [tf.gather(key, rows) for key in self.keys],
-            [tf.gather(value, rows) for value in self.values],
-            tf.gather(self.mask, rows),
-        )
-
-
-class _Vectors:
-    """All biases, or all that norms are scaled and moved by, of a stack: one variable.
-
-    A step reads a hundred of them. As variables they would be a hundred inputs of every function on the way there: the
-    SavedModel of a GPT-2 took twice as long to load.
-    """
-
-    def __init__(self, dtype: tf.DType):
-        self._dtype = dtype
-        self._values: list[np.ndarray] = []
-        self._graph: tf.Graph | None = None  # where they were read last, and as what
-        self._parts: list[tf.Tensor] = []
-
-    def add(self, value: np.ndarray) -> _Vector:
-        self._values.append(value)
-        return _Vector(self, len(self._values) - 1)
-
-    def joined(self, name: str) -> list[tf.Variable]:
-        """Makes the variable; none where there is no vector."""
-        self._sizes = [value.size for value in self._values]
-        if not self._values:
-            return []
-        self._variable = tf.Variable(tf.cast(np.concatenate(self._values), self._dtype), trainable=False, name=name)
-        self._values = []
-        return [self._variable]
-
-    def read(self, index: int) -> tf.Tensor:
-        if tf.executing_eagerly():
-            start = sum(self._sizes[:index])
-            return self._variable[start : start + self._sizes[index]]
-        graph = tf.compat.v1.get_default_graph()
-        if self._graph is not graph:
-            self._graph, self._parts = graph, tf.split(self._variable, self._sizes)
-        return self._parts[index]
-
-
-@dataclasses.dataclass
-class _Vector:
-    """One of several vectors in a variable."""
-
-    vectors: _Vectors
-    index: int
-
-
-def _read(vector: Any) -> tf.Tensor | None:
-    """A bias, scale or offset of a held stack."""
-    return None if vector is None else vector.vectors.read(vector.index)
-
-
-def to_parts(context: Context | None) -> list[tf.Tensor]:
-    """A context as loop variables."""
-    return [] if context is None else [*context.keys, *context.values, context.mask]
-
-
-def to_context(parts: list[tf.Tensor]) -> Context | None:
-    if not parts:
-        return None
-    count = len(parts) // 2
-    return Context(list(parts[:count]), list(parts[count:-1]), parts[-1])
-
-
-def loose(variables):
-    """Shape invariants that let rows and room change: only the last axis of floating-point tensors stays known."""
-
-    def loosen(tensor):
-        tensor = tf.convert_to_tensor(tensor)
-        shape = [None] * tensor.shape.rank
-        if tensor.dtype.is_floating and tensor.shape.rank and tensor.shape[-1] and tensor.shape.rank in (2, 4):
-            shape[-1] = tensor.shape[-1]
-            if tensor.shape.rank == 4 and tensor.shape[1]:
-                shape[1] = tensor.shape[1]
-        return tf.TensorShape(shape)
-
-    return tf.nest.map_structure(loosen, variables)
-
-
-def _one_row_each(x: tf.Tensor, y: tf.Tensor, transpose_b: bool = False) -> tf.Tensor:
-    """x [.., 1, k] @ y [.., k, n], not by oneDNN, which rearranges every y first.
-
-    TensorFlow gives it BatchMatMulV2 and not BatchMatMulV3. With 12 heads of 64 channels and 128 positions the two
-    products of an attention took, with and without it, 73 and 115 µs for 1 row, 461 and 899 µs for 32.
-    """
-    return tf.raw_ops.BatchMatMulV3(x=x, y=y, Tout=x.dtype, adj_y=transpose_b)
-
-
-def _softmax(scores: tf.Tensor) -> tf.Tensor:
-    """Over the last axis. For few scores by ops that oneDNN does not prepare: 40 µs less for 1,536."""
-    few = tf.size(scores) < 1 << 13
-    return tf.cond(few, lambda: tf.exp(tf.nn.log_softmax(scores)), lambda: tf.nn.softmax(scores))
-
-
-def allocate(keys: list[tf.Tensor], values: list[tf.Tensor], capacity) -> list[tf.Tensor]:
-    """Caches of `capacity` positions that begin with `keys` and `values` ([rows, kv_heads, length, head_dim] each)."""
-    room = capacity - tf.shape(keys[0])[2]  # all have one length
-    return [_grow(part, room) for pair in zip(keys, values) for part in pair]
-
-
-def regrow(cache: tf.Tensor, shape: tuple[int, int], capacity, wider, rows: tf.Tensor | None = None) -> tf.Tensor:
-    """A fresh cache with `wider` positions, of the given rows (int32[kept]) or of all. shape: (kv_heads, head_dim)."""
-    cache = tf.reshape(cache, [-1, shape[0], capacity, shape[1]])
-    return _grow(cache if rows is None else tf.gather(cache, rows), wider - capacity)
-
-
-def _grow(cache: tf.Tensor, room) -> tf.Tensor:
-    head_dim = cache.shape[3]
-    return tf.reshape(tf.pad(cache, [[0, 0], [0, 0], [0, room], [0, 0]]), [-1, head_dim])
-
-
-def _folded(attention: specs.Attention) -> specs.Attention:
-    """The scale of the scores inside the query weights, where that changes no bit: where it is a power of two."""
-    scale = attention.scale
-    if scale == 1.0 or math.frexp(scale)[0] != 0.5:
-        return attention
-    norm, linear = attention.query_norm, attention.query_key_value
-    if norm is not None:
-        norm = dataclasses.replace(norm, scale=norm.scale * scale)
-    else:
-        factors = np.ones(linear.kernel.shape[1], np.float32)
-        factors[: attention.heads * attention.head_dim] = scale
-        bias = None if linear.bias is None else linear.bias * factors
-        linear = specs.Linear(linear.kernel * factors, bias)
-    return dataclasses.replace(attention, scale=1.0, query_norm=norm, query_key_value=linear)
-
-
-def relative_bucket(relative_position: tf.Tensor, buckets: int, max_distance: int, bidirectional: bool) -> tf.Tensor:
-    """T5's bucket of key position minus query position: exact while near, logarithmic further away, int32."""
-    bucket = tf.zeros_like(relative_position)
-    if bidirectional:
-        buckets //= 2
-        bucket += tf.cast(relative_position > 0, tf.int32) * buckets
-        distance = tf.abs(relative_position)
-    else:
-        distance = tf.maximum(-relative_position, 0)
-    exact = buckets // 2
-    scaled = tf.math.log(tf.cast(tf.maximum(distance, 1), tf.float32) / exact) / math.log(max_distance / exact)
-    far = tf.minimum(exact + tf.cast(scaled * (buckets - exact), tf.int32), buckets - 1)
-    return bucket + tf.where(distance < exact, distance, far)
-
-
-def _angles(rotary: specs.Rotary, positions: tf.Tensor, dtype: tf.DType) -> tuple[tf.Tensor, tf.Tensor]:
-    """cos and sin: positions int32[length] -> [length, head_dim / 2]; int32[rows, 1] -> [rows, 1, 1, head_dim / 2]."""
-    angles = tf.cast(positions, tf.float32)[..., tf.newaxis] * tf.constant(rotary.inverse_frequencies)
-    if positions.shape.rank == 2:
-        angles = angles[:, tf.newaxis]
-    return tf.cast(tf.cos(angles) * rotary.magnitude, dtype), tf.cast(tf.sin(angles) * rotary.magnitude, dtype)
-
-
-def _rotate(x: tf.Tensor, cos: tf.Tensor, sin: tf.Tensor) -> tf.Tensor:
-    """Turns the pairs (first half, second half) of the last axis."""
-    first, second = tf.split(x, 2, axis=-1)
-    return tf.concat([first * cos - second * sin, second * cos + first * sin], axis=-1)

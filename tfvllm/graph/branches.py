@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 from tensorflow.core.framework import function_pb2
 
-from tfvllm.graph import functions, infer, ops
+from tfvllm.graph import functions, graphdef, ops
+from tfvllm.graph.builder import Builder
 from tfvllm.graph.ir import Graph, Value
-from tfvllm.graph.rewriter import Builder, Rewriter
+from tfvllm.graph.rewriter import Rewriter
 
 Build = Callable[[Builder, list[Value]], Value]  # makes a branch's nodes from its arguments
 
@@ -37,7 +38,7 @@ def either(
     names = [_function(graph, part, inputs, build, like) for part, build in branches]
     then, otherwise, shapes = ops.AttrValue(), ops.AttrValue(), ops.AttrValue()
     then.func.name, otherwise.func.name = names
-    shapes.list.shape.append(tf.TensorShape(infer.static_shape(like)).as_proto())
+    shapes.list.shape.append(tf.TensorShape(graphdef.static_shape(like)).as_proto())
     attrs = {
         "then_branch": then,
         "else_branch": otherwise,

@@ -9,8 +9,8 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.core.framework import function_pb2, node_def_pb2
 
-from tfvllm.graph import infer, ops
-from tfvllm.graph.convert import _Imported, _Importer
+from tfvllm.graph import graphdef, infer, ops
+from tfvllm.graph.importer import Imported, Importer
 from tfvllm.graph.ir import Graph, Node, Value
 
 # Op -> the attributes that name its functions.
@@ -30,19 +30,19 @@ def argument_shapes(node: Node) -> list[tf.TensorShape]:
         proto = node.attrs["output_shapes"].list.shape if "output_shapes" in node.attrs else []
         shapes = [tf.TensorShape(s) for s in proto]
         return shapes if len(shapes) == len(node.inputs) else [tf.TensorShape(None)] * len(node.inputs)
-    return [tf.TensorShape(infer.static_shape(v)) for v in node.inputs[1:]]
+    return [tf.TensorShape(graphdef.static_shape(v)) for v in node.inputs[1:]]
 
 
 def from_definition(graph: Graph, name: str, shapes: Sequence[tf.TensorShape]) -> Graph:
     """The function `name` of a graph's library as a `Graph`; its arguments are the inputs, by name."""
     definition = graph.library[name]
     inner = Graph(name, library=dict(graph.library))
-    importer = _Importer(inner)
+    importer = Importer(inner)
     scope: dict[str, Any] = {}
     known = {}
     for arg, shape in zip(definition.signature.input_arg, shapes, strict=True):
         node = inner.add(arg.name, "Placeholder", [], {"dtype": tf.as_dtype(arg.type)})
-        scope[arg.name] = _Imported(node.outputs)
+        scope[arg.name] = Imported(node.outputs)
         inner.inputs[arg.name] = node.output
         known[node.name] = shape
     importer.run(definition.node_def, "", "function", scope)

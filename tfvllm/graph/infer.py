@@ -8,18 +8,18 @@ shapes and constants: it is how a `Reshape` to `Pack(Shape(x)[0], 12, 64)` is un
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework import graph_pb2
 
-from tfvllm.graph import dims
+from tfvllm.graph import dims, graphdef
+from tfvllm.graph.content_rules import content_of
+from tfvllm.graph.graphdef import static_shape
 from tfvllm.graph.ir import Graph, Node, Value
-
-_INTEGERS = (tf.int32, tf.int64)
-_MAX_CONTENT = 64  # longer vectors are data, not shapes
+from tfvllm.graph.ops import INTEGERS
+from tfvllm.graph.shape_rules import SHAPES
 
 
 def infer_graph(graph: Graph, arguments: dict[str, tf.TensorShape] | None = None) -> None:
@@ -38,7 +38,7 @@ def infer_graph(graph: Graph, arguments: dict[str, tf.TensorShape] | None = None
 def infer_node(graph: Graph, node: Node, static: Sequence[tf.TensorShape] | None = None) -> None:
     """Sets `shape` and `content` of one node's outputs from its inputs."""
     shapes: Sequence[tuple | None] = [None] * len(node.outputs)
-    rule = _SHAPES.get(node.op)
+    rule = SHAPES.get(node.op)
     if rule is not None:
         try:
             inferred = rule(node)
@@ -61,7 +61,7 @@ def infer_node(graph: Graph, node: Node, static: Sequence[tf.TensorShape] | None
         known = static[value.index] if static is not None and value.index < len(static) else None
         value.shape = _join(shape, known, f"{node.name}:{value.index}")
     for value in node.outputs[:1]:
-        value.content = _content(node) if value.dtype in _INTEGERS else None
+        value.content = content_of(node) if value.dtype in INTEGERS else None
 
 
 def _join(shape: tuple | None, known: tf.TensorShape | None, name: str) -> tuple | None:
@@ -73,20 +73,11 @@ def _join(shape: tuple | None, known: tf.TensorShape | None, name: str) -> tuple
     return tuple(s if d is None else d for s, d in zip(shape, sizes))
 
 
-def static_shape(value: Value) -> list[int | None] | None:
-    """A shape as TensorFlow states it: unknown sizes as None."""
-    if value.shape is None:
-        return None
-    return [d if isinstance(d, int) and d >= 0 else None for d in value.shape]
-
-
 # ------------------------------------------------------------------------------------------ TensorFlow's own inference
 
 
 def _tensorflow_shapes(graph: Graph, arguments: dict[str, tf.TensorShape]) -> dict[str, list[tf.TensorShape]]:
-    from tfvllm.graph import convert  # the one place where graphs become protos
-
-    graph_def = convert.to_graph_def(graph)
+    graph_def = graphdef.to_graph_def(graph)
     for node_def in graph_def.node:
         if node_def.op == "Placeholder":
             shape = arguments.get(node_def.name)
@@ -108,7 +99,7 @@ def _one_node(node: Node) -> list[tf.TensorShape]:
             node_def.input.append(f"i{i}")
             graph_def.node.add(name=f"i{i}", op="Placeholder").attr["dtype"].type = value.dtype.as_datatype_enum
             content = _known_content(value)
-            if value.node.op == "Const" and value.dtype in _INTEGERS:
+            if value.node.op == "Const" and value.dtype in INTEGERS:
                 tensor = tf.constant(value.node.attr("value"), value.dtype)
             elif content is not None:
                 tensor = tf.constant(content, value.dtype)
@@ -133,506 +124,3 @@ def _known_content(value: Value) -> Any:
     if isinstance(content, tuple) and all(isinstance(c, int) for c in content):
         return list(content)
     return None
-
-
-# ------------------------------------------------------------------------------------------------------------ contents
-
-
-def _content(node: Node) -> Any:
-    rule = _CONTENTS.get(node.op)
-    if rule is None:
-        return None
-    try:
-        return rule(node)
-    except (IndexError, ValueError, TypeError, KeyError):
-        return None
-
-
-def _content_const(node: Node) -> Any:
-    array = node.attr("value")
-    if array.ndim == 0:
-        return int(array)
-    if array.ndim == 1 and array.size <= _MAX_CONTENT:
-        return tuple(int(x) for x in array)
-    return None
-
-
-def _need(content: Any) -> Any:
-    if content is None:
-        raise ValueError("content is unknown")
-    return content
-
-
-def _elementwise(function: Callable) -> Callable[[Node], Any]:
-    def rule(node: Node) -> Any:
-        a, b = _need(node.inputs[0].content), _need(node.inputs[1].content)
-        if not isinstance(a, tuple) and not isinstance(b, tuple):
-            return function(a, b)
-        n = max(len(x) for x in (a, b) if isinstance(x, tuple))
-        a = a * n if isinstance(a, tuple) and len(a) == 1 else a if isinstance(a, tuple) else (a,) * n
-        b = b * n if isinstance(b, tuple) and len(b) == 1 else b if isinstance(b, tuple) else (b,) * n
-        return tuple(function(x, y) for x, y in zip(a, b, strict=True))
-
-    return rule
-
-
-def _content_shape(node: Node) -> Any:
-    shape = node.inputs[0].shape
-    return None if shape is None else tuple(shape)
-
-
-def _content_strided_slice(node: Node) -> Any:
-    content = _need(node.inputs[0].content)
-    if any(node.attr(m, 0) for m in ("ellipsis_mask", "new_axis_mask")):
-        return None
-    begin, end, step = (_need(v.content)[0] for v in node.inputs[1:4])
-    if not all(isinstance(x, int) for x in (begin, end, step)):
-        return None
-    if node.attr("shrink_axis_mask", 0) & 1:
-        return content[begin]
-    return content[
-        slice(None if node.attr("begin_mask", 0) & 1 else begin, None if node.attr("end_mask", 0) & 1 else end, step)
-    ]
-
-
-def _content_gather(node: Node) -> Any:
-    content, index = _need(node.inputs[0].content), _need(node.inputs[1].content)
-    return tuple(content[i] for i in index) if isinstance(index, tuple) else content[index]
-
-
-def _content_concat(node: Node) -> Any:
-    return tuple(x for v in node.inputs[:-1] for x in _need(v.content))
-
-
-def _content_pack(node: Node) -> Any:
-    parts = [_need(v.content) for v in node.inputs]
-    return None if any(isinstance(p, tuple) for p in parts) else tuple(parts)
-
-
-def _content_prod(node: Node) -> Any:
-    content = _need(node.inputs[0].content)
-    axes = _need(node.inputs[1].content)
-    if axes in (0, (0,), -1, (-1,)) and not node.attr("keep_dims", False):
-        return dims.product(content)
-    return content if axes == () else None
-
-
-def _content_slice(node: Node) -> Any:
-    content, begin, size = (_need(v.content) for v in node.inputs[:3])
-    n = len(content) - begin[0] if size[0] == -1 else size[0]
-    return content[begin[0] : begin[0] + n]
-
-
-def _content_reshape(node: Node) -> Any:
-    content, shape = _need(node.inputs[0].content), _need(node.inputs[1].content)
-    if shape == ():
-        return content[0] if isinstance(content, tuple) else content
-    if len(shape) == 1:
-        return content if isinstance(content, tuple) else (content,)
-    return None
-
-
-def _content_expand(node: Node) -> Any:
-    content = _need(node.inputs[0].content)
-    return None if isinstance(content, tuple) else (content,)
-
-
-def _content_squeeze(node: Node) -> Any:
-    content = _need(node.inputs[0].content)
-    return content[0] if isinstance(content, tuple) and len(content) == 1 else None
-
-
-_CONTENTS: dict[str, Callable[[Node], Any]] = {
-    "Const": _content_const,
-    "Shape": _content_shape,
-    "Size": lambda n: dims.product(n.inputs[0].shape),
-    "Rank": lambda n: len(n.inputs[0].shape),
-    "StridedSlice": _content_strided_slice,
-    "GatherV2": _content_gather,
-    "ConcatV2": _content_concat,
-    "Pack": _content_pack,
-    "Prod": _content_prod,
-    "Slice": _content_slice,
-    "Reshape": _content_reshape,
-    "ExpandDims": _content_expand,
-    "Squeeze": _content_squeeze,
-    "AddV2": _elementwise(dims.add),
-    "Add": _elementwise(dims.add),
-    "Sub": _elementwise(dims.subtract),
-    "Mul": _elementwise(dims.multiply),
-    "FloorDiv": _elementwise(dims.divide),
-    "Maximum": _elementwise(dims.maximum),
-    "Minimum": _elementwise(dims.minimum),
-}
-for _op in ("Identity", "Cast", "StopGradient", "Snapshot", "PreventGradient"):
-    _CONTENTS[_op] = lambda n: n.inputs[0].content
-
-
-# -------------------------------------------------------------------------------------------------------------- shapes
-
-
-def _same(node: Node) -> tuple | None:
-    return node.inputs[0].shape
-
-
-def _broadcast(node: Node) -> tuple | None:
-    shape = node.inputs[0].shape
-    for value in node.inputs[1:]:
-        shape = dims.broadcast_shapes(shape, value.shape)
-    return shape
-
-
-def _matmul(node: Node) -> tuple | None:
-    a, b = node.inputs[0].shape, node.inputs[1].shape
-    if a is None or b is None:
-        return None
-    m = a[1] if node.attr("transpose_a") else a[0]
-    n = b[0] if node.attr("transpose_b") else b[1]
-    return (m, n)
-
-
-def _quantized_matmul(node: Node) -> list | None:
-    product = _matmul(node)
-    return None if product is None else [product, *[()] * (len(node.outputs) - 1)]
-
-
-def _quantize(node: Node) -> list:
-    range_shape = () if node.attr("axis", -1) == -1 else None
-    return [node.inputs[0].shape, range_shape, range_shape]
-
-
-def _bitcast(node: Node) -> tuple | None:
-    return node.inputs[0].shape if node.inputs[0].dtype.size == node.output.dtype.size else None
-
-
-def _batch_matmul(node: Node) -> tuple | None:
-    a, b = node.inputs[0].shape, node.inputs[1].shape
-    if a is None or b is None:
-        return None
-    m = a[-1] if node.attr("adj_x") else a[-2]
-    n = b[-2] if node.attr("adj_y") else b[-1]
-    batch = dims.broadcast_shapes(a[:-2], b[:-2])
-    return None if batch is None else (*batch, m, n)
-
-
-def _reshape(node: Node) -> tuple | None:
-    return reshape_shape(node.inputs[0].shape, node.inputs[1].content)
-
-
-def reshape_shape(shape: tuple | None, target: Any) -> tuple | None:
-    """The result of reshaping `shape` to the content `target` (a tuple of sizes; -1 once for the rest)."""
-    if not isinstance(target, tuple):
-        return None
-    if -1 not in target:
-        return tuple(target)
-    if shape is None:
-        return None
-    at = target.index(-1)
-    rest = dims.product(target[:at] + target[at + 1 :])
-    return (*target[:at], dims.divide(dims.product(shape), rest), *target[at + 1 :])
-
-
-def _transpose(node: Node) -> tuple | None:
-    shape, perm = node.inputs[0].shape, node.inputs[1].content
-    return None if shape is None or perm is None else tuple(shape[i] for i in perm)
-
-
-def _reduce(node: Node) -> tuple | None:
-    shape, axes = node.inputs[0].shape, node.inputs[1].content
-    if shape is None or axes is None:
-        return None
-    axes = {a % len(shape) for a in (axes if isinstance(axes, tuple) else (axes,))}
-    if node.attr("keep_dims", False):
-        return tuple(1 if i in axes else d for i, d in enumerate(shape))
-    return tuple(d for i, d in enumerate(shape) if i not in axes)
-
-
-def _arg_reduce(node: Node) -> tuple | None:
-    shape, axis = node.inputs[0].shape, node.inputs[1].content
-    if shape is None or axis is None:
-        return None
-    return tuple(d for i, d in enumerate(shape) if i != axis % len(shape))
-
-
-def _concat(node: Node) -> tuple | None:
-    shapes = [v.shape for v in node.inputs[:-1]]
-    axis = node.inputs[-1].content
-    if axis is None or any(s is None for s in shapes):
-        return None
-    axis %= len(shapes[0])  # type: ignore[arg-type]
-    total: Any = 0
-    for shape in shapes:
-        total = dims.add(total, shape[axis])  # type: ignore[index]
-    first = list(shapes[0])  # type: ignore[arg-type]
-    first[axis] = total
-    return tuple(first)
-
-
-def _pack(node: Node) -> tuple | None:
-    shape = node.inputs[0].shape
-    if shape is None:
-        return None
-    axis = node.attr("axis", 0) % (len(shape) + 1)
-    return (*shape[:axis], len(node.inputs), *shape[axis:])
-
-
-def _unpack(node: Node) -> list | None:
-    shape = node.inputs[0].shape
-    if shape is None:
-        return None
-    axis = node.attr("axis", 0) % len(shape)
-    return [shape[:axis] + shape[axis + 1 :]] * len(node.outputs)
-
-
-def _split(node: Node) -> list | None:
-    axis, shape = node.inputs[0].content, node.inputs[1].shape
-    if shape is None or axis is None:
-        return None
-    axis %= len(shape)
-    part = dims.divide(shape[axis], len(node.outputs))
-    return [(*shape[:axis], part, *shape[axis + 1 :])] * len(node.outputs)
-
-
-def _split_v(node: Node) -> list | None:
-    shape, sizes, axis = node.inputs[0].shape, node.inputs[1].content, node.inputs[2].content
-    if shape is None or axis is None or sizes is None or -1 in sizes:
-        return None
-    axis %= len(shape)
-    return [(*shape[:axis], size, *shape[axis + 1 :]) for size in sizes]
-
-
-def strided_slice_shape(node: Node) -> tuple | None:
-    """The shape of a StridedSlice with constant strides."""
-    shape = node.inputs[0].shape
-    begins, ends, strides = (v.content for v in node.inputs[1:4])
-    if shape is None or strides is None:
-        return None
-    count = len(strides)
-    ellipsis, new = node.attr("ellipsis_mask", 0), node.attr("new_axis_mask", 0)
-    # What the ellipsis stands for: the axes that no other entry speaks of.
-    spanned = len(shape) - sum(not (ellipsis | new) & 1 << i for i in range(count))
-    begins = begins if begins is not None else (None,) * count
-    ends = ends if ends is not None else (None,) * count
-    result: list = []
-    axis = 0
-    for i in range(count):
-        bit = 1 << i
-        if ellipsis & bit:
-            result.extend(shape[axis : axis + spanned])
-            axis += spanned
-            continue
-        if new & bit:
-            result.append(1)
-            continue
-        size = shape[axis]
-        axis += 1
-        if node.attr("shrink_axis_mask", 0) & bit:
-            continue
-        begin = None if node.attr("begin_mask", 0) & bit else begins[i]
-        end = None if node.attr("end_mask", 0) & bit else ends[i]
-        free_begin = bool(node.attr("begin_mask", 0) & bit) or begin == 0
-        free_end = bool(node.attr("end_mask", 0) & bit)
-        if strides[i] == 1 and free_begin and (free_end or end == size):
-            result.append(size)
-        elif isinstance(size, int) and (free_begin or isinstance(begin, int)) and (free_end or isinstance(end, int)):
-            result.append(len(range(*slice(begin, end, strides[i]).indices(size))))
-        elif strides[i] == 1 and free_begin and end is not None and not (isinstance(end, int) and end < 0):
-            result.append(dims.minimum(end, size) if end != size else size)
-        else:
-            result.append(dims.symbol(f"{node.name}:{i}"))
-    return (*result, *shape[axis:])
-
-
-def _slice(node: Node) -> tuple | None:
-    shape, begin, size = node.inputs[0].shape, node.inputs[1].content, node.inputs[2].content
-    if size is None:
-        return None
-    result = []
-    for i, wanted in enumerate(size):
-        if wanted == -1:
-            if shape is None or begin is None:
-                return None
-            wanted = dims.subtract(shape[i], begin[i])
-        result.append(wanted)
-    return tuple(result)
-
-
-def _gather(node: Node) -> tuple | None:
-    params, indices, axis = node.inputs[0].shape, node.inputs[1].shape, node.inputs[2].content
-    if params is None or indices is None or axis is None:
-        return None
-    axis %= len(params)
-    batch = node.attr("batch_dims", 0)
-    return (*params[:axis], *indices[batch:], *params[axis + 1 :])
-
-
-def _expand_dims(node: Node) -> tuple | None:
-    shape, axis = node.inputs[0].shape, node.inputs[1].content
-    if shape is None or axis is None:
-        return None
-    axis = axis[0] if isinstance(axis, tuple) else axis
-    axis %= len(shape) + 1
-    return (*shape[:axis], 1, *shape[axis:])
-
-
-def _squeeze(node: Node) -> tuple | None:
-    shape, axes = node.inputs[0].shape, node.attr("squeeze_dims", [])
-    if shape is None or (not axes and any(not isinstance(d, int) for d in shape)):
-        return None
-    drop = {a % len(shape) for a in axes} if axes else {i for i, d in enumerate(shape) if d == 1}
-    return tuple(d for i, d in enumerate(shape) if i not in drop)
-
-
-def einsum_shape(equation: str, shapes: Sequence[tuple | None]) -> tuple | None:
-    """The shape of an einsum without ellipsis."""
-    left, _, right = equation.replace(" ", "").partition("->")
-    if "." in equation or any(s is None for s in shapes):
-        return None
-    sizes: dict[str, Any] = {}
-    for labels, shape in zip(left.split(","), shapes):
-        for label, size in zip(labels, shape, strict=True):  # type: ignore[arg-type]
-            if not isinstance(sizes.get(label), int):
-                sizes[label] = size
-    return tuple(sizes[label] for label in right)
-
-
-def _content_as_shape(position: int) -> Callable[[Node], tuple | None]:
-    def rule(node: Node) -> tuple | None:
-        content = node.inputs[position].content
-        return tuple(content) if isinstance(content, tuple) and -1 not in content else None
-
-    return rule
-
-
-def _tile(node: Node) -> tuple | None:
-    shape, times = node.inputs[0].shape, node.inputs[1].content
-    return None if shape is None or times is None else tuple(map(dims.multiply, shape, times))
-
-
-def _range(node: Node) -> tuple | None:
-    start, limit, delta = (_whole_number(v) for v in node.inputs)
-    return (dims.subtract(limit, start),) if delta == 1 and start is not None and limit is not None else None
-
-
-def _whole_number(value: Value) -> Any:
-    """The content of an integer scalar, also where a cast made it floating: Keras counts positions in float32."""
-    if value.dtype in _INTEGERS:
-        return value.content
-    if value.node.op == "Cast":
-        return value.node.inputs[0].content
-    if value.node.op == "Const":
-        array = value.node.attr("value")
-        return int(array) if array.ndim == 0 and array.dtype.kind == "f" and float(array).is_integer() else None
-    return None
-
-
-def _one_hot(node: Node) -> tuple | None:
-    shape, depth = node.inputs[0].shape, node.inputs[1].content
-    return (*shape, depth) if node.attr("axis", -1) == -1 and shape is not None and depth is not None else None
-
-
-def _conv(node: Node) -> tuple | None:
-    """Conv2D and its kin on [batch, height, width, channels]; pooling where there is no kernel among the inputs."""
-    x = node.inputs[0].shape
-    if x is None or len(x) != 4 or node.attr("data_format", "NHWC") != "NHWC":
-        return None
-    if node.op in ("MaxPool", "AvgPool"):
-        window, channels = node.attr("ksize")[1:3], x[3]
-    else:
-        kernel = node.inputs[1].shape
-        if kernel is None:
-            return None
-        window = kernel[:2]
-        channels = dims.multiply(kernel[2], kernel[3]) if "Depthwise" in node.op else kernel[3]
-    strides, dilations = node.attr("strides"), node.attr("dilations", [1, 1, 1, 1])
-    explicit = node.attr("explicit_paddings") or []
-    spatial = []
-    for axis in (1, 2):
-        reach = (window[axis - 1] - 1) * dilations[axis]
-        total = explicit[2 * axis] + explicit[2 * axis + 1] if node.attr("padding") == "EXPLICIT" else 0
-        if node.attr("padding") == "SAME":
-            steps = dims.add(x[axis], strides[axis] - 1)
-        else:
-            steps = dims.add(x[axis], total - reach + strides[axis] - 1)
-        spatial.append(dims.divide(steps, strides[axis]))
-    return (x[0], *spatial, channels)
-
-
-def _pad(node: Node) -> tuple | None:
-    shape, pads = node.inputs[0].shape, node.inputs[1].node
-    if shape is None or pads.op != "Const":
-        return None
-    return tuple(dims.add(d, int(before + after)) for d, (before, after) in zip(shape, pads.attr("value")))
-
-
-def _batch_norm(node: Node) -> list | None:
-    x, scale = node.inputs[0].shape, node.inputs[1].shape
-    return None if x is None else [x, *[scale] * (len(node.outputs) - 1)]
-
-
-def _const(node: Node) -> tuple:
-    return tuple(np.shape(node.attr("value")))
-
-
-_SHAPES: dict[str, Callable[[Node], Any]] = {
-    "Const": _const,
-    "MatMul": _matmul,
-    "_FusedMatMul": _matmul,
-    "_MklNativeFusedMatMul": _matmul,
-    "_QuantizedMatMul": _quantized_matmul,
-    "QuantizeV2": _quantize,
-    "Bitcast": _bitcast,
-    "BatchMatMulV2": _batch_matmul,
-    "BatchMatMul": _batch_matmul,
-    "BatchMatMulV3": _batch_matmul,
-    "_MklFusedBatchMatMulV2": _batch_matmul,
-    "Einsum": lambda n: einsum_shape(n.attr("equation"), [v.shape for v in n.inputs]),
-    "Reshape": _reshape,
-    "Transpose": _transpose,
-    "ConcatV2": _concat,
-    "Pack": _pack,
-    "Unpack": _unpack,
-    "Split": _split,
-    "SplitV": _split_v,
-    "StridedSlice": strided_slice_shape,
-    "Slice": _slice,
-    "GatherV2": _gather,
-    "ExpandDims": _expand_dims,
-    "Squeeze": _squeeze,
-    "BroadcastTo": _content_as_shape(1),
-    "Fill": _content_as_shape(0),
-    "Tile": _tile,
-    "Range": _range,
-    "OneHot": _one_hot,
-    "Shape": lambda n: None if n.inputs[0].shape is None else (len(n.inputs[0].shape),),
-    "IdentityN": lambda n: [v.shape for v in n.inputs],
-    "Conv2D": _conv,
-    "_FusedConv2D": _conv,
-    "DepthwiseConv2dNative": _conv,
-    "_FusedDepthwiseConv2dNative": _conv,
-    "MaxPool": _conv,
-    "AvgPool": _conv,
-    "Pad": _pad,
-    "PadV2": _pad,
-    "MirrorPad": _pad,
-    "FusedBatchNormV3": _batch_norm,
-    "ArgMax": _arg_reduce,
-    "ArgMin": _arg_reduce,
-}
-for _op in (
-    *("Identity", "Cast", "StopGradient", "Snapshot", "PreventGradient", "BiasAdd", "Softmax", "LogSoftmax", "Relu"),
-    *("Relu6", "Elu", "Selu", "LeakyRelu", "Tanh", "Sigmoid", "Erf", "Erfc", "Exp", "Log", "Log1p", "Expm1", "Sqrt"),
-    *("Rsqrt", "Square", "Neg", "Abs", "Sign", "Softplus", "Softsign", "Floor", "Ceil", "Round", "Sin", "Cos", "Inv"),
-    *("Reciprocal", "LogicalNot", "IsNan", "IsInf", "IsFinite", "ZerosLike", "OnesLike", "Cumsum", "Cumprod"),
-    *("_MklLayerNorm", "_MklSwish", "CheckNumerics", "EnsureShape", "ReverseV2"),
-):
-    _SHAPES[_op] = _same
-for _op in (
-    *("AddV2", "Add", "Sub", "Mul", "RealDiv", "Div", "FloorDiv", "FloorMod", "Mod", "Pow", "Maximum", "Minimum"),
-    *("SquaredDifference", "Less", "LessEqual", "Greater", "GreaterEqual", "Equal", "NotEqual", "LogicalAnd"),
-    *("LogicalOr", "SelectV2", "DivNoNan", "MulNoNan", "Xdivy", "Xlogy", "Atan2", "BitwiseAnd", "BitwiseOr"),
-    *("BitwiseXor", "LeftShift", "RightShift"),
-):
-    _SHAPES[_op] = _broadcast
-for _op in ("Mean", "Sum", "Max", "Min", "Prod", "All", "Any"):
-    _SHAPES[_op] = _reduce

@@ -232,3 +232,6 @@ def output_ranges(op: str, attrs: dict[str, Any]) -> dict[str, int]:
         ranges[arg.name] = start
         start += len(_arg_dtypes(arg, attrs))
     return ranges
+
+
+INTEGERS = (tf.int32, tf.int64)

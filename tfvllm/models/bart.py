@@ -2,7 +2,10 @@
 
 from keras_hub.models import BartBackbone, BartSeq2SeqLM
 
+from tfvllm.models import spec
+from tfvllm.models.arrays import array, layer_norm
 from tfvllm.models.shrunk import ShrunkBackbone, ShrunkSeq2SeqLM, register
+from tfvllm.models.transformer_decoder import block
 from tfvllm.models.transformer_encoder import TransformerStackAdapter
 
 
@@ -29,3 +32,23 @@ class ShrunkBartSeq2SeqLM(ShrunkSeq2SeqLM, BartSeq2SeqLM):
 
 SHRUNK = {BartBackbone: ShrunkBartBackbone}
 TASKS = {BartSeq2SeqLM: ShrunkBartSeq2SeqLM}
+
+
+def read_bart(backbone) -> spec.LanguageModel:
+    return spec.LanguageModel(
+        family="bart",
+        embedding=array(backbone.token_embedding.embeddings),
+        encoder=spec.Stack(
+            blocks=[block(layer) for layer in backbone.encoder_transformer_layers],
+            position_table=array(backbone.encoder_position_embedding.position_embeddings),
+            embedding_norm=layer_norm(backbone.encoder_embeddings_layer_norm),
+        ),
+        decoder=spec.Stack(
+            blocks=[block(layer) for layer in backbone.decoder_transformer_layers],
+            position_table=array(backbone.decoder_position_embedding.position_embeddings),
+            embedding_norm=layer_norm(backbone.decoder_embeddings_layer_norm),
+        ),
+    )
+
+
+READERS = {"BartBackbone": read_bart}

@@ -129,9 +129,7 @@ def _decoders(adapter: Any, backbone: Any) -> list[Any]:
 
 def cache_heads(backbone: Any) -> tuple[int, int]:
     """(heads, head_dim) of the dense key/value cache keras-nlp keeps for the decoder of `backbone`."""
-    from tfvllm.models import adapter_for
-
-    decoders = _decoders(adapter_for(backbone), backbone)
+    decoders = _decoders(backbone.adapter, backbone)
     crosses = [b.cross_attention.kv_heads for b in decoders if b.cross_attention]
     return max([*(b.kv_heads for b in decoders), *crosses]), decoders[0].head_dim
 

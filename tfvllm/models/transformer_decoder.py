@@ -1,7 +1,11 @@
 """GPT-2 and OPT: stacks of keras-nlp's TransformerDecoder without cross-attention."""
 
+import math
+
 from keras_hub.models import GPT2Backbone, GPT2CausalLM, OPTBackbone, OPTCausalLM
 
+from tfvllm.models import spec
+from tfvllm.models.arrays import activation_name, array, dense, from_heads, layer_norm, merged, projection
 from tfvllm.models.shrunk import ShrunkBackbone, ShrunkCausalLM, register
 from tfvllm.models.transformer_encoder import TransformerStackAdapter
 
@@ -42,3 +46,73 @@ class ShrunkOPTCausalLM(ShrunkCausalLM, OPTCausalLM):
 
 SHRUNK = {GPT2Backbone: ShrunkGPT2Backbone, OPTBackbone: ShrunkOPTBackbone}
 TASKS = {GPT2CausalLM: ShrunkGPT2CausalLM, OPTCausalLM: ShrunkOPTCausalLM}
+
+
+# ------------------------------------------------------------------------------------------------------------- decoding
+
+
+def read_gpt2(backbone) -> spec.LanguageModel:
+    return spec.LanguageModel(
+        family="gpt2",
+        embedding=array(backbone.token_embedding.embeddings),
+        decoder=spec.Stack(
+            blocks=[block(layer) for layer in backbone.transformer_layers],
+            position_table=array(backbone.position_embedding.position_embeddings),
+            final_norm=layer_norm(backbone.layer_norm),
+        ),
+    )
+
+
+def read_opt(backbone) -> spec.LanguageModel:
+    return spec.LanguageModel(
+        family="opt",
+        embedding=array(backbone.token_embedding.embeddings),
+        decoder=spec.Stack(
+            blocks=[block(layer) for layer in backbone.transformer_layers],
+            position_table=array(backbone.embeddings.position_embedding.position_embeddings),
+            final_norm=layer_norm(backbone.layer_norm),
+        ),
+    )
+
+
+def block(layer) -> spec.Block:
+    """A TransformerDecoder or TransformerEncoder layer. Sizes come from the weights, so shrunk layers read as well."""
+    attention = layer._self_attention_layer
+    parts = [projection(dense) for dense in (attention._query_dense, attention._key_dense, attention._value_dense)]
+    heads, head_dim = parts[0][2:]
+    cross = getattr(layer, "_cross_attention_layer", None)
+    return spec.Block(
+        normalize_first=layer.normalize_first,
+        attention=spec.Attention(
+            heads=heads,
+            kv_heads=heads,
+            head_dim=head_dim,
+            query_key_value=merged(*[part[:2] for part in parts]),
+            output=from_heads(attention._output_dense),
+            scale=1.0 / math.sqrt(attention._key_dim),
+        ),
+        attention_norm=layer_norm(layer._self_attention_layer_norm),
+        feed_forward=spec.FeedForward(
+            up=dense(layer._feedforward_intermediate_dense),
+            output=dense(layer._feedforward_output_dense),
+            activation=activation_name(layer._feedforward_intermediate_dense.activation),
+        ),
+        feed_forward_norm=layer_norm(layer._feedforward_layer_norm),
+        cross_attention=None if cross is None else _cross(cross),
+        cross_norm=None if cross is None else layer_norm(layer._cross_attention_layer_norm),
+    )
+
+
+def _cross(attention) -> spec.CrossAttention:
+    query, query_bias, heads, head_dim = projection(attention._query_dense)
+    return spec.CrossAttention(
+        heads=heads,
+        head_dim=head_dim,
+        query=spec.Linear(query, query_bias),
+        key_value=merged(projection(attention._key_dense)[:2], projection(attention._value_dense)[:2]),
+        output=from_heads(attention._output_dense),
+        scale=1.0 / math.sqrt(attention._key_dim),
+    )
+
+
+READERS = {"GPT2Backbone": read_gpt2, "OPTBackbone": read_opt}

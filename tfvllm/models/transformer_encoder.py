@@ -177,3 +177,6 @@ SHRUNK = {
     XLMRobertaBackbone: ShrunkXLMRobertaBackbone,
 }
 TASKS: dict[type, type] = {}  # classifiers take any backbone: no class of their own is needed
+
+
+NO_READER = "an encoder, which generates nothing"

@@ -39,7 +39,7 @@ def save_sparse(model: Any, path: Any) -> int:
         >>> path = tfvllm.pruning.save_sparse(model, folder / "sparse.npz")
         >>> restored = tfvllm.pruning.load_sparse(keras.models.clone_model(model), folder / "sparse.npz")
     """
-    return write_sparse([(f"{i}:{v.path}", np.asarray(v)) for i, v in enumerate(_variables(model))], path)
+    return write_sparse([(f"{i}:{v.path}", np.asarray(v)) for i, v in enumerate(stored_variables(model))], path)
 
 
 def load_sparse(model: Any, path: Any) -> None:
@@ -57,7 +57,7 @@ def load_sparse(model: Any, path: Any) -> None:
         True
     """
     stored = list(read_sparse(path).items())
-    variables = _variables(model)
+    variables = stored_variables(model)
     if len(stored) != len(variables):
         raise InputError(
             f"{path} holds {len(stored)} weights, the model has {len(variables)}. Build the model it was saved from."
@@ -71,7 +71,7 @@ def load_sparse(model: Any, path: Any) -> None:
         variable.assign(value)
 
 
-def _variables(model: Any) -> list[Any]:
+def stored_variables(model: Any) -> list[Any]:
     return [
         v for v in model.variables if "seed_generator" not in v.path and not getattr(v, "tfvllm_pruning_state", False)
     ]

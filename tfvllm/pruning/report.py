@@ -10,7 +10,7 @@ import numpy as np
 
 from tfvllm.errors import InputError
 from tfvllm.models import adapter_for
-from tfvllm.pruning.files import _variables, sparse_size
+from tfvllm.pruning.files import sparse_size, stored_variables
 
 MASKS_DO_NOT_SPEED_UP = (
     "Masks alone do not speed up TensorFlow or TF Serving: zeros are multiplied like any other number. They save "
@@ -41,7 +41,7 @@ class PruningReport:
             run: a call to time; see `time_stages`, which times all stages in one interleaved run. None leaves time out.
             shape: (batch, length) of the FLOPs.
         """
-        values = [np.asarray(v) for v in _variables(model)]
+        values = [np.asarray(v) for v in stored_variables(model)]
         raw = b"".join(value.tobytes() for value in values)
         compressed = io.BytesIO()
         with gzip.GzipFile(fileobj=compressed, mode="wb", compresslevel=6, mtime=0) as file:
@@ -62,7 +62,7 @@ class PruningReport:
 
     def time_stages(self, repeats: int = 20, warmup: int = 3) -> None:
         """Times every stage that has a `run`, interleaved; medians in ms."""
-        from tfvllm.bench.timing import compare
+        from tfvllm.timing import compare
 
         runs = {row["stage"]: row["run"] for row in self.rows if row["run"] is not None}
         if not runs:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tfvllm.graph.guarantee import Approximate
+from tfvllm.graph.int8_ops import Range
 from tfvllm.graph.rewriter import Rule, Step
 from tfvllm.rules.algebra import FactorOut, JoinFactors, JoinTerms, Signs, SmallPowers
 from tfvllm.rules.batch_matmul_to_matmul import BatchMatMulToMatMul
@@ -28,17 +29,10 @@ from tfvllm.rules.fold_scale import FoldScale
 from tfvllm.rules.fold_weights import FoldWeights
 from tfvllm.rules.fuse_conv import FuseConvActivation, FuseConvBias, FuseConvResidual, FuseDepthwiseBias
 from tfvllm.rules.fuse_matmul import FuseActivation, FuseGelu, FuseMatMulBias, FuseResidual
+from tfvllm.rules.fuse_requantize import FuseRequantize, HandOverNarrow
 from tfvllm.rules.head_transposes import OneTransposeForHeads
 from tfvllm.rules.hoist_slices import HoistSlices
-from tfvllm.rules.int8 import (
-    FuseRequantize,
-    HandOverNarrow,
-    QuantizeProducts,
-    QuantizeTables,
-    Range,
-    SmoothInputs,
-    SplitOutliers,
-)
+from tfvllm.rules.int8 import QuantizeProducts, QuantizeTables
 from tfvllm.rules.integer_transposes import TransposesAsIntegers
 from tfvllm.rules.keep_packed import KeepPacked
 from tfvllm.rules.keras_quantised import DequantiseProducts
@@ -58,7 +52,9 @@ from tfvllm.rules.rotary import RotateTogether, SignsIntoSine
 from tfvllm.rules.shared_masks import SharedMask
 from tfvllm.rules.sink_reshapes import SinkReshapeBias, SinkReshapePair, SinkReshapeResidual, SinkReshapeUnary
 from tfvllm.rules.small_attention import SmallAttentionApart
+from tfvllm.rules.smooth_inputs import SmoothInputs
 from tfvllm.rules.softmax import RecogniseSoftmax
+from tfvllm.rules.split_outliers import SplitOutliers
 from tfvllm.rules.swish import FuseSwish
 from tfvllm.rules.transpose_matmul import FoldTransposeLeft, FoldTransposeRight, TransposedProduct
 from tfvllm.rules.trim_padding import TrimPadding

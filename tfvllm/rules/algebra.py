@@ -3,9 +3,10 @@
 import numpy as np
 import tensorflow as tf
 
+from tfvllm.graph.builder import Declined, Skip
 from tfvllm.graph.guarantee import Exact, Reordered
 from tfvllm.graph.pattern import add, constant, either, op
-from tfvllm.graph.rewriter import Declined, Rule, Skip
+from tfvllm.graph.rewriter import Rule
 
 
 class FactorOut(Rule):

@@ -1,9 +1,10 @@
 """A batched product with one matrix for the whole batch becomes one product."""
 
 from tfvllm.graph import dims
+from tfvllm.graph.builder import Declined, Skip
 from tfvllm.graph.guarantee import Reordered
 from tfvllm.graph.pattern import op
-from tfvllm.graph.rewriter import Declined, Rule, Skip
+from tfvllm.graph.rewriter import Rule
 
 
 class BatchMatMulToMatMul(Rule):

@@ -8,10 +8,11 @@ its result is rounded to it next (oneDNN's inner arithmetic stays float32).
 import numpy as np
 import tensorflow as tf
 
+from tfvllm.graph.builder import Builder, Declined, Skip
 from tfvllm.graph.guarantee import Approximate, Exact
 from tfvllm.graph.ir import Graph, Node, Value
 from tfvllm.graph.pattern import constant, op
-from tfvllm.graph.rewriter import Builder, Declined, Pass, Rule, Skip
+from tfvllm.graph.rewriter import Pass, Rule
 
 _PRODUCTS = ("MatMul", "_FusedMatMul", "BatchMatMulV2")
 _LARGEST = float(tf.bfloat16.max)

@@ -2,9 +2,10 @@
 
 import tensorflow as tf
 
+from tfvllm.graph.builder import Declined
 from tfvllm.graph.guarantee import Exact
 from tfvllm.graph.pattern import op
-from tfvllm.graph.rewriter import Declined, Rule
+from tfvllm.graph.rewriter import Rule
 
 _SIGNED = (tf.int8, tf.int16, tf.int32, tf.int64)
 _UNSIGNED = (tf.uint8, tf.uint16, tf.uint32, tf.uint64)

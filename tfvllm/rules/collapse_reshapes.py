@@ -1,8 +1,9 @@
 """Chains of reshapes and transposes become one."""
 
+from tfvllm.graph.builder import Declined
 from tfvllm.graph.guarantee import Exact
 from tfvllm.graph.pattern import op
-from tfvllm.graph.rewriter import Declined, Rule
+from tfvllm.graph.rewriter import Rule
 
 
 class CollapseReshapes(Rule):

@@ -1,8 +1,9 @@
 """An operand that is broadcast by hand, though the op would do it."""
 
+from tfvllm.graph.builder import Declined
 from tfvllm.graph.guarantee import Exact
 from tfvllm.graph.pattern import either, op
-from tfvllm.graph.rewriter import Declined, Rule
+from tfvllm.graph.rewriter import Rule
 
 _BINARY = ("AddV2", "Sub", "Mul", "RealDiv", "Maximum", "Minimum", "SquaredDifference")
 

@@ -1,9 +1,10 @@
 """Einsum that is a plain product of matrices becomes one."""
 
 from tfvllm.graph import dims
+from tfvllm.graph.builder import Declined
 from tfvllm.graph.guarantee import Reordered
 from tfvllm.graph.pattern import op
-from tfvllm.graph.rewriter import Declined, Rule
+from tfvllm.graph.rewriter import Rule
 
 
 class EinsumToMatMul(Rule):

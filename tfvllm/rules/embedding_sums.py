@@ -6,10 +6,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfvllm.graph import dims
+from tfvllm.graph.builder import Declined, Skip
 from tfvllm.graph.guarantee import Exact, Reordered
 from tfvllm.graph.ir import Graph, Value
 from tfvllm.graph.pattern import either, op
-from tfvllm.graph.rewriter import Declined, Rule, Skip
+from tfvllm.graph.rewriter import Rule
 
 _ADD = ("AddV2", "Add")
 _MAX_DEPTH = 8

@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from tfvllm.graph import convert, infer, ops
+from tfvllm.graph import executable, infer, ops
 from tfvllm.graph.guarantee import Exact
 from tfvllm.graph.ir import Graph, Node, Value
 from tfvllm.graph.rewriter import Pass
@@ -33,7 +33,7 @@ class FoldConstants(Pass):
         frontier = [v for v in frontier if rewriter.allowed(self, v.node)]
         if rewriter.limit is not None:
             frontier = frontier[: max(0, rewriter.limit - len(rewriter.fired))]
-        for value, array in zip(frontier, convert.evaluate(graph, frontier, {})):
+        for value, array in zip(frontier, executable.evaluate(graph, frontier, {})):
             if array.size <= max(MAX_ELEMENTS, sum(_elements(v) for v in value.node.inputs)):
                 self._replace(rewriter, value, array)
                 changed = True

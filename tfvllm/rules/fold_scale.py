@@ -2,9 +2,10 @@
 
 import numpy as np
 
+from tfvllm.graph.builder import Declined
 from tfvllm.graph.guarantee import Reordered
 from tfvllm.graph.pattern import constant, either, op
-from tfvllm.graph.rewriter import Declined, Rule
+from tfvllm.graph.rewriter import Rule
 
 
 class FoldScale(Rule):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tfvllm.graph import convert, ops
+from tfvllm.graph import executable, ops
 from tfvllm.graph.guarantee import Exact
 from tfvllm.graph.ir import Graph, Node, Value
 from tfvllm.graph.rewriter import Pass
@@ -66,7 +66,7 @@ class FoldWeights(Pass):
                 values = values[1:]
             new = {keys[v]: v for v in batch if keys[v] not in known}
             sources = {s: graph.array(s) for v in new.values() for s in _sources(graph, v)}
-            arrays = dict(zip(new, convert.evaluate(graph, list(new.values()), sources)))
+            arrays = dict(zip(new, executable.evaluate(graph, list(new.values()), sources)))
             for value in batch:
                 yield value, keys[value], known.get(keys[value], arrays.get(keys[value]))
 

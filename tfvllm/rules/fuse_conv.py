@@ -1,8 +1,9 @@
 """A convolution, its bias and its activation in one kernel (oneDNN)."""
 
+from tfvllm.graph.builder import Declined, Skip
 from tfvllm.graph.guarantee import Approximate, Reordered
 from tfvllm.graph.pattern import add, op
-from tfvllm.graph.rewriter import Declined, Rule, Skip
+from tfvllm.graph.rewriter import Rule
 
 _KERNELS = {"Conv2D": "_FusedConv2D", "DepthwiseConv2dNative": "_FusedDepthwiseConv2dNative"}
 _ACTIVATIONS = ("Relu", "Relu6", "Elu")

@@ -1,8 +1,9 @@
 """A product, its bias, its activation and its residual in one kernel (oneDNN)."""
 
+from tfvllm.graph.builder import Declined, Skip
 from tfvllm.graph.guarantee import Approximate, Reordered
 from tfvllm.graph.pattern import add, either, op
-from tfvllm.graph.rewriter import Declined, Rule, Skip
+from tfvllm.graph.rewriter import Rule
 
 _ACTIVATIONS = {"Relu": "Relu", "Relu6": "Relu6", "Elu": "Elu", "Tanh": "Tanh", "Sigmoid": "Sigmoid"}
 

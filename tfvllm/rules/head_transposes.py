@@ -1,9 +1,10 @@
 """The heads of query, key and value are moved in front in one go."""
 
 from tfvllm.graph import dims
+from tfvllm.graph.builder import Builder, Declined
 from tfvllm.graph.guarantee import Exact
 from tfvllm.graph.ir import Node
-from tfvllm.graph.rewriter import Builder, Declined, Pass
+from tfvllm.graph.rewriter import Pass
 
 _HEADS_FIRST = (0, 2, 1, 3)
 

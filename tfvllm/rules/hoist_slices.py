@@ -3,10 +3,11 @@
 import tensorflow as tf
 
 from tfvllm.graph import demand
+from tfvllm.graph.builder import Builder, Declined
 from tfvllm.graph.demand import FULL, Rows
 from tfvllm.graph.guarantee import Reordered
 from tfvllm.graph.ir import Node, Value
-from tfvllm.graph.rewriter import Builder, Declined, Pass
+from tfvllm.graph.rewriter import Pass
 
 _WORK = ("MatMul", "_FusedMatMul", "BatchMatMulV2", "Einsum")
 

@@ -2,8 +2,9 @@
 
 import tensorflow as tf
 
+from tfvllm.graph.builder import Builder
 from tfvllm.graph.guarantee import Exact
-from tfvllm.graph.rewriter import Builder, Pass
+from tfvllm.graph.rewriter import Pass
 
 _AS = {tf.float32: tf.int32, tf.bfloat16: tf.int16, tf.float16: tf.int16}
 

@@ -6,9 +6,10 @@ from typing import Any
 import tensorflow as tf
 
 from tfvllm.graph.branches import either
+from tfvllm.graph.builder import Builder
 from tfvllm.graph.guarantee import Reordered
 from tfvllm.graph.ir import Graph, Node, Value
-from tfvllm.graph.rewriter import Builder, Pass
+from tfvllm.graph.rewriter import Pass
 
 FEW = (8, 33)
 """Rows, from and up to which oneDNN 3 packs float32 weights in one layout and gains by their being packed.

@@ -5,10 +5,11 @@ from __future__ import annotations
 import tensorflow as tf
 
 from tfvllm.graph import dims
+from tfvllm.graph.builder import Builder, Declined, Skip
 from tfvllm.graph.guarantee import Approximate
 from tfvllm.graph.ir import Value
 from tfvllm.graph.pattern import Match, add, either, maybe, op
-from tfvllm.graph.rewriter import Builder, Declined, Rule, Skip
+from tfvllm.graph.rewriter import Rule
 
 _PRODUCTS = ("BatchMatMulV3", "BatchMatMulV2", "MatMul", "Einsum")
 

@@ -3,9 +3,10 @@
 import numpy as np
 
 from tfvllm.graph import dims
+from tfvllm.graph.builder import Declined
 from tfvllm.graph.guarantee import Reordered
 from tfvllm.graph.pattern import add, constant, either, maybe, op
-from tfvllm.graph.rewriter import Declined, Rule
+from tfvllm.graph.rewriter import Rule
 
 _same = maybe("Identity", "StopGradient")
 

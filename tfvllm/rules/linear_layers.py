@@ -3,9 +3,10 @@
 import numpy as np
 
 from tfvllm.graph import dims
+from tfvllm.graph.builder import Declined, Skip
 from tfvllm.graph.guarantee import Reordered
 from tfvllm.graph.pattern import either, op
-from tfvllm.graph.rewriter import Declined, Rule, Skip
+from tfvllm.graph.rewriter import Rule
 
 _LINEAR = ("MatMul", "Conv2D", "DepthwiseConv2dNative")
 

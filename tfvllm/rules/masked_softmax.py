@@ -4,9 +4,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfvllm.graph import dims
+from tfvllm.graph.builder import Declined
 from tfvllm.graph.guarantee import Approximate
 from tfvllm.graph.pattern import constant, op
-from tfvllm.graph.rewriter import Declined, Rule
+from tfvllm.graph.rewriter import Rule
 from tfvllm.rules.pack_tokens import comes_unpacked
 
 _FAR = -1e38  # in float32 and bfloat16 nothing below 1e29 moves it

@@ -2,9 +2,10 @@
 
 from collections import defaultdict
 
+from tfvllm.graph.builder import Builder
 from tfvllm.graph.guarantee import Reordered
 from tfvllm.graph.ir import Node, Value
-from tfvllm.graph.rewriter import Builder, Pass, short
+from tfvllm.graph.rewriter import Pass, short
 
 
 class MergeParallelMatMuls(Pass):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tfvllm.graph import attention
+from tfvllm.graph.builder import Builder, Declined
 from tfvllm.graph.guarantee import Reordered
 from tfvllm.graph.ir import Graph, Node, Value
-from tfvllm.graph.rewriter import Builder, Declined, Pass
+from tfvllm.graph.rewriter import Pass
 
 _SPLIT = (0, 2, 1, 3)  # [sequences, positions, heads, channels] -> [sequences, heads, positions, channels]
 _SPLIT_TURNED = (0, 2, 3, 1)

@@ -7,11 +7,12 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfvllm.graph import demand, dims, padding
+from tfvllm.graph import demand, dims, padding, token_axes
+from tfvllm.graph.builder import Builder, Declined
 from tfvllm.graph.guarantee import Approximate
 from tfvllm.graph.ir import Graph, Node, Value
-from tfvllm.graph.padding import Tokens
-from tfvllm.graph.rewriter import Builder, Declined, Pass
+from tfvllm.graph.rewriter import Pass
+from tfvllm.graph.token_axes import Tokens
 
 _VIEWS = ("Reshape", "ExpandDims", "Squeeze")
 _SCOPE = "/pack"  # ends the names of what packs and unpacks
@@ -293,7 +294,7 @@ class _Packer:
         if node.op in demand.ELEMENTWISE:
             return b.op(node.op, [self._beside(v, node) for v in inputs], **attrs)
         if node.op in _VIEWS:
-            entering = padding.through(node, tokens)[0]
+            entering = token_axes.through(node, tokens)[0]
             assert entering is not None, node  # else it would not be packable
             x = self._enter(inputs[0], entering)
             return [b.reshape(x, (x.shape[0], *node.output.shape[count:]))]
@@ -311,7 +312,7 @@ class _Packer:
             axes = axes if isinstance(axes, tuple) else (axes,)
             inputs = [self._enter(inputs[0], tokens), b.ints(*(a % rank - count + 1 for a in axes))]
         elif node.op == "_FusedMatMul":
-            passed = padding.through(node, tokens)
+            passed = token_axes.through(node, tokens)
             inputs = [v if t is None else self._enter(v, t) for v, t in zip(inputs, passed)]
         else:
             inputs[0] = self._enter(inputs[0], tokens)
@@ -380,7 +381,7 @@ def _packable(node: Node, tokens: list[Tokens], packed: Container[Value]) -> boo
         return True
     if node.op not in _PACKABLE:
         return False
-    passed = padding.through(node, first)
+    passed = token_axes.through(node, first)
     at = _OPERAND.get(node.op, 0)
     entering = passed[at]
     if entering is None or not entering.leads:

@@ -8,9 +8,10 @@ import tensorflow as tf
 
 from tfvllm.graph import dims
 from tfvllm.graph.branches import either
+from tfvllm.graph.builder import Builder
 from tfvllm.graph.guarantee import Approximate
 from tfvllm.graph.ir import Node, Value
-from tfvllm.graph.rewriter import Builder, Pass
+from tfvllm.graph.rewriter import Pass
 
 WORTH = 1 << 16
 """Elements from which QuantizeV2 is faster.

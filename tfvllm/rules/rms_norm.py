@@ -1,10 +1,11 @@
 """RMSNorm and LayerNorm with public ops: fewer passes over the data."""
 
 from tfvllm.graph import dims
+from tfvllm.graph.builder import Declined
 from tfvllm.graph.guarantee import Reordered
 from tfvllm.graph.ir import Graph, Value
 from tfvllm.graph.pattern import add, constant, either, maybe, op
-from tfvllm.graph.rewriter import Declined, Pass, Rule
+from tfvllm.graph.rewriter import Pass, Rule
 
 _same = maybe("Identity", "StopGradient")
 
@@ -31,7 +32,7 @@ class GammaIntoWeights(Pass):
         return changed
 
     def _fold(self, rewriter, node, z: Value, gamma: Value) -> bool:
-        from tfvllm.graph.rewriter import Builder
+        from tfvllm.graph.builder import Builder
 
         graph: Graph = rewriter.graph
         width = z.shape[-1]

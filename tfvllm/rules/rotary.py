@@ -2,10 +2,11 @@
 
 from itertools import pairwise
 
+from tfvllm.graph.builder import Builder, Declined, Skip
 from tfvllm.graph.guarantee import Exact
 from tfvllm.graph.ir import Node, Value
 from tfvllm.graph.pattern import constant, either, op
-from tfvllm.graph.rewriter import Builder, Declined, Pass, Rule, Skip
+from tfvllm.graph.rewriter import Pass, Rule
 
 
 class SignsIntoSine(Rule):

@@ -1,8 +1,9 @@
 """A mask that all sequences and heads share loses the axes it has for them."""
 
+from tfvllm.graph.builder import Declined
 from tfvllm.graph.guarantee import Reordered
 from tfvllm.graph.pattern import either, op
-from tfvllm.graph.rewriter import Declined, Rule
+from tfvllm.graph.rewriter import Rule
 
 
 class SharedMask(Rule):

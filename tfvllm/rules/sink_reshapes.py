@@ -1,9 +1,10 @@
 """Reshapes sink below elementwise work, so that a transformer's dense work runs on [batch*seq, width] throughout."""
 
 from tfvllm.graph import dims
+from tfvllm.graph.builder import Declined, Skip
 from tfvllm.graph.guarantee import Exact, Reordered
 from tfvllm.graph.pattern import either, op
-from tfvllm.graph.rewriter import Declined, Rule, Skip
+from tfvllm.graph.rewriter import Rule
 
 _UNARY = (
     *("Relu", "Relu6", "Elu", "Selu", "LeakyRelu", "Tanh", "Sigmoid", "Erf", "Exp", "Log", "Sqrt", "Rsqrt", "Square"),

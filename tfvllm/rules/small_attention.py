@@ -6,9 +6,10 @@ import tensorflow as tf
 
 from tfvllm.graph import attention, dims, ops
 from tfvllm.graph.branches import either
+from tfvllm.graph.builder import Builder
 from tfvllm.graph.guarantee import Approximate
 from tfvllm.graph.ir import Node, Value
-from tfvllm.graph.rewriter import Builder, Pass
+from tfvllm.graph.rewriter import Pass
 
 WORTH = 1 << 13
 """Scores (batch·heads·queries·keys) from which oneDNN's kernels are faster.

@@ -1,8 +1,9 @@
 """Softmax written out by hand becomes the op."""
 
+from tfvllm.graph.builder import Declined
 from tfvllm.graph.guarantee import Reordered
 from tfvllm.graph.pattern import constant, either, maybe, op
-from tfvllm.graph.rewriter import Declined, Rule
+from tfvllm.graph.rewriter import Rule
 
 _same = maybe("Identity", "StopGradient")
 

@@ -1,8 +1,9 @@
 """SiLU, which is also called swish, as one op."""
 
+from tfvllm.graph.builder import Declined
 from tfvllm.graph.guarantee import Approximate
 from tfvllm.graph.pattern import op
-from tfvllm.graph.rewriter import Declined, Rule
+from tfvllm.graph.rewriter import Rule
 
 
 class FuseSwish(Rule):

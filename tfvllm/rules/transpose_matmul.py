@@ -1,8 +1,9 @@
 """Transposes around batched products become flags of the product."""
 
+from tfvllm.graph.builder import Declined
 from tfvllm.graph.guarantee import Exact, Reordered
 from tfvllm.graph.pattern import op
-from tfvllm.graph.rewriter import Declined, Rule
+from tfvllm.graph.rewriter import Rule
 
 
 def _swap_last(perm: tuple[int, ...]) -> tuple[int, ...]:

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from tfvllm.graph import demand, dims, padding
+from tfvllm.graph import demand, dims, padding, padding_facts, token_axes
+from tfvllm.graph.builder import Builder, Declined
 from tfvllm.graph.guarantee import Approximate
 from tfvllm.graph.ir import Graph, Node, Value
-from tfvllm.graph.rewriter import Builder, Declined, Pass
+from tfvllm.graph.rewriter import Pass
 
 _MULTIPLE = 8  # what attention's kernels like
 _SIZES = ("StridedSlice", "Pack", "ConcatV2", "GatherV2", "Prod", "Mul", "Cast", "Identity", "ExpandDims", "Squeeze")
@@ -218,7 +219,7 @@ class _Check:
             summed = rank - 2 if node.attr("adj_x") else rank - 1
             return summed not in along[0] or node in self.silenced
         if node.op == "Softmax":
-            low = (f for _, f in self._facts(node, rank - 1) if f.masked <= padding.LOW and f.open)
+            low = (f for _, f in self._facts(node, rank - 1) if f.masked <= padding_facts.LOW and f.open)
             return rank - 1 not in along[0] or next(low, None) is not None
         if node.op in _REDUCTIONS:
             content = node.inputs[1].content
@@ -228,7 +229,7 @@ class _Check:
             zeros = (any(f.masked == 0 and not f.relative for _, f in self._facts(node, axis)) for axis in reduced)
             return not reduced or (node.op in ("Sum", "Any") and all(zeros))
         if node.op == "StridedSlice":
-            row, kept = demand.selected_row(node), padding.strided_axes(node)
+            row, kept = demand.selected_row(node), token_axes.strided_axes(node)
             whole = kept is not None and all(axis in kept for axis in along[0])
             return whole or (row is not None and along[0] == {row.axis} and row.index == 0)
         if node.op in ("Split", "SplitV", "ConcatV2", "Unpack", "Pack"):
@@ -244,7 +245,7 @@ class _Check:
                 return False
         return True
 
-    def _facts(self, node: Node, axis: int) -> Iterator[tuple[tuple[int, int], padding.Fact]]:
+    def _facts(self, node: Node, axis: int) -> Iterator[tuple[tuple[int, int], padding_facts.Fact]]:
         for pair, fact in self.analysis.facts.get(node.inputs[0], {}).items():
             if pair[1] == axis:
                 yield pair, fact

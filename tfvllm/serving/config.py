@@ -9,8 +9,8 @@ from typing import Any
 
 from google.protobuf import text_format
 
-from tfvllm import messages
 from tfvllm.errors import InputError
+from tfvllm.savedmodel import messages
 from tfvllm.serving.batching import BatchingOptions
 from tfvllm.serving.manager import ModelConfig
 

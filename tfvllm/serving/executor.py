@@ -70,7 +70,7 @@ class LocalExecutor:
 
 def load_warm(open_servable, directory) -> Servable:
     """Opens a servable and replays its warm-up requests, as TF Serving does before a version goes live."""
-    from tfvllm.export import warmup
+    from tfvllm.savedmodel import warmup
 
     servable = open_servable(directory)
     try:

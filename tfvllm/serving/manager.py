@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tfvllm.errors import InputError
-from tfvllm.serving import versions
+from tfvllm.savedmodel import versions
 from tfvllm.serving.batching import Batcher
 from tfvllm.serving.servable import Signature
 from tfvllm.serving.status import ServingError, invalid, not_found

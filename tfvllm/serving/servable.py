@@ -77,7 +77,7 @@ def numpy_dtype(name: str) -> np.dtype:
 
 def find_saved_model(directory: str | os.PathLike) -> Path:
     """`directory` itself if it is a SavedModel, else its highest version folder. Raises InputError."""
-    from tfvllm.serving import versions
+    from tfvllm.savedmodel import versions
 
     directory = Path(directory)
     if not directory.is_dir():
@@ -100,11 +100,11 @@ class Servable:
     """
 
     def __init__(self, directory: str | os.PathLike, *, intra_op_threads: int = 0, inter_op_threads: int = 0):
-        from tfvllm import textops
         from tfvllm.quietly import import_tensorflow
+        from tfvllm.savedmodel import text_ops
 
         tf = import_tensorflow()
-        textops.load()
+        text_ops.load()
         self.directory = Path(directory)
         config = tf.compat.v1.ConfigProto(
             intra_op_parallelism_threads=intra_op_threads, inter_op_parallelism_threads=inter_op_threads

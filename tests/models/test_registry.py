@@ -1,0 +1,20 @@
+"""The registry: every family has an adapter and a reader, or says why not."""
+
+import pytest
+
+from tfvllm.models.registry import FAMILIES, READERS
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__.rsplit(".", 1)[1])
+def test_both_parts_or_why_not(family):
+    assert hasattr(family, "ADAPTER") != bool(getattr(family, "NO_ADAPTER", ""))
+    assert hasattr(family, "READERS") != bool(getattr(family, "NO_READER", ""))
+    if hasattr(family, "ADAPTER"):
+        assert family.SHRUNK and all(issubclass(shrunk, native) for native, shrunk in family.SHRUNK.items())
+        assert all(issubclass(shrunk, native) for native, shrunk in family.TASKS.items())
+        assert all(native.__name__ in READERS for native in family.SHRUNK) or hasattr(family, "NO_READER")
+
+
+def test_no_backbone_has_two_readers():
+    names = [name for family in FAMILIES for name in getattr(family, "READERS", {})]
+    assert len(names) == len(set(names)) == len(READERS)

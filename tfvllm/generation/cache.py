@@ -1,0 +1,70 @@
+"""Keys and values of what was read: how they are held, grown and handed through loops."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import tensorflow as tf
+
+
+@dataclasses.dataclass
+class Context:
+    """What a decoder attends to: for each block keys and values [sources, heads, length, head_dim].
+
+    mask: float32[sources, 1, 1, length], added to the scores.
+    """
+
+    keys: list[tf.Tensor]
+    values: list[tf.Tensor]
+    mask: tf.Tensor
+
+    def gather(self, rows: tf.Tensor) -> Context:
+        return Context(
+            [tf.gather(key, rows) for key in self.keys],
+            [tf.gather(value, rows) for value in self.values],
+            tf.gather(self.mask, rows),
+        )
+
+
+def to_parts(context: Context | None) -> list[tf.Tensor]:
+    """A context as loop variables."""
+    return [] if context is None else [*context.keys, *context.values, context.mask]
+
+
+def to_context(parts: list[tf.Tensor]) -> Context | None:
+    if not parts:
+        return None
+    count = len(parts) // 2
+    return Context(list(parts[:count]), list(parts[count:-1]), parts[-1])
+
+
+def loose(variables):
+    """Shape invariants that let rows and room change: only the last axis of floating-point tensors stays known."""
+
+    def loosen(tensor):
+        tensor = tf.convert_to_tensor(tensor)
+        shape = [None] * tensor.shape.rank
+        if tensor.dtype.is_floating and tensor.shape.rank and tensor.shape[-1] and tensor.shape.rank in (2, 4):
+            shape[-1] = tensor.shape[-1]
+            if tensor.shape.rank == 4 and tensor.shape[1]:
+                shape[1] = tensor.shape[1]
+        return tf.TensorShape(shape)
+
+    return tf.nest.map_structure(loosen, variables)
+
+
+def allocate(keys: list[tf.Tensor], values: list[tf.Tensor], capacity) -> list[tf.Tensor]:
+    """Caches of `capacity` positions that begin with `keys` and `values` ([rows, kv_heads, length, head_dim] each)."""
+    room = capacity - tf.shape(keys[0])[2]  # all have one length
+    return [_grow(part, room) for pair in zip(keys, values) for part in pair]
+
+
+def regrow(cache: tf.Tensor, shape: tuple[int, int], capacity, wider, rows: tf.Tensor | None = None) -> tf.Tensor:
+    """A fresh cache with `wider` positions, of the given rows (int32[kept]) or of all. shape: (kv_heads, head_dim)."""
+    cache = tf.reshape(cache, [-1, shape[0], capacity, shape[1]])
+    return _grow(cache if rows is None else tf.gather(cache, rows), wider - capacity)
+
+
+def _grow(cache: tf.Tensor, room) -> tf.Tensor:
+    head_dim = cache.shape[3]
+    return tf.reshape(tf.pad(cache, [[0, 0], [0, 0], [0, room], [0, 0]]), [-1, head_dim])

@@ -1,0 +1,104 @@
+"""The families, and what tfvllm knows of a model by its backbone's class: one line here for each file of this folder.
+
+A family's module holds `ADAPTER`, `SHRUNK` and `TASKS` (or `NO_ADAPTER`, why not) for pruning and distillation, and
+`READERS` (or `NO_READER`) for generation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from tfvllm.errors import InputError
+from tfvllm.models import bart, bloom, gemma, llama, phi3, t5, transformer_decoder, transformer_encoder
+from tfvllm.models.base import Adapter, find_backbone
+from tfvllm.models.spec import LanguageModel
+from tfvllm.models.stored import refuse_quantised
+
+FAMILIES: tuple[ModuleType, ...] = (
+    *(transformer_encoder, transformer_decoder, llama, gemma, bart, t5),
+    *(bloom, phi3),
+)
+_ADAPTED = tuple(family for family in FAMILIES if hasattr(family, "ADAPTER"))
+_BY_BACKBONE = {cls: family for family in _ADAPTED for pair in family.SHRUNK.items() for cls in pair}
+# backbone class name -> what reads it. A subclass is found through its bases.
+READERS: dict[str, Callable[[Any], LanguageModel]] = {
+    name: reader for family in FAMILIES for name, reader in getattr(family, "READERS", {}).items()
+}
+SEQ2SEQ = ("BartBackbone", "T5Backbone")  # with an encoder
+
+
+def families() -> dict[str, list[str]]:
+    """Family names and the backbones of each.
+
+    Example:
+        >>> tfvllm.models.families()["bart"]
+        ['BartBackbone']
+    """
+    return {family.ADAPTER.family: [cls.__name__ for cls in family.SHRUNK] for family in _ADAPTED}
+
+
+def adapter_for(model: Any) -> Adapter:
+    """The adapter of a keras-nlp backbone or task, or of a Keras model around exactly one backbone.
+
+    Raises:
+        InputError: no adapter knows the model; the message lists the families.
+
+    Example:
+        >>> model = tiny_bert()
+        >>> [(block.heads, block.ffn_width) for block in tfvllm.models.adapter_for(model).blocks(model)]
+        [(2, 32), (2, 32)]
+    """
+    backbone = find_backbone(model)
+    family = _BY_BACKBONE.get(type(backbone))
+    if family is None:
+        found = type(model).__name__ if backbone is None else type(backbone).__name__
+        known = ", ".join(name for names in families().values() for name in names)
+        raise InputError(
+            f"no adapter for {found}. Expected a keras-nlp backbone or task with one of: {known}. "
+            "A new family is one new file in tfvllm/models/."
+        )
+    return family.ADAPTER
+
+
+def original_class(backbone: Any) -> type:
+    """The keras-nlp class of a backbone that may be a shrunk one."""
+    family = _BY_BACKBONE[type(backbone)]
+    return next(native for native, shrunk in family.SHRUNK.items() if type(backbone) in (native, shrunk))
+
+
+def shrunk_class(backbone: Any) -> type:
+    """The class that carries a structure of its own for `backbone`."""
+    return _BY_BACKBONE[type(backbone)].SHRUNK[original_class(backbone)]
+
+
+def shrunk_task_class(task: Any, native_backbone: bool) -> type:
+    """The task class for a shrunk `task`: the original one wherever it computes the cache right."""
+    pairs = _BY_BACKBONE[type(find_backbone(task))].TASKS
+    original = next((native for native, shrunk in pairs.items() if type(task) is shrunk), type(task))
+    return original if native_backbone else pairs.get(original, original)
+
+
+def read(model: Any, kind: str | None = None) -> LanguageModel:
+    """Reads the weights that decoding needs.
+
+    Args:
+        model: a keras-nlp `CausalLM` or `Seq2SeqLM` (anything with a `backbone`), or a backbone itself.
+        kind: "CausalLM" or "Seq2SeqLM" where only such a model will do; an error then names their families only.
+
+    Raises:
+        InputError: the backbone belongs to no known family, carries something the engine cannot compute, or is
+            quantised by Keras.
+    """
+    backbone = getattr(model, "backbone", model)
+    for base in type(backbone).__mro__:
+        if base.__name__ in READERS:
+            refuse_quantised(backbone, "generation")
+            return READERS[base.__name__](backbone)
+    fitting = [name for name in READERS if kind is None or (name in SEQ2SEQ) == (kind == "Seq2SeqLM")]
+    within = f" in a keras-nlp {kind}" if kind else ""
+    raise InputError(
+        f"cannot generate with {type(backbone).__name__}; expected one of {', '.join(fitting)} "
+        f"(or a subclass){within}. A new family is one new file in tfvllm/models/."
+    )

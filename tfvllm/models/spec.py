@@ -1,0 +1,160 @@
+"""What a decoder is made of, said once for all families: plain numbers and arrays, no TensorFlow, no Keras.
+
+A family reader (`tfvllm.models.registry`) fills these classes from a keras-nlp model; `tfvllm.generation.network`
+computes with them. Kernels are always two-dimensional, [inputs, outputs]; heads lie beside each other in the columns.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+Array = np.ndarray
+
+
+@dataclasses.dataclass
+class Linear:
+    """`y = x @ kernel + bias`. kernel float32[inputs, outputs], bias float32[outputs] or None."""
+
+    kernel: Array
+    bias: Array | None = None
+
+
+@dataclasses.dataclass
+class Norm:
+    """Layer normalisation (`kind="layer"`) or root-mean-square normalisation (`kind="rms"`) over the last axis."""
+
+    kind: str
+    scale: Array
+    offset: Array | None
+    epsilon: float
+
+
+@dataclasses.dataclass
+class Rotary:
+    """Rotary position embedding of the two halves of a head (Su et al. 2021): angle = position * frequency."""
+
+    inverse_frequencies: Array  # float32[head_dim / 2]
+    magnitude: float = 1.0  # cos and sin are multiplied by this (YaRN)
+
+
+@dataclasses.dataclass
+class RelativeBias:
+    """T5's bucketed relative position bias (Raffel et al. 2020, section 2.1)."""
+
+    table: Array  # float32[buckets, heads]
+    bidirectional: bool
+    max_distance: int
+
+
+@dataclasses.dataclass
+class Attention:
+    """Self-attention with grouped keys and values: `heads` query heads share `kv_heads` key and value heads."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    query_key_value: Linear  # [width, (heads + 2 * kv_heads) * head_dim]: one product instead of three
+    output: Linear  # [heads * head_dim, width]
+    scale: float  # multiplies q·k
+    window: int | None = None  # a query sees the last `window` positions, itself included
+    soft_cap: float | None = None  # scores = soft_cap * tanh(scores / soft_cap)
+    query_norm: Norm | None = None  # over head_dim, before the rotation
+    key_norm: Norm | None = None
+    rotary: Rotary | None = None
+
+
+@dataclasses.dataclass
+class CrossAttention:
+    """A decoder's attention to the encoder's output."""
+
+    heads: int
+    head_dim: int
+    query: Linear
+    key_value: Linear  # [encoder width, 2 * heads * head_dim]
+    output: Linear
+    scale: float
+
+
+@dataclasses.dataclass
+class FeedForward:
+    """`output(act(up(x)))`, or with a gate `output(act(gate(x)) * up(x))`; a gate lies left of `up` in one kernel."""
+
+    up: Linear  # [width, inner], gated: [width, 2 * inner] = [gate | up]
+    output: Linear
+    activation: str  # relu, gelu, gelu_approximate, silu, tanh, linear
+    gated: bool = False
+
+
+@dataclasses.dataclass
+class Block:
+    """One transformer block. `normalize_first`: x + f(norm(x)); otherwise norm(x + f(x))."""
+
+    attention: Attention
+    feed_forward: FeedForward
+    normalize_first: bool
+    attention_norm: Norm
+    feed_forward_norm: Norm
+    post_attention_norm: Norm | None = None  # on attention's output before it is added (Gemma 2 and 3)
+    post_feed_forward_norm: Norm | None = None
+    cross_attention: CrossAttention | None = None
+    cross_norm: Norm | None = None
+
+
+@dataclasses.dataclass
+class Stack:
+    """Blocks with what stands before and after them."""
+
+    blocks: list[Block]
+    position_table: Array | None = None  # float32[max positions, width], learned
+    embedding_scale: float = 1.0
+    embedding_norm: Norm | None = None
+    final_norm: Norm | None = None
+    relative_bias: RelativeBias | None = None
+    alibi: tuple[float, ...] | None = None  # a slope for each head: scores -= slope * distance (Press et al. 2022)
+
+
+@dataclasses.dataclass
+class LanguageModel:
+    """A decoder, with an encoder where the model is sequence to sequence, and its vocabulary."""
+
+    family: str
+    embedding: Array  # float32[vocabulary, width]
+    decoder: Stack
+    encoder: Stack | None = None
+    head: Array | None = None  # float32[width, vocabulary]; None: tied to `embedding`
+    head_scale: float = 1.0  # the hidden state is multiplied by this before the head (T5 with a tied head)
+    logit_soft_cap: float | None = None
+
+    @property
+    def vocabulary_size(self) -> int:
+        return self.embedding.shape[0]
+
+    @property
+    def width(self) -> int:
+        return self.embedding.shape[1]
+
+    @property
+    def max_positions(self) -> int | None:
+        """The most positions the decoder can number, or None where nothing limits them."""
+        table = self.decoder.position_table
+        return None if table is None else table.shape[0]
+
+    def cache_bytes_per_token(self, itemsize: int) -> int:
+        """Bytes that one row's caches take for one position."""
+        return sum(2 * b.attention.kv_heads * b.attention.head_dim * itemsize for b in self.decoder.blocks)
+
+    def parameters(self) -> int:
+        """How many numbers the model holds; merged and tied weights count once."""
+        return sum(array.size for array in _arrays(self))
+
+
+def _arrays(value) -> list[Array]:
+    if isinstance(value, np.ndarray):
+        return [value]
+    if isinstance(value, (list, tuple)):
+        return [array for item in value for array in _arrays(item)]
+    if dataclasses.is_dataclass(value):
+        return [array for field in dataclasses.fields(value) for array in _arrays(getattr(value, field.name))]
+    return []

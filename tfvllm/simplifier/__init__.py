@@ -1,0 +1,1 @@
+"""Drives the rules over a user's graph: tracing, choosing, verifying, quantising, dispatching, reporting."""

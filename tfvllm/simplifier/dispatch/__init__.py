@@ -1,0 +1,1 @@
+"""One SavedModel with several variants of a graph: measured by the shape of requests, chosen by it at run time."""

@@ -1,10 +1,13 @@
 """The matrix: in the quick round a cell of each family, in the thorough one the settings of a few."""
 
+import itertools
+
 import pytest
 
 import tfvllm
 from tfvllm.errors import InputError
 
+from . import table
 from .families import FAMILIES
 from .walk import ENTRIES, SETTINGS, TASKS, Cell, Group, answers_of, every_cell
 
@@ -45,6 +48,12 @@ def test_what_is_not_meant_to_work_says_why(walked, family, tmp_path):
             with pytest.raises(InputError, match=family.no[task]):
                 tfvllm.export(model, tmp_path / task, task=task)
             assert not (tmp_path / task).exists()
+
+
+def test_the_page_holds_every_family_and_task():
+    page = table.PAGE.read_text()
+    for family, task in itertools.product(FAMILIES, TASKS):
+        assert f"| {family.name} | {task} |" in page
 
 
 def sampled(index: int) -> list[Cell]:

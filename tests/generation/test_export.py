@@ -12,7 +12,7 @@ import tfvllm
 from tests.capi.loader import run
 from tfvllm.errors import InputError
 from tfvllm.export.embed import pool
-from tfvllm.savedmodel import parity, protos
+from tfvllm.savedmodel import manifest, parity, protos, warmup
 
 from .models import VOCABULARY, bart, build, gpt2, prompts
 from .reference import keras_generate, keras_translate
@@ -67,6 +67,11 @@ def controls(**changes):
 
 def encoded(texts):
     return np.array([text if isinstance(text, bytes) else text.encode() for text in texts], object)
+
+
+def test_of_the_warm_up_the_shortest_request_is_run(text_export):
+    assert manifest.read(text_export)["warmup"] == {"records": 2, "replayed": 1}
+    assert [len(inputs["prompts"]) for _, inputs in warmup.read(text_export)] == [1, 4]
 
 
 @pytest.mark.thorough

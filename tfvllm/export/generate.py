@@ -298,9 +298,9 @@ def _warmup(generator: Generator) -> list[dict]:
     for batch in (1, 4):
         if generator.codec is not None:
             prompts = np.array([b"a warm-up prompt"] * batch, object)
-            examples.append({"signature_name": "serving_default", "inputs": {"prompts": prompts}})
+            inputs: dict[str, Any] = {"prompts": prompts}
         else:
             ids = np.zeros([batch, 4], np.int32)
             inputs = {"token_ids": ids, "padding_mask": ids + 1, "max_new_tokens": np.array(4, np.int32)}
-            examples.append({"signature_name": "serving_default", "inputs": inputs})
+        examples.append({"signature_name": "serving_default", "inputs": inputs, "replay": batch == 1})
     return examples

@@ -321,5 +321,5 @@ def _warmup(translator: Translator) -> list[dict]:
         else:
             ids = np.zeros([batch, 4], np.int32)
             inputs = {"token_ids": ids, "padding_mask": ids + 1, "max_new_tokens": np.array(4, np.int32)}
-        examples.append({"signature_name": "serving_default", "inputs": inputs})
+        examples.append({"signature_name": "serving_default", "inputs": inputs, "replay": batch == 1})
     return examples

@@ -182,7 +182,7 @@ def command(model, others, batches, prompt, new_tokens, vocabulary, repeats, war
     candidates = {name: _candidate(path) for name, path in paths.items()}
     rows = []
     for batch in batches:
-        ids, lengths = prompts(batch, *prompt, vocabulary)
+        ids, lengths = prompts(batch, prompt[0], prompt[1], vocabulary)
         found = measure(candidates, ids, lengths, new_tokens, repeats=repeats, warmup=warmup)
         rows.append({"batch": batch, "prompt": list(prompt), "new_tokens": new_tokens, "models": found})
     if out:

@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -97,7 +98,7 @@ def latency(model, others, as_json, out, shapes, lengths, batch, limit, signatur
     if lengths:
         _real_lengths(loaded, lengths, batch or 1, limit or 256, repeats, warmup, as_json, out)
         return
-    rows = []
+    rows: list[dict[str, Any]] = []
     for batch, length in shapes or ((1, 32), (8, 32)):
         inputs = {name: served.made_up(batch, length) for name, served in loaded.items()}
         timings = bench.latency(loaded, inputs, repeats=repeats, warmup=warmup)

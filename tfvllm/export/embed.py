@@ -189,7 +189,8 @@ def _from_ids(embed, backbone):
 
     inputs, expected = rows(limit)
     tolerance = _tolerance(backbone, expected["embeddings"])
-    signature, entries = traced(None), {"interface": "ids"}
+    signature = traced(None)
+    entries: dict[str, Any] = {"interface": "ids"}
     found = signature(**{name: tf.constant(value) for name, value in inputs.items()})["embeddings"].numpy()
     if not np.allclose(found, expected["embeddings"], rtol=tolerance["rtol"], atol=tolerance["atol"]):
         signature = traced(limit)

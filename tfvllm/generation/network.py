@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -98,7 +99,7 @@ class Network(tf.Module):
                 return held[-1]
             if isinstance(value, list):
                 return [hold(item, f"{path}/{i}") for i, item in enumerate(value)]
-            if dataclasses.is_dataclass(value):
+            if dataclasses.is_dataclass(value) and not isinstance(value, type):
                 fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
                 vectors = norms if isinstance(value, specs.Norm) else biases
                 return dataclasses.replace(value, **{k: hold(v, f"{path}/{k}", vectors) for k, v in fields.items()})
@@ -416,7 +417,8 @@ class Network(tf.Module):
             query, key, value = self._query_key_value(block.attention, n, batch, length, positions)
             keys.append(key)
             values.append(value)
-            queries, attend = length, functools.partial(self._function, self._attend_causally)
+            queries: Any = length
+            attend: Callable[..., tf.Tensor] = functools.partial(self._function, self._attend_causally)
             if last is not None and index == len(stack.blocks) - 1:
                 # Past its keys and values the last block owes one position of each row only.
                 query = tf.gather(query, last[:, tf.newaxis], axis=2, batch_dims=1)

@@ -67,7 +67,9 @@ class Translator(Generator):
 
     # What is served --------------------------------------------------------------------------------------------------
 
-    def generate(self, ids, padding_mask, max_new_tokens, controls=None, log_probs=False):
+    def generate(  # type: ignore[override]  # of a source, not of a prompt
+        self, ids, padding_mask, max_new_tokens, controls=None, log_probs=False
+    ):
         """Greedy or sampled answers to sources ids int32[batch, length], padding_mask bool of that shape."""
         start, lengths = self._start(ids)
         return loop.generate(
@@ -99,7 +101,7 @@ class Translator(Generator):
             pad_id=self.pad_id,
         )
 
-    def score(self, ids, padding_mask, target_ids, target_lengths):
+    def score(self, ids, padding_mask, target_ids, target_lengths):  # type: ignore[override]
         """How probable the model finds given targets (start tokens included) to sources; see `Generator.score`."""
         return super().score(target_ids, target_lengths, self._context(ids, padding_mask))
 

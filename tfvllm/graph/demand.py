@@ -29,7 +29,7 @@ class Rows:
 
     def outer(self, value: Value) -> Any:
         """How many positions are demanded along the axis."""
-        return dims.divide(value.shape[self.axis], self.extent)  # type: ignore[index]
+        return dims.divide(value.shape[self.axis], self.extent)
 
 
 Demand = Any  # FULL or Rows

@@ -112,12 +112,12 @@ def demanded_of(node: Node, found: dict[Value, Demanded], facts: Facts) -> list[
     if node.op == "Softmax":
         for (b, s), fact in facts.get(node.inputs[0], {}).items():
             shape = node.inputs[0].shape
-            if fact.relative and fact.open and fact.masked <= LOW and s == len(shape) - 1:  # type: ignore[arg-type]
-                needs[0].add(Tokens(b, s, (shape[b], shape[s])))  # type: ignore[index]
+            if fact.relative and fact.open and fact.masked <= LOW and s == len(shape) - 1:
+                needs[0].add(Tokens(b, s, (shape[b], shape[s])))
     if node.op == "StridedSlice":
         row = demand.selected_row(node)
         if row is not None and row.axis == 1 and row.index == 0:
-            needs[0].add(Tokens(0, 1, node.inputs[0].shape[:2]))  # type: ignore[index]
+            needs[0].add(Tokens(0, 1, node.inputs[0].shape[:2]))
     return [frozenset(n) for n in needs]
 
 
@@ -138,14 +138,14 @@ def _aligned(node: Node, from_operand: int, pair: tuple[int, int], operand: int)
     """The axes of one operand seen in another, if both axes are there."""
     if node.inputs[operand].shape is None:
         return
-    shift = len(node.inputs[operand].shape) - len(node.inputs[from_operand].shape)  # type: ignore[arg-type]
+    shift = len(node.inputs[operand].shape) - len(node.inputs[from_operand].shape)
     b, s = pair[0] + shift, pair[1] + shift
     shape = node.inputs[operand].shape
     out = node.output.shape
     if b >= 0 and s >= 0 and out is not None:
-        offset = len(out) - len(shape)  # type: ignore[arg-type]
-        if is_axis(shape[b], out[b + offset]) and is_axis(shape[s], out[s + offset]):  # type: ignore[index]
-            yield Tokens(b, s, (shape[b], shape[s]))  # type: ignore[index]
+        offset = len(out) - len(shape)
+        if is_axis(shape[b], out[b + offset]) and is_axis(shape[s], out[s + offset]):
+            yield Tokens(b, s, (shape[b], shape[s]))
 
 
 def _silent_operands(node: Node, facts: Facts) -> list[Tokens | None]:
@@ -154,18 +154,18 @@ def _silent_operands(node: Node, facts: Facts) -> list[Tokens | None]:
     if node.op not in ("BatchMatMulV2", "BatchMatMul") or any(v.rank is None for v in node.inputs):
         return result
     x, y = node.inputs
-    if len(x.shape) != len(y.shape):  # type: ignore[arg-type]
+    if len(x.shape) != len(y.shape):
         return result
-    rank = len(x.shape)  # type: ignore[arg-type]
+    rank = len(x.shape)
     summed = (rank - 2 if node.attr("adj_x") else rank - 1, rank - 1 if node.attr("adj_y") else rank - 2)
     for i in (0, 1):
         for (b, s), fact in facts.get(node.inputs[i], {}).items():
             other = node.inputs[1 - i]
             if s != summed[i] or b >= rank - 2 or fact.masked != 0 or fact.relative or other in facts:
                 continue
-            if other.shape[b] != 1 or node.output.shape[b] == 1:  # type: ignore[index]
+            if other.shape[b] != 1 or node.output.shape[b] == 1:
                 j = summed[1 - i]
-                result[1 - i] = Tokens(b, j, (other.shape[b], other.shape[j]))  # type: ignore[index]
+                result[1 - i] = Tokens(b, j, (other.shape[b], other.shape[j]))
     return result
 
 

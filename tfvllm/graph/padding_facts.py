@@ -65,7 +65,7 @@ def _facts_of(graph: Graph, node: Node, facts: Facts) -> dict[tuple[int, int], F
 
 
 def _elementwise_facts(graph: Graph, node: Node, facts: Facts) -> dict[tuple[int, int], Fact]:
-    rank = len(node.output.shape)  # type: ignore[arg-type]
+    rank = len(node.output.shape)
     found: dict[tuple[int, int], list[Fact | None]] = {}
     for position, value in enumerate(node.inputs):
         if value.shape is None:
@@ -136,7 +136,7 @@ def _apply(node: Node, numbers: Sequence[float | None]) -> float | None:
     if any(n is None for n in numbers):
         return None
     if node.op == "Cast":
-        return float(np.float64(numbers[0]).astype(node.output.dtype.as_numpy_dtype))  # type: ignore[arg-type]
+        return float(np.float64(numbers[0]).astype(node.output.dtype.as_numpy_dtype))
     function = _NUMBERS.get(node.op)
     with np.errstate(all="ignore"):
         result = None if function is None else float(function(*numbers))

@@ -100,11 +100,11 @@ def _concat(node: Node) -> tuple | None:
     axis = node.inputs[-1].content
     if axis is None or any(s is None for s in shapes):
         return None
-    axis %= len(shapes[0])  # type: ignore[arg-type]
+    axis %= len(shapes[0])
     total: Any = 0
     for shape in shapes:
-        total = dims.add(total, shape[axis])  # type: ignore[index]
-    first = list(shapes[0])  # type: ignore[arg-type]
+        total = dims.add(total, shape[axis])
+    first = list(shapes[0])
     first[axis] = total
     return tuple(first)
 

@@ -71,7 +71,7 @@ def of_operand(inner: Callable[[Node, Tokens], Tokens | None], at: int = 0) -> C
 
 
 def _not_last(node: Node, tokens: Tokens) -> Tokens | None:
-    last = len(node.output.shape) - 1  # type: ignore[arg-type]
+    last = len(node.output.shape) - 1
     return None if last in tokens.axes or node.attr("data_format", "NHWC") != "NHWC" else tokens
 
 
@@ -156,7 +156,7 @@ def reduced(node: Node, tokens: Tokens) -> Tokens | None:
     x, axes = node.inputs[0], node.inputs[1].content
     if axes is None:
         return None
-    rank = len(x.shape)  # type: ignore[arg-type]
+    rank = len(x.shape)
     reduced = {a % rank for a in (axes if isinstance(axes, tuple) else (axes,))}
     left = [i for i in range(rank) if node.attr("keep_dims") or i not in reduced]
     found = [left[a] for a in tokens.axes]
@@ -174,7 +174,7 @@ def _lookup(node: Node, tokens: Tokens) -> Tokens | None:
 
 
 def _unpack(node: Node, tokens: Tokens) -> Tokens | None:
-    axis = node.attr("axis", 0) % len(node.inputs[0].shape)  # type: ignore[arg-type]
+    axis = node.attr("axis", 0) % len(node.inputs[0].shape)
     moved = [a + (a >= axis) for a in tokens.axes]
     return Tokens(moved[0], None if tokens.position is None else moved[1], tokens.sizes)
 
@@ -219,8 +219,8 @@ def _batch_matmul(node: Node, tokens: Tokens) -> list[Tokens | None]:
     flipped = node.attr("adj_x") if i == 0 else node.attr("adj_y")
     shape = (x, y)[i].shape
     axis = 2 * rank - 3 - tokens.position if flipped else tokens.position
-    if is_axis(shape[tokens.batch], out[tokens.batch]):  # type: ignore[index]
-        result[i] = Tokens(tokens.batch, axis, (shape[tokens.batch], shape[axis]))  # type: ignore[index]
+    if is_axis(shape[tokens.batch], out[tokens.batch]):
+        result[i] = Tokens(tokens.batch, axis, (shape[tokens.batch], shape[axis]))
     return result
 
 

@@ -21,7 +21,7 @@ class _FromConfig:
 
 
 @keras.saving.register_keras_serializable(package="tfvllm")
-class ConstantSparsity(_FromConfig, _schedule.ConstantSparsity):  # type: ignore[name-defined, misc]
+class ConstantSparsity(_FromConfig, _schedule.ConstantSparsity):
     """The same sparsity from `begin_step` to `end_step`, renewed every `frequency` steps (TFMOT's `ConstantSparsity`).
 
     Args:
@@ -48,7 +48,7 @@ class ConstantSparsity(_FromConfig, _schedule.ConstantSparsity):  # type: ignore
 
 
 @keras.saving.register_keras_serializable(package="tfvllm")
-class PolynomialDecay(_FromConfig, _schedule.PolynomialDecay):  # type: ignore[name-defined, misc]
+class PolynomialDecay(_FromConfig, _schedule.PolynomialDecay):
     """Sparsity from `initial_sparsity` to `final_sparsity`, fast first (TFMOT's `PolynomialDecay`).
 
     s(t) = final + (initial - final) x (1 - (t - begin) / (end - begin))^power, Zhu and Gupta 2017, arXiv:1710.01878.

@@ -101,9 +101,9 @@ class FuseGelu(Rule):
             op.Neg(op.Mul(y, 0.7071067812)),
             op.RealDiv(negative, 1.4142135624),
         )
-        gate = either(gate, op.Erfc(down, name="erf"))
+        gates = either(gate, op.Erfc(down, name="erf"))
         half = op.Mul(y, 0.5)
-        return either(op.Mul(half, gate), op.Mul(y, op.Mul(gate, 0.5)), op.Mul(op.Mul(y, gate), 0.5))
+        return either(op.Mul(half, gates), op.Mul(y, op.Mul(gates, 0.5)), op.Mul(op.Mul(y, gates), 0.5))
 
     def condition(self, graph, m):
         _check(graph, m)

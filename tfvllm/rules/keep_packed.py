@@ -93,8 +93,8 @@ class KeepPackedForFew(Pass):
                     few[rows],
                     node.inputs,
                     [
-                        (f"product_packed_{own}", lambda b, v, n=node: _packed(b, n, v)),
-                        (f"product_{own}", lambda b, v, n=node: b.op(n.op, v, **n.own_attrs())[0]),
+                        (f"product_packed_{own}", lambda b, v, n=node: _packed(b, n, v)),  # type: ignore[misc]
+                        (f"product_{own}", lambda b, v, n=node: b.op(n.op, v, **n.own_attrs())[0]),  # type: ignore[misc]
                     ],
                     node.output,
                     node.op,

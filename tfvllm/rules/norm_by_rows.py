@@ -54,8 +54,8 @@ class NormByRows(Pass):
                     many[x.shape],
                     node.inputs,
                     [
-                        ("layer_norm_fused", lambda b, v, n=node: b.op(n.op, v, epsilon=n.attr("epsilon"))[0]),
-                        ("layer_norm_plain", lambda b, v, n=node: plain(b, n, v)),
+                        ("layer_norm_fused", lambda b, v, n=node: b.op(n.op, v, epsilon=n.attr("epsilon"))[0]),  # type: ignore[misc]
+                        ("layer_norm_plain", lambda b, v, n=node: plain(b, n, v)),  # type: ignore[misc]
                     ],
                     node.output,
                     node.op,

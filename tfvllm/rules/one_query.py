@@ -59,7 +59,7 @@ class _Projected:
 
     @property
     def width(self) -> int:
-        return self.x.shape[1]  # type: ignore[index,return-value]
+        return self.x.shape[1]
 
     def inputs(self, b: Builder) -> Value:
         """x [sequences, 1, positions, width]."""
@@ -105,7 +105,7 @@ def _rebuilt(b: Builder, core: list[Node], softmax: Node) -> Value:
     q = first.inputs[0]
     keys = _projected(graph, first.inputs[1], not first.attr("adj_y"), "keys")
     values = _projected(graph, last.inputs[1], bool(last.attr("adj_y")), "values")
-    sequences, heads, _, channels = q.shape  # type: ignore[misc]
+    sequences, heads, _, channels = q.shape
     if keys.shape[2:] != (heads, channels) or values.shape[2] != heads:
         raise Declined("queries, keys and values have different heads")
 
@@ -149,7 +149,7 @@ def _turned(b: Builder, value: Value) -> Value:
         return value
     if value.shape[-2] != 1:
         raise Declined("a mask has several rows")
-    *outer, heads, _, positions = value.shape  # type: ignore[misc]
+    *outer, heads, _, positions = value.shape
     return b.reshape(value, (*outer, 1, heads, positions), like=[value])
 
 

@@ -47,10 +47,9 @@ class DropProvenAssertions(Pass):
 
     def run(self, rewriter):
         graph = rewriter.graph
-        proven = [
-            n for n in graph.effects if _condition(graph, n) is not None and not any(v.readers for v in n.outputs)
-        ]
-        proven = [n for n in proven if rewriter.allowed(self, n) and holds(graph, _condition(graph, n))]
+        unread = [n for n in graph.effects if not any(v.readers for v in n.outputs)]
+        asserted = [(n, _condition(graph, n)) for n in unread]
+        proven = [n for n, value in asserted if value is not None and rewriter.allowed(self, n) and holds(graph, value)]
         if rewriter.limit is not None:
             proven = proven[: max(0, rewriter.limit - len(rewriter.fired))]
         for node in proven:

@@ -42,7 +42,7 @@ class QuantizeFewPlainly(Pass):
         for node in graph.order():
             if node.op != "QuantizeV2" or not rewriter.allowed(self, node) or not _known(node):
                 continue
-            x, size = node.inputs[0], dims.product(node.inputs[0].shape)  # type: ignore[arg-type]
+            x, size = node.inputs[0], dims.product(node.inputs[0].shape)
             b = Builder(graph, node.name)
             if isinstance(size, int):
                 if size >= WORTH:
@@ -57,8 +57,8 @@ class QuantizeFewPlainly(Pass):
                     few[x.shape],
                     [x],
                     [
-                        ("quantize_few", lambda b, v, n=node: plain(b, n, v[0])),
-                        ("quantize", lambda b, v, n=node: _same(b, n, v[0])),
+                        ("quantize_few", lambda b, v, n=node: plain(b, n, v[0])),  # type: ignore[misc]
+                        ("quantize", lambda b, v, n=node: _same(b, n, v[0])),  # type: ignore[misc]
                     ],
                     node.outputs[0],
                     node.op,

@@ -60,8 +60,8 @@ class SmallAttentionApart(Pass):
                     few[q.shape, k.shape],
                     given,
                     [
-                        ("attention_small", lambda b, v, c=core, g=given: _copied(b, c, dict(zip(g, v)), small=True)),
-                        ("attention", lambda b, v, c=core, g=given: _copied(b, c, dict(zip(g, v)), small=False)),
+                        ("attention_small", lambda b, v, c=core, g=given: _copied(b, c, dict(zip(g, v)), small=True)),  # type: ignore[misc]
+                        ("attention", lambda b, v, c=core, g=given: _copied(b, c, dict(zip(g, v)), small=False)),  # type: ignore[misc]
                     ],
                     last.output,
                     ops.ATTENTION,

@@ -50,6 +50,7 @@ def run(model, requests) -> list[dict]:
 def _by_path(name):
     """A file of tfvllm that imports nothing of it, as a module."""
     spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

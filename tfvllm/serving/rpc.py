@@ -216,7 +216,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
             for task, signature in zip(request.tasks, signatures)
         ]
         response = inference_pb2.MultiInferenceResponse()
-        answers = await asyncio.gather(*calls)
+        answers: list[Any] = await asyncio.gather(*calls)
         for task, signature, answer in zip(request.tasks, signatures, answers):
             result = response.results.add()
             _fill_spec(result.model_spec, version, signature)

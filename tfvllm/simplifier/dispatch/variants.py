@@ -28,9 +28,9 @@ class Variant:
             capture = self.graph.captures[value.node.inputs[0].node.name]
             self.weights["packed", id(capture.tensor)] = _bytes(capture.owner)
         for node in self.graph.live():
-            capture = self.graph.captures.get(node.name)
-            if capture is not None and isinstance(capture.owner, tf.Variable):
-                self.weights[id(capture.tensor)] = _bytes(capture.owner)
+            read = self.graph.captures.get(node.name)
+            if read is not None and isinstance(read.owner, tf.Variable):
+                self.weights[id(read.tensor)] = _bytes(read.owner)
 
 
 def _bytes(variable: tf.Variable) -> int:

@@ -1,6 +1,5 @@
 """What an installed tfvllm holds: every file that stands beside its code."""
 
-import configparser
 import shutil
 import subprocess
 import sys
@@ -19,9 +18,8 @@ def beside_code() -> set[str]:
 
 
 def declared() -> list[str]:
-    config = configparser.ConfigParser()
-    config.read(ROOT / "setup.cfg")
-    return [pattern.strip() for pattern in config["options.package_data"]["tfvllm"].split(",")]
+    tomllib = pytest.importorskip("tomllib")
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["tfvllm"]
 
 
 def test_every_pattern_finds_a_file_and_every_file_a_pattern():
@@ -35,7 +33,7 @@ def test_every_pattern_finds_a_file_and_every_file_a_pattern():
 def test_a_wheel_holds_all_of_it(tmp_path):
     source = tmp_path / "source"  # setuptools builds in place
     shutil.copytree(PACKAGE, source / "tfvllm", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
     options = ["--no-deps", "--no-build-isolation", "--quiet", "--disable-pip-version-check"]
     command = [sys.executable, "-m", "pip", "wheel", str(source), *options, "--wheel-dir", str(tmp_path / "wheels")]

@@ -10,6 +10,8 @@ import click
 from tfvllm._version import __version__
 from tfvllm.errors import TfvllmError
 
+__all__ = ["COMMANDS", "cli", "main", "quiet"]
+
 # command -> what it does. The module is tfvllm.cli.<command>, its click command is named `command`.
 COMMANDS = {
     "compress": "Make a teacher into a small, fast SavedModel with a measured report (the main job).",

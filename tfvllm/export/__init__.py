@@ -4,6 +4,8 @@ import importlib
 import sys
 import types
 
+__all__ = ["PRECISIONS", "TASKS"]
+
 # task -> the module that writes its SavedModel; a new task is one new module and one line here.
 TASKS = {
     "classify": "tfvllm.export.classify",

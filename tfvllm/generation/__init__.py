@@ -1,1 +1,14 @@
-
+__all__ = [
+    "attention",
+    "beam",
+    "cache",
+    "generator",
+    "kernels",
+    "loop",
+    "network",
+    "sampling",
+    "stops",
+    "text",
+    "translator",
+    "weights",
+]

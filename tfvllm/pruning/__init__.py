@@ -33,6 +33,8 @@ _PUBLIC: dict[str, tuple[str, str]] = {
     "PolynomialDecay": ("tfvllm.pruning.schedules", "PolynomialDecay"),
 }
 
+__all__ = [*_PUBLIC]
+
 
 def __getattr__(name: str) -> Any:
     try:

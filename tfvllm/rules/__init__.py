@@ -59,6 +59,8 @@ from tfvllm.rules.swish import FuseSwish
 from tfvllm.rules.transpose_matmul import FoldTransposeLeft, FoldTransposeRight, TransposedProduct
 from tfvllm.rules.trim_padding import TrimPadding
 
+__all__ = ["LAST", "between_int8", "lowering", "pipeline", "register", "smoothing"]
+
 _registered: list[Rule] = []
 LAST = "sizes"
 """The step that comes after lowering, too: its rules choose among kernels, and other rules know the one kernel only."""

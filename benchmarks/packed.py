@@ -4,8 +4,8 @@
 
 Six pairs of products, width -> 4 · width -> width with a bias, at width 768 and 384; each pair has weights of its own,
 in variables. The numbers of rows come in both orders, each in a process of its own: a kernel keeps the layout of its
-first call. "kept" is what `KeepPacked` (bfloat16) emits, and `KeepPackedForFew` (float32) for 8 to 32 rows. "float32,
-any rows" shows why that one has a comparison in front: what does not come first may be slower than before.
+first call. "kept" is what `PrepackWeights` (bfloat16) emits, and `PrepackWeightsSmallBatch` (float32) for 8 to 32 rows.
+"float32, any rows" shows why that one has a comparison in front: what does not come first may be slower than before.
 Writes benchmarks/results/packed.json and .txt.
 """
 

@@ -22,7 +22,7 @@ import tensorflow as tf
 from tfvllm.bench.results import conditions, text_table, write_json
 from tfvllm.graph.builder import Builder
 from tfvllm.graph.ir import Graph, Value
-from tfvllm.rules import norm_by_rows, quantize_few
+from tfvllm.rules import unfuse_small_layer_norm, unfuse_small_quantize
 from tfvllm.timing import compare
 
 RESULTS = Path(__file__).parent / "results"
@@ -33,13 +33,13 @@ ROWS = (1, 16, 64, 128, 256, 1024)
 def layer_norm(b: Builder, x: Value, public: bool, _: int) -> Value:
     gamma, beta = (b.const(np.full(WIDTH, value), tf.float32) for value in (1.5, 0.5))
     fused = b.op("_MklLayerNorm", [x, gamma, beta], epsilon=1e-12)[0]
-    return norm_by_rows.plain(b, fused.node) if public else fused
+    return unfuse_small_layer_norm.plain(b, fused.node) if public else fused
 
 
 def quantise(b: Builder, x: Value, public: bool, i: int) -> Value:
     ends = [b.const(end, tf.float32) for end in (-4.0 - i / 64, 4.0)]
     bytes_ = b.op("QuantizeV2", [x, *ends], T=tf.quint8, mode="MIN_FIRST", ensure_minimum_range=0.0)[0]
-    return quantize_few.plain(b, bytes_.node, x) if public else bytes_
+    return unfuse_small_quantize.plain(b, bytes_.node, x) if public else bytes_
 
 
 def transpose(b: Builder, x: Value, public: bool, _: int) -> Value:

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from tfvllm.errors import InputError
 from tfvllm.generation import sampling
-from tfvllm.generation.sampling import Controls
+from tfvllm.generation.sampling import SamplingParams
 
 LOGITS = np.array([2.0, 1.5, 1.0, 0.5, 0.0, -0.5, -1.0, -3.0])
 
@@ -59,7 +59,7 @@ def test_frequencies(settings):
     rows = 20000
     uniform = sampling.uniforms(3, rows, 1)[:, 0]
     logits = tf.tile(tf.constant([LOGITS], tf.float32), [rows, 1])
-    tokens = sampling.choose(logits, uniform, Controls(**settings)).numpy()
+    tokens = sampling.sample_next(logits, uniform, SamplingParams(**settings)).numpy()
     greedy = settings["temperature"] == 0.0 or settings.get("top_p") == 0.0
     expected = exact(
         LOGITS,
@@ -140,7 +140,7 @@ def test_no_repeated_ngrams(size):
 )
 def test_numbers_without_sense_are_refused(wrong, message):
     with pytest.raises(InputError, match=message):
-        Controls(**wrong)
+        SamplingParams(**wrong)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_a_graph_refuses_what_would_make_every_logit_nan(wrong, message):
 
     @tf.function(autograph=False)
     def checked(**numbers):
-        with tf.control_dependencies(sampling.valid(Controls(**numbers))):
+        with tf.control_dependencies(sampling.valid(SamplingParams(**numbers))):
             return tf.constant(1)
 
     assert checked(**{name: tf.constant(value) for name, value in given.items()}) == 1

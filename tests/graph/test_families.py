@@ -62,7 +62,7 @@ def _holds(report, merged=True):
 
 def _once(report):
     """What finding the end of the padding, and attending with one query, cost in nodes, however many the layers."""
-    return 24 * ("TrimPadding" in report.rules) + 20 * ("OneQuery" in report.rules)
+    return 24 * ("TrimPadding" in report.rules) + 20 * ("AbsorbKeyValueProjections" in report.rules)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -99,7 +99,9 @@ def test_what_must_merge_does(name):
         assert rules["MergeParallelMatMuls"] == 2 * layers  # query/key/value and gate/up
     else:
         assert rules["FuseLayerNorm"] == 2 * layers + 1 and rules["FuseGelu"] == layers
-        position_0_only = rules.get("OneQuery", 0)  # the last layer of a classifier computes neither keys nor values
+        position_0_only = rules.get(
+            "AbsorbKeyValueProjections", 0
+        )  # the last layer of a classifier computes neither keys nor values
         assert position_0_only == (name == "bert") and rules["MergeParallelMatMuls"] == layers - position_0_only
 
 

@@ -48,7 +48,7 @@ def test_keras_model(bert, target):
         want = bert(inputs, training=False).numpy()
         np.testing.assert_allclose(fast(inputs).numpy(), want, atol=2e-6)
     report = tfvllm.simplify(
-        bert, target=target, rules=["-PackTokens", "-TrimPadding", "-OneQuery"]
+        bert, target=target, rules=["-PackTokens", "-TrimPadding", "-AbsorbKeyValueProjections"]
     ).report  # which save work with more nodes
     assert report.after["nodes"] < (0.6 if target == "onednn" else 0.8) * report.before["nodes"]
     assert report.after["parameters"] == report.before["parameters"] == bert.count_params()
@@ -71,7 +71,7 @@ def test_bfloat16(bert, target):
 
 
 def test_counts_for_one_bert_layer_are_what_they_should_be(bert):
-    report = tfvllm.simplify(bert, target="onednn", rules=["-PackTokens", "-SmallAttentionApart"]).report
+    report = tfvllm.simplify(bert, target="onednn", rules=["-PackTokens", "-AttentionWithoutOneDnn"]).report
     # 2 layers: Q/K/V merged in the first; in the last, Q alone (for position 0 only), and K and V after it, by heads;
     # output, 2 feed-forward products each; pooler and head.
     assert report.after["ops"]["_FusedMatMul"] == 4 + 4 + 2
@@ -80,7 +80,11 @@ def test_counts_for_one_bert_layer_are_what_they_should_be(bert):
     for gone in ("Einsum", "BiasAdd", "MatMul", "Mean", "Rsqrt", "Pow", "StopGradient", "Identity", "BroadcastTo"):
         assert gone not in report.after["ops"], gone
     assert report.after["flops"] < 0.6 * report.before["flops"], "the last layer works on position 0 only"
-    assert [report.rules[name] for name in ("MergeParallelMatMuls", "HoistSlices", "OneQuery")] == [1, 1, 1]
+    assert [report.rules[name] for name in ("MergeParallelMatMuls", "HoistSlices", "AbsorbKeyValueProjections")] == [
+        1,
+        1,
+        1,
+    ]
 
 
 def test_fully_masked_rows_and_edge_ids(bert):

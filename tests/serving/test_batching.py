@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tfvllm.serving.batching import Batcher, BatchingOptions, Room, is_batchable
+from tfvllm.serving.batching import AdmissionLimit, Batcher, BatchingOptions, is_batchable
 from tfvllm.serving.servable import Signature, Spec
 from tfvllm.serving.status import ServingError
 
@@ -41,7 +41,7 @@ def rows(*values):
 
 def ask(model, requests, spec=None, slots=1, max_queued=1000, **options):
     async def main():
-        room = Room(slots, max_queued)
+        room = AdmissionLimit(slots, max_queued)
         batcher = Batcher(spec or signature(), model, room, BatchingOptions(**options))
         answers = await asyncio.gather(*(batcher.submit(r, ("y",)) for r in requests), return_exceptions=True)
         assert room.queued == 0
@@ -74,7 +74,9 @@ def test_a_lone_request_waits_for_nobody():
 def test_timeout_waits_for_company():
     async def main(timeout):
         model = Model()
-        batcher = Batcher(signature(), model, Room(1, 9), BatchingOptions(batch_timeout_ms=timeout, max_batch_size=2))
+        batcher = Batcher(
+            signature(), model, AdmissionLimit(1, 9), BatchingOptions(batch_timeout_ms=timeout, max_batch_size=2)
+        )
         first = asyncio.ensure_future(batcher.submit(rows(1), ("y",)))
         await asyncio.sleep(0.02)
         second = asyncio.ensure_future(batcher.submit(rows(2), ("y",)))
@@ -194,7 +196,7 @@ def test_too_many_waiting_are_refused():
 def test_a_request_whose_client_has_gone_is_not_run():
     async def main():
         model = Model(0.05)
-        batcher = Batcher(signature(), model, Room(1, 9), BatchingOptions(max_batch_size=1))
+        batcher = Batcher(signature(), model, AdmissionLimit(1, 9), BatchingOptions(max_batch_size=1))
         first = asyncio.ensure_future(batcher.submit(rows(1), ("y",)))
         await asyncio.sleep(0.01)
         gone = asyncio.ensure_future(batcher.submit(rows(2), ("y",)))
@@ -213,7 +215,7 @@ def test_outputs_that_do_not_follow_the_rows_switch_batching_off():
         return {"y": np.array([inputs["x"].sum()])}
 
     async def main():
-        batcher = Batcher(signature(), total, Room(1, 9), BatchingOptions())
+        batcher = Batcher(signature(), total, AdmissionLimit(1, 9), BatchingOptions())
         answers = await asyncio.gather(*(batcher.submit(rows(i), ("y",)) for i in range(4)))
         return [answer["y"].tolist() for answer in answers], batcher.batchable
 

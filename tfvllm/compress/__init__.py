@@ -53,10 +53,10 @@ def run(
 
     with open_workspace(out, console or Console(quiet=True), resume=resume, overwrite=overwrite) as workspace:
         from tfvllm.compress import artifacts, report
-        from tfvllm.compress.stages import Road
+        from tfvllm.compress.stages import Pipeline
 
         write_text(workspace.out / "recipe.json", json.dumps(recipe.model_dump(mode="json"), indent=1) + "\n")
-        road = Road(recipe, workspace)
+        road = Pipeline(recipe, workspace)
         data = road.data()
         teacher = road.teacher(data)
         stages = [data, teacher]

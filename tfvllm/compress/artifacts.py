@@ -12,8 +12,8 @@ import tensorflow as tf
 from tfvllm.bench import models as bench
 from tfvllm.bench import results
 from tfvllm.compress.recipe import Recipe
-from tfvllm.compress.stages import Road
-from tfvllm.compress.steps import Done, Workspace
+from tfvllm.compress.stages import Pipeline
+from tfvllm.compress.steps import StepResult, Workspace
 from tfvllm.data import Split
 from tfvllm.export import exporter
 from tfvllm.files import new_directory
@@ -22,7 +22,9 @@ from tfvllm.graph import loading
 MODEL = "saved_model"  # the SavedModel inside a step's folder
 
 
-def export(recipe: Recipe, workspace: Workspace, road: Road, model: Done, *, baseline: bool = False) -> Done:
+def export(
+    recipe: Recipe, workspace: Workspace, road: Pipeline, model: StepResult, *, baseline: bool = False
+) -> StepResult:
     """Exports a step's Keras model. `baseline` is the teacher as Keras would export it, with its tokenizer in front.
 
     Both kinds take strings and pad a batch to its longest row, so that their latencies compare the models and nothing
@@ -47,7 +49,7 @@ def export(recipe: Recipe, workspace: Workspace, road: Road, model: Done, *, bas
     return done
 
 
-def simplify(recipe: Recipe, workspace: Workspace, road: Road, exported: Done) -> Done:
+def simplify(recipe: Recipe, workspace: Workspace, road: Pipeline, exported: StepResult) -> StepResult:
     """Rewrites the exported graph and proves that it computes the same."""
     block = recipe.simplify
     assert block is not None
@@ -121,7 +123,9 @@ def _samples(texts: Sequence[str]) -> list[dict[str, Any]]:
     return samples
 
 
-def benchmark(recipe: Recipe, workspace: Workspace, road: Road, stages: Sequence[tuple[str, Done]]) -> Done:
+def benchmark(
+    recipe: Recipe, workspace: Workspace, road: Pipeline, stages: Sequence[tuple[str, StepResult]]
+) -> StepResult:
     """Accuracy of every SavedModel, and latency and throughput of all of them, taking turns in one run."""
     block = recipe.benchmark
     assert block is not None

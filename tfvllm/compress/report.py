@@ -8,7 +8,7 @@ from tfvllm import html
 from tfvllm.bench import results
 from tfvllm.compress.artifacts import MODEL
 from tfvllm.compress.recipe import Recipe, unused_keys
-from tfvllm.compress.steps import Done, Workspace
+from tfvllm.compress.steps import StepResult, Workspace
 from tfvllm.files import write_text
 
 MASKS = (
@@ -20,7 +20,11 @@ MASKS = (
 
 
 def build(
-    recipe: Recipe, workspace: Workspace, stages: list[Done], products: dict[str, Done], measured: Done | None
+    recipe: Recipe,
+    workspace: Workspace,
+    stages: list[StepResult],
+    products: dict[str, StepResult],
+    measured: StepResult | None,
 ) -> dict:
     """Everything the run knows, as JSON-able data.
 
@@ -115,7 +119,7 @@ def again(recipe: Recipe) -> str:
     return "save recipe as YAML, then: " + command_line("tfvllm compress RECIPE.yaml", flags)
 
 
-def write(workspace: Workspace, report: dict[str, Any], simplified: Done | None) -> None:
+def write(workspace: Workspace, report: dict[str, Any], simplified: StepResult | None) -> None:
     """Writes report.json and report.html into the output folder."""
     diagrams = {}
     if simplified is not None:

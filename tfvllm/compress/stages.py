@@ -16,7 +16,7 @@ from tfvllm import data as text_data
 from tfvllm.compress import batches, classifiers, optimizer, training
 from tfvllm.compress.classifiers import load_model, save_model
 from tfvllm.compress.recipe import Distill, Prune, Recipe, unused_keys
-from tfvllm.compress.steps import Done, Workspace
+from tfvllm.compress.steps import StepResult, Workspace
 from tfvllm.compress.vocabulary import learn_vocabulary
 from tfvllm.errors import InputError
 from tfvllm.files import digest, new_directory, write_text
@@ -25,8 +25,8 @@ from tfvllm.graph import probes
 _OBJECTIVE = ("temperature", "logits", "task", "hidden", "hidden_fade", "augment")
 
 
-class Road:
-    """One run's training steps. Each returns a `Done`; `model_of(done)` is its Keras model."""
+class Pipeline:
+    """One run's training steps. Each returns a `StepResult`; `model_of(done)` is its Keras model."""
 
     def __init__(self, recipe: Recipe, workspace: Workspace):
         self.recipe = recipe
@@ -35,10 +35,10 @@ class Road:
         self.text: text_data.TextData
         self.preprocessor: Any = None  # the teacher's; the student shares it
         self._tokens: dict[str, batches.Tokens] = {}
-        self._teacher: Done | None = None
+        self._teacher: StepResult | None = None
         self._models: dict[str, keras.Model] = {}
 
-    def model_of(self, done: Done) -> keras.Model:
+    def model_of(self, done: StepResult) -> keras.Model:
         """The Keras model that a step made, loaded once."""
         if done.key not in self._models:
             self._models[done.key] = load_model(done.directory / "model.keras")
@@ -46,7 +46,7 @@ class Road:
 
     # --- data -------------------------------------------------------------------------------------------------------
 
-    def data(self) -> Done:
+    def data(self) -> StepResult:
         """Reads the sentences, or writes synthetic ones."""
         if (wanted := self.recipe.simplify) is not None:  # before hours of training
             probes.check_runs(wanted.target, wanted.precision)
@@ -118,7 +118,7 @@ class Road:
 
     # --- teacher ----------------------------------------------------------------------------------------------------
 
-    def teacher(self, data: Done) -> Done:
+    def teacher(self, data: StepResult) -> StepResult:
         """Trains the teacher, or takes a trained one."""
         block = self.recipe.teacher
         parameters: dict[str, Any] = {"seed": self.recipe.seed, **block.model_dump()}
@@ -187,7 +187,7 @@ class Road:
 
     # --- student ----------------------------------------------------------------------------------------------------
 
-    def student(self, teacher: Done) -> Done:
+    def student(self, teacher: StepResult) -> StepResult:
         """The untrained student: copied layers of the teacher, or a fresh BERT shape with its tokenizer."""
         block = self.recipe.student
         assert block is not None
@@ -227,7 +227,7 @@ class Road:
 
     # --- distillation, with masks -----------------------------------------------------------------------------------
 
-    def distill(self, student: Done) -> Done:
+    def distill(self, student: StepResult) -> StepResult:
         """Trains the student on the teacher; masks grow meanwhile where the recipe prunes."""
         block, prune = self.recipe.distill, self.recipe.prune
         assert block is not None
@@ -295,7 +295,7 @@ class Road:
 
     # --- structure --------------------------------------------------------------------------------------------------
 
-    def shrink(self, student: Done) -> Done:
+    def shrink(self, student: StepResult) -> StepResult:
         """Removes heads, neurons or channels, distils again to recover, and cuts the vocabulary last."""
         from tfvllm import pruning
 
@@ -411,7 +411,7 @@ class Road:
         nonzero = sum(int(np.count_nonzero(weight)) for weight in weights)
         return {**result, "weights": int(total), "nonzero_share": nonzero / total, "labels": self.text.labels}
 
-    def _say(self, done: Done) -> Done:
+    def _say(self, done: StepResult) -> StepResult:
         self.console.line(f"  {done.name}: {describe_scores(done.result)}")
         return done
 

@@ -19,7 +19,7 @@ MARKER = "tfvllm-run.json"
 
 
 @dataclass(frozen=True)
-class Done:
+class StepResult:
     """A finished step: its key, its folder, what it reports, and whether it had been done before."""
 
     name: str
@@ -40,9 +40,9 @@ class Workspace:
         self,
         name: str,
         parameters: dict[str, Any],
-        inputs: list[Done],
+        inputs: list[StepResult],
         build: Callable[[Path, Path], dict[str, Any]],
-    ) -> Done:
+    ) -> StepResult:
         """Returns the step's earlier result, or builds it.
 
         Args:
@@ -53,7 +53,7 @@ class Workspace:
         directory = self.out / "steps" / f"{name}-{key}"
         if (directory / "result.json").is_file():
             self.console.line(f"{name}: done before, kept")
-            return Done(name, key, directory, json.loads((directory / "result.json").read_text()), True)
+            return StepResult(name, key, directory, json.loads((directory / "result.json").read_text()), True)
         self.console.line(f"{name}: start")
         work = directory.with_name(directory.name + ".work")
         began = time.monotonic()
@@ -69,7 +69,7 @@ class Workspace:
                 f"interrupted in step {name}; finished steps and epochs are kept in {self.out}: go on with --resume."
             ) from None
         shutil.rmtree(work, ignore_errors=True)
-        return Done(name, key, directory, result, False)
+        return StepResult(name, key, directory, result, False)
 
 
 @contextlib.contextmanager

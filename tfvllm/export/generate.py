@@ -21,7 +21,7 @@ import tensorflow as tf
 from tfvllm.errors import InputError
 from tfvllm.export import float32
 from tfvllm.generation.generator import Generator, finish_reasons
-from tfvllm.generation.sampling import Controls
+from tfvllm.generation.sampling import SamplingParams
 from tfvllm.generation.text import codec_for
 from tfvllm.graph.probes import check_runs, default_for
 from tfvllm.graph.targets import check
@@ -176,7 +176,7 @@ def _text_signatures(generator: Generator, max_new_tokens: int) -> dict[str, Any
         seed=NEUTRAL["seed"],
         stop_strings=no_stops,
     ):
-        controls = Controls(temperature, top_k, top_p, repetition_penalty, no_repeat_ngram, seed)
+        controls = SamplingParams(temperature, top_k, top_p, repetition_penalty, no_repeat_ngram, seed)
         return generator.generate_texts(prompts, max_new_tokens, controls, stop_strings, log_probs=True)
 
     @plain_function(inputs_of(prompts=texts, max_new_tokens=([], tf.int32)))
@@ -218,7 +218,7 @@ def _id_signatures(generator: Generator, max_new_tokens: int) -> dict[str, Any]:
         no_repeat_ngram=NEUTRAL["no_repeat_ngram"],
         seed=NEUTRAL["seed"],
     ):
-        controls = Controls(temperature, top_k, top_p, repetition_penalty, no_repeat_ngram, seed)
+        controls = SamplingParams(temperature, top_k, top_p, repetition_penalty, no_repeat_ngram, seed)
         prompt = generator.read_ids(token_ids, padding_mask)
         result = generator.generate(*prompt, max_new_tokens, controls, log_probs=True)
         return {

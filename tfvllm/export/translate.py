@@ -23,7 +23,7 @@ from tfvllm.export.generate import (
     plain_function,
 )
 from tfvllm.generation.generator import finish_reasons
-from tfvllm.generation.sampling import Controls
+from tfvllm.generation.sampling import SamplingParams
 from tfvllm.generation.text import codec_for
 from tfvllm.generation.translator import Translator
 from tfvllm.graph.probes import check_runs, default_for
@@ -217,7 +217,7 @@ def _text_signatures(translator: Translator, beams: int, length_penalty: float) 
         no_repeat_ngram=NEUTRAL["no_repeat_ngram"],
         seed=NEUTRAL["seed"],
     ):
-        controls = Controls(temperature, top_k, top_p, repetition_penalty, no_repeat_ngram, seed)
+        controls = SamplingParams(temperature, top_k, top_p, repetition_penalty, no_repeat_ngram, seed)
         return answer(translator.generate(*translator.read_sources(texts), max_new_tokens, controls, log_probs=True))
 
     @plain_function(inputs_of(texts=texts, max_new_tokens=([], tf.int32), length_penalty=([], tf.float32)))
@@ -264,7 +264,7 @@ def _id_signatures(translator: Translator, beams: int, length_penalty: float) ->
         no_repeat_ngram=NEUTRAL["no_repeat_ngram"],
         seed=NEUTRAL["seed"],
     ):
-        controls = Controls(temperature, top_k, top_p, repetition_penalty, no_repeat_ngram, seed)
+        controls = SamplingParams(temperature, top_k, top_p, repetition_penalty, no_repeat_ngram, seed)
         source = translator.read_source_ids(token_ids, padding_mask)
         result = translator.generate(*source, max_new_tokens, controls, log_probs=True)
         return {**answer(result), "finish_reasons": finish_reasons(result.reasons)}

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 
 @dataclasses.dataclass
-class Context:
+class EncoderOutput:
     """What a decoder attends to: for each block keys and values [sources, heads, length, head_dim].
 
     mask: float32[sources, 1, 1, length], added to the scores.
@@ -18,27 +18,27 @@ class Context:
     values: list[tf.Tensor]
     mask: tf.Tensor
 
-    def gather(self, rows: tf.Tensor) -> Context:
-        return Context(
+    def gather(self, rows: tf.Tensor) -> EncoderOutput:
+        return EncoderOutput(
             [tf.gather(key, rows) for key in self.keys],
             [tf.gather(value, rows) for value in self.values],
             tf.gather(self.mask, rows),
         )
 
 
-def to_parts(context: Context | None) -> list[tf.Tensor]:
+def to_parts(context: EncoderOutput | None) -> list[tf.Tensor]:
     """A context as loop variables."""
     return [] if context is None else [*context.keys, *context.values, context.mask]
 
 
-def to_context(parts: list[tf.Tensor]) -> Context | None:
+def to_context(parts: list[tf.Tensor]) -> EncoderOutput | None:
     if not parts:
         return None
     count = len(parts) // 2
-    return Context(list(parts[:count]), list(parts[count:-1]), parts[-1])
+    return EncoderOutput(list(parts[:count]), list(parts[count:-1]), parts[-1])
 
 
-def loose(variables):
+def relaxed_shapes(variables):
     """Shape invariants that let rows and room change: only the last axis of floating-point tensors stays known."""
 
     def loosen(tensor):
@@ -59,7 +59,7 @@ def allocate(keys: list[tf.Tensor], values: list[tf.Tensor], capacity) -> list[t
     return [_grow(part, room) for pair in zip(keys, values) for part in pair]
 
 
-def regrow(cache: tf.Tensor, shape: tuple[int, int], capacity, wider, rows: tf.Tensor | None = None) -> tf.Tensor:
+def grow_cache(cache: tf.Tensor, shape: tuple[int, int], capacity, wider, rows: tf.Tensor | None = None) -> tf.Tensor:
     """A fresh cache with `wider` positions, of the given rows (int32[kept]) or of all. shape: (kv_heads, head_dim)."""
     cache = tf.reshape(cache, [-1, shape[0], capacity, shape[1]])
     return _grow(cache if rows is None else tf.gather(cache, rows), wider - capacity)

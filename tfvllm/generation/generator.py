@@ -7,11 +7,11 @@ from typing import Any
 import tensorflow as tf
 
 from tfvllm.generation import loop
-from tfvllm.generation.cache import Context, allocate
+from tfvllm.generation.cache import EncoderOutput, allocate
 from tfvllm.generation.network import Network
-from tfvllm.generation.sampling import Controls
+from tfvllm.generation.sampling import SamplingParams
 from tfvllm.generation.stops import StopStrings
-from tfvllm.generation.text import Codec, valid_utf8
+from tfvllm.generation.text import GraphTokenizer, valid_utf8
 from tfvllm.models.spec import LanguageModel
 
 # Positions whose vocabulary logits are held at once while scoring.
@@ -38,7 +38,7 @@ class Generator(tf.Module):
         *,
         dtype=tf.float32,
         target: str = "portable",
-        codec: Codec | None = None,
+        codec: GraphTokenizer | None = None,
         max_length: int | None = None,
         start_ids: tuple[int, ...] = (),
         stop_ids: tuple[int, ...] = (),
@@ -78,7 +78,9 @@ class Generator(tf.Module):
 
     # What is served --------------------------------------------------------------------------------------------------
 
-    def generate(self, ids, lengths, max_new_tokens, controls: Controls | None = None, stops=None, log_probs=False):
+    def generate(
+        self, ids, lengths, max_new_tokens, controls: SamplingParams | None = None, stops=None, log_probs=False
+    ):
         """See `tfvllm.generation.loop.generate`."""
         return loop.generate(
             self.network,
@@ -120,7 +122,7 @@ class Generator(tf.Module):
             **({} if result.log_probs is None else {"log_probs": result.log_probs}),
         }
 
-    def prefill(self, ids, lengths, max_new_tokens, context: Context | None = None) -> dict:
+    def prefill(self, ids, lengths, max_new_tokens, context: EncoderOutput | None = None) -> dict:
         """Reads prompts and hands the caches to the caller.
 
         Returns `logits` float32[batch, vocabulary] of the next token, `token_ids` int32[batch] (the most probable next
@@ -157,7 +159,7 @@ class Generator(tf.Module):
                 specs[name] = tf.TensorSpec([None, kv_heads, None, head_dim], self.network.dtype, name=name)
         return specs
 
-    def score(self, ids, lengths, context: Context | None = None) -> dict:
+    def score(self, ids, lengths, context: EncoderOutput | None = None) -> dict:
         """How probable the model finds given tokens.
 
         Returns `log_probs` float32[batch, length] (each token given those before it; 0 for the first and for padding),

@@ -12,9 +12,9 @@ import dataclasses
 import tensorflow as tf
 
 from tfvllm.generation import sampling
-from tfvllm.generation.cache import Context, allocate, loose, regrow, to_context, to_parts
+from tfvllm.generation.cache import EncoderOutput, allocate, grow_cache, relaxed_shapes, to_context, to_parts
 from tfvllm.generation.network import Network
-from tfvllm.generation.sampling import Controls
+from tfvllm.generation.sampling import SamplingParams
 
 # Lengths are rounded up to a multiple of this: fewer distinct shapes, fewer kernels to prepare.
 BUCKET = 16
@@ -48,11 +48,11 @@ def generate(
     lengths: tf.Tensor,
     max_new_tokens: tf.Tensor,
     *,
-    controls: Controls | None = None,
+    controls: SamplingParams | None = None,
     stop_ids: tuple[int, ...] = (),
     stops=None,
     max_length: int | None = None,
-    context: Context | None = None,
+    context: EncoderOutput | None = None,
     log_probs: bool = False,
     pad_id: int = 0,
 ) -> Result:
@@ -96,8 +96,8 @@ def generate(
         if controls is None:
             tokens = tf.argmax(logits, axis=-1, output_type=tf.int32)
         else:
-            changed = sampling.penalise(logits, history, position, controls)
-            tokens = sampling.choose(changed, tf.gather(uniform[:, step], rows), controls)
+            changed = sampling.apply_penalties(logits, history, position, controls)
+            tokens = sampling.sample_next(changed, tf.gather(uniform[:, step], rows), controls)
         return tokens, sampling.log_probability(logits, tokens) if log_probs else tf.zeros([tf.shape(rows)[0], 0])
 
     def record(state, tokens, scores, step):
@@ -178,7 +178,7 @@ def generate(
             held = [tf.cast(cache, network.loop_dtype) for cache in caches]
             variables = (step, state, held)
             ended, after, held = tf.while_loop(
-                unhindered, advance, variables, shape_invariants=loose(variables), maximum_iterations=steps
+                unhindered, advance, variables, shape_invariants=relaxed_shapes(variables), maximum_iterations=steps
             )
             return ended, after, [tf.cast(cache, network.dtype) for cache in held]
 
@@ -197,7 +197,7 @@ def generate(
 
         def renewed():
             fields = {name: tf.gather(state[name], kept) for name in per_row}
-            fresh = [regrow(cache, cache_shapes[i // 2], capacity, wider, kept) for i, cache in enumerate(caches)]
+            fresh = [grow_cache(cache, cache_shapes[i // 2], capacity, wider, kept) for i, cache in enumerate(caches)]
             return fields, fresh, [tf.gather(part, kept) for part in parts]
 
         def same():
@@ -210,7 +210,7 @@ def generate(
         return step, wider, state, caches, parts
 
     variables = (tf.constant(1), capacity, state, caches, to_parts(context))
-    _, _, state, _, _ = tf.while_loop(unfinished, renew_and_run, variables, shape_invariants=loose(variables))
+    _, _, state, _, _ = tf.while_loop(unfinished, renew_and_run, variables, shape_invariants=relaxed_shapes(variables))
     return Result(
         token_ids=tf.transpose(state["tokens"]),
         lengths=state["counts"],

@@ -27,7 +27,7 @@ from tfvllm.generation.attention import (
     rotate,
     softmax,
 )
-from tfvllm.generation.cache import Context, loose, to_context, to_parts
+from tfvllm.generation.cache import EncoderOutput, relaxed_shapes, to_context, to_parts
 from tfvllm.generation.kernels import Portable, activate, kernels_for
 from tfvllm.generation.weights import Vectors, read_vector
 from tfvllm.models import spec as specs
@@ -286,7 +286,7 @@ class Network(tf.Module):
         x = x + self._norm(block.post_attention_norm, attended)
         return x if block.normalize_first else self._norm(block.attention_norm, x)
 
-    def _cross(self, block: specs.Block, x: tf.Tensor, context: Context | None, index: int, queries) -> tf.Tensor:
+    def _cross(self, block: specs.Block, x: tf.Tensor, context: EncoderOutput | None, index: int, queries) -> tf.Tensor:
         """Attention to the encoder. x [sources * queries, width]: several queries of one source share its keys."""
         cross = block.cross_attention
         if cross is None:
@@ -342,7 +342,7 @@ class Network(tf.Module):
         A SavedModel then holds each of these large pieces once, however many signatures and loops read it: it is
         smaller and loaded sooner. TensorFlow puts the pieces back in line when it prepares to run a signature.
         """
-        specs = tf.nest.map_structure(lambda t, shape: tf.TensorSpec(shape, t.dtype), tensors, loose(tensors))
+        specs = tf.nest.map_structure(lambda t, shape: tf.TensorSpec(shape, t.dtype), tensors, relaxed_shapes(tensors))
         # What is traced with other kernels for its products is another function.
         key = (function.__name__, self._products is self.kernels, *tf.nest.flatten(specs), *chosen.items())
         if key not in self._shared:
@@ -357,9 +357,9 @@ class Network(tf.Module):
 
     # Whole sequences -------------------------------------------------------------------------------------------------
 
-    def encode(self, ids: tf.Tensor, padding_mask: tf.Tensor) -> Context:
+    def encode(self, ids: tf.Tensor, padding_mask: tf.Tensor) -> EncoderOutput:
         """The encoder, and what each decoder block attends to. ids int32, padding_mask bool[sources, length]."""
-        return Context(*self._function(self._encode, ids, padding_mask))
+        return EncoderOutput(*self._function(self._encode, ids, padding_mask))
 
     def _encode(self, ids, padding_mask):
         stack: Any = self._encoder
@@ -384,7 +384,7 @@ class Network(tf.Module):
             values.append(value)
         return keys, values, padding
 
-    def prefill(self, ids: tf.Tensor, lengths: tf.Tensor, context: Context | None = None):
+    def prefill(self, ids: tf.Tensor, lengths: tf.Tensor, context: EncoderOutput | None = None):
         """Reads whole prompts.
 
         Args:
@@ -401,7 +401,7 @@ class Network(tf.Module):
     def _prefill(self, ids, lengths, parts):
         return self._sequence(ids, lengths - 1, to_context(parts))
 
-    def hidden_states(self, ids: tf.Tensor, context: Context | None = None) -> tf.Tensor:
+    def hidden_states(self, ids: tf.Tensor, context: EncoderOutput | None = None) -> tf.Tensor:
         """ids int32[batch, length] -> [batch * length, width], every position's input to the head."""
         return self._sequence(ids, None, context)[0]
 
@@ -435,7 +435,7 @@ class Network(tf.Module):
 
     # One step --------------------------------------------------------------------------------------------------------
 
-    def step(self, ids, positions, caches: list[tf.Tensor], capacity, context: Context | None = None, beams=1):
+    def step(self, ids, positions, caches: list[tf.Tensor], capacity, context: EncoderOutput | None = None, beams=1):
         """Reads one more token of each row.
 
         Args:

@@ -22,7 +22,7 @@ _NUCLEUS = 256
 
 
 @dataclasses.dataclass
-class Controls:
+class SamplingParams:
     """How tokens are chosen; scalar tensors (or Python numbers) that may differ from call to call.
 
     Python numbers that make no sense raise an InputError here; tensors are looked at when they are used, see `valid`.
@@ -61,7 +61,7 @@ _WANTED: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def valid(controls: Controls) -> list[tf.Operation]:
+def valid(controls: SamplingParams) -> list[tf.Operation]:
     """Assertions for the graph: what would make every logit NaN is refused, not answered."""
     numbers = {name: tf.convert_to_tensor(getattr(controls, name), tf.float32) for name in ("temperature", "top_p")}
     penalty = tf.convert_to_tensor(controls.repetition_penalty, tf.float32)
@@ -80,7 +80,7 @@ def uniforms(seed, rows, length) -> tf.Tensor:
     return tf.random.stateless_uniform(tf.stack([rows, length]), seed)
 
 
-def choose(logits: tf.Tensor, uniform: tf.Tensor, controls: Controls) -> tf.Tensor:
+def sample_next(logits: tf.Tensor, uniform: tf.Tensor, controls: SamplingParams) -> tf.Tensor:
     """int32[rows]: the next token of each row. uniform float32[rows]."""
     temperature = tf.convert_to_tensor(controls.temperature, tf.float32)
     greedy = (temperature <= 0.0) | (tf.convert_to_tensor(controls.top_p, tf.float32) <= 0.0)
@@ -138,7 +138,7 @@ def draw(shares: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
     return tf.minimum(index, tf.reduce_max(positive, axis=-1))
 
 
-def penalise(logits: tf.Tensor, history: tf.Tensor, lengths: tf.Tensor, controls: Controls) -> tf.Tensor:
+def apply_penalties(logits: tf.Tensor, history: tf.Tensor, lengths: tf.Tensor, controls: SamplingParams) -> tf.Tensor:
     """Applies the repetition penalty and the n-gram rule.
 
     history int32[rows, capacity]: prompt and new tokens of each row, the first `lengths` (int32[rows]) count.

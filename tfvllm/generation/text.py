@@ -13,7 +13,7 @@ import tensorflow_text as tf_text
 from tfvllm.errors import InputError
 
 
-class Codec(tf.Module):
+class GraphTokenizer(tf.Module):
     """A tokenizer in the graph.
 
     pieces: string[vocabulary], the bytes each token adds to a text; special tokens add none.
@@ -50,7 +50,7 @@ class Codec(tf.Module):
         return self._pieces.read_value()
 
 
-def codec_for(tokenizer) -> Codec:
+def codec_for(tokenizer) -> GraphTokenizer:
     """The codec of a keras-nlp tokenizer.
 
     Raises:
@@ -99,7 +99,7 @@ def valid_utf8(texts: tf.Tensor) -> tf.Tensor:
     return tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8", errors="replace")
 
 
-class BytePair(Codec):
+class BytePair(GraphTokenizer):
     """Byte-level byte-pair encoding (Sennrich et al. 2016; GPT-2's bytes), the same tokens as keras-nlp's tokenizer.
 
     Works on whole numbers: each distinct word is a row of symbols, and each round merges in every row the leftmost pair
@@ -204,7 +204,7 @@ class BytePair(Codec):
         return ids
 
 
-class SentencePiece(Codec):
+class SentencePiece(GraphTokenizer):
     """A SentencePiece model. Text comes back as SentencePiece itself writes it."""
 
     def __init__(self, tokenizer):
@@ -246,7 +246,7 @@ class SentencePiece(Codec):
         return tf.strings.substr(texts, off, tf.strings.length(texts))
 
 
-class Bytes(Codec):
+class Bytes(GraphTokenizer):
     """One token for each byte (keras-nlp's ByteTokenizer)."""
 
     def __init__(self, tokenizer):

@@ -32,7 +32,7 @@ def quantise_weight(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.rint(weight.astype(np.float64) / scale * LEVELS).astype(np.int8), scale.astype(np.float32)
 
 
-def snap(low: float, high: float) -> Range:
+def align_zero_point(low: float, high: float) -> Range:
     """The range widened to hold zero, and shifted by less than a step so that zero is one of its 256 levels."""
     low, high = min(low, 0.0), max(high, 0.0)
     if not high - low > 1e-30:

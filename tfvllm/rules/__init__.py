@@ -6,7 +6,9 @@ from typing import Any
 from tfvllm.graph.guarantee import Approximate
 from tfvllm.graph.int8_ops import Range
 from tfvllm.graph.rewriter import Rule, Step
+from tfvllm.rules.absorb_key_value import AbsorbKeyValueProjections
 from tfvllm.rules.algebra import FactorOut, JoinFactors, JoinTerms, Signs, SmallPowers
+from tfvllm.rules.attention_without_onednn import AttentionWithoutOneDnn
 from tfvllm.rules.batch_matmul_to_matmul import BatchMatMulToMatMul
 from tfvllm.rules.bfloat16 import (
     CancelCasts,
@@ -29,35 +31,33 @@ from tfvllm.rules.fold_scale import FoldScale
 from tfvllm.rules.fold_weights import FoldWeights
 from tfvllm.rules.fuse_conv import FuseConvActivation, FuseConvBias, FuseConvResidual, FuseDepthwiseBias
 from tfvllm.rules.fuse_matmul import FuseActivation, FuseGelu, FuseMatMulBias, FuseResidual
-from tfvllm.rules.fuse_requantize import FuseRequantize, HandOverNarrow
+from tfvllm.rules.fuse_requantize import EmitBfloat16Output, FuseRequantize
 from tfvllm.rules.head_transposes import OneTransposeForHeads
 from tfvllm.rules.hoist_slices import HoistSlices
 from tfvllm.rules.int8 import QuantizeProducts, QuantizeTables
 from tfvllm.rules.integer_transposes import TransposesAsIntegers
-from tfvllm.rules.keep_packed import KeepPacked
 from tfvllm.rules.keras_quantised import DequantiseProducts
 from tfvllm.rules.layer_norm import FuseLayerNorm
 from tfvllm.rules.linear_layers import BatchNormToAffine, JoinLinearLayers, ScaleIntoWeights, TermToBias
 from tfvllm.rules.masked_softmax import MaskByAddition, MaskRowsAfterAttention
 from tfvllm.rules.merge_duplicates import MergeDuplicates
 from tfvllm.rules.merge_parallel_matmuls import MergeParallelMatMuls
-from tfvllm.rules.norm_by_rows import NormByRows
-from tfvllm.rules.one_query import OneQuery
 from tfvllm.rules.pack_tokens import PackTokens
+from tfvllm.rules.prepack_weights import PrepackWeights
 from tfvllm.rules.proven_assertions import DropProvenAssertions
-from tfvllm.rules.quantize_few import QuantizeFewPlainly
 from tfvllm.rules.rewrite_bodies import RewriteBodies
 from tfvllm.rules.rms_norm import CentreLayerNorm, GammaIntoWeights
 from tfvllm.rules.rotary import RotateTogether, SignsIntoSine
 from tfvllm.rules.shared_masks import SharedMask
 from tfvllm.rules.sink_reshapes import SinkReshapeBias, SinkReshapePair, SinkReshapeResidual, SinkReshapeUnary
-from tfvllm.rules.small_attention import SmallAttentionApart
 from tfvllm.rules.smooth_inputs import SmoothInputs
 from tfvllm.rules.softmax import RecogniseSoftmax
 from tfvllm.rules.split_outliers import SplitOutliers
 from tfvllm.rules.swish import FuseSwish
 from tfvllm.rules.transpose_matmul import FoldTransposeLeft, FoldTransposeRight, TransposedProduct
 from tfvllm.rules.trim_padding import TrimPadding
+from tfvllm.rules.unfuse_small_layer_norm import UnfuseSmallLayerNorm
+from tfvllm.rules.unfuse_small_quantize import UnfuseSmallQuantize
 
 __all__ = ["LAST", "between_int8", "lowering", "pipeline", "register", "smoothing"]
 
@@ -107,7 +107,7 @@ def pipeline(precision: str = "float32") -> list[Step]:
                 *(SinkReshapeResidual(), CollapseReshapes(), *clean),
             ),
         ),
-        Step("demand", (HoistSlices(), OneQuery()), repeat=False),
+        Step("demand", (HoistSlices(), AbsorbKeyValueProjections()), repeat=False),
         Step("merge", (MergeParallelMatMuls(),), repeat=False),
         Step("heads", (OneTransposeForHeads(), SignsIntoSine(), RotateTogether(), MergeDuplicates())),
         Step("padding", (TrimPadding(), PackTokens(), MaskByAddition()), repeat=False),
@@ -124,8 +124,14 @@ def pipeline(precision: str = "float32") -> list[Step]:
         Step(
             LAST,
             (
-                *(NormByRows(), SharedMask(), SmallAttentionApart(), TransposesAsIntegers(), QuantizeFewPlainly()),
-                KeepPacked(),
+                *(
+                    UnfuseSmallLayerNorm(),
+                    SharedMask(),
+                    AttentionWithoutOneDnn(),
+                    TransposesAsIntegers(),
+                    UnfuseSmallQuantize(),
+                ),
+                PrepackWeights(),
             ),
             repeat=False,
         ),
@@ -158,7 +164,7 @@ def lowering(precision: str, ranges: Mapping[str, Range | None] | None = None, g
 
 def between_int8() -> list[Step]:
     """The steps after int8 that make what attention computes between products in int8 bfloat16."""
-    lower = (LowerProducts(weights=False), HandOverNarrow(), SinkCasts(), SinkCastBelowMask(), CancelCasts())
+    lower = (LowerProducts(weights=False), EmitBfloat16Output(), SinkCasts(), SinkCastBelowMask(), CancelCasts())
     clean = (DropIdentities(), FoldConstants(), MergeDuplicates(), DeleteDead())
     return [Step("activations", (*lower, LowerSoftmax(), MergeDuplicates())), Step("weights", clean)]
 

@@ -38,7 +38,7 @@ class FuseRequantize(Rule):
         return quantised_matmul(b, [*node.inputs, m.low, m.high], fused, tf.quint8)
 
 
-class HandOverNarrow(Pass):
+class EmitBfloat16Output(Pass):
     """f(x @ w + b), which is rounded to bfloat16 next -> the product's own kernel writes bfloat16."""
 
     guarantee = Approximate(max_error=2.0**-8, domain="its result", source="bfloat16 keeps 8 significant bits")

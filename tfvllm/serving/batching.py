@@ -48,7 +48,7 @@ class BatchingOptions:
         return next((size for size in sorted(self.allowed_batch_sizes) if size >= rows), rows)
 
 
-class Room:
+class AdmissionLimit:
     """How many runs may be under way, and how many requests may wait for one (then RESOURCE_EXHAUSTED)."""
 
     def __init__(self, slots: int, max_queued: int):
@@ -85,7 +85,7 @@ class Batcher:
     `run(inputs, outputs)` runs one batch. `observe(rows, requests, waited_s)` is told of each.
     """
 
-    def __init__(self, signature: Signature, run: Run, room: Room, options: BatchingOptions, observe=None):
+    def __init__(self, signature: Signature, run: Run, room: AdmissionLimit, options: BatchingOptions, observe=None):
         self.signature = signature
         self.options = options
         self._run = run

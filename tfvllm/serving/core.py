@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tfvllm.serving import examples, loop
-from tfvllm.serving.batching import Batcher, BatchingOptions, Room
+from tfvllm.serving.batching import AdmissionLimit, Batcher, BatchingOptions
 from tfvllm.serving.manager import Manager, ModelConfig, Version
 from tfvllm.serving.metrics import Metrics
 from tfvllm.serving.servable import CLASSIFY, PREDICT, REGRESS, Signature, numpy_dtype
@@ -55,7 +55,7 @@ class Core:
         self.batching = batching or BatchingOptions()
         self.executor = executor
         self._check_method_names = check_method_names
-        self._room = Room(executor.slots, self.limits.max_queued)
+        self._room = AdmissionLimit(executor.slots, self.limits.max_queued)
         self.manager = Manager(models, executor, self._make_batcher, observe_load=self._observe_load)
         self._warned: set[tuple[str, str]] = set()
 

@@ -23,7 +23,7 @@ EDGES = 2.0 ** (_LOWEST + (np.arange(_BINS) + 1) / _PER_OCTAVE)  # upper edges
 
 
 @dataclass
-class Spread:
+class ActivationStats:
     """The magnitudes of one tensor [rows, channels] over all samples.
 
     Attributes:
@@ -57,7 +57,7 @@ def run(graph: Graph, specs: tuple[tuple, dict], samples: Sequence[Sequence[Any]
 
 def observe(
     graph: Graph, specs: tuple[tuple, dict], samples: Sequence[Sequence[Any]], values: Sequence[Value]
-) -> dict[Value, Spread]:
+) -> dict[Value, ActivationStats]:
     """The spread of each of `values` (float32[rows, channels]) over the samples. Summed up inside the graph.
 
     Raises InputError where one holds NaN or infinities: no range can be made of these.
@@ -78,7 +78,7 @@ def observe(
         twin.outputs[f"{i}/low"] = b.Min(inner, b.ints(0, 1))
         twin.outputs[f"{i}/high"] = b.Max(inner, b.ints(0, 1))
         twin.outputs[f"{i}/rows"] = b.Shape(inner, out_type=tf.int32)
-    spreads = [Spread(np.zeros(1), np.zeros(1), np.zeros(_BINS), (0.0, 0.0)) for _ in values]
+    spreads = [ActivationStats(np.zeros(1), np.zeros(1), np.zeros(_BINS), (0.0, 0.0)) for _ in values]
     rows = [0] * len(values)
     for results in run(twin, specs, samples):
         for i, spread in enumerate(spreads):
@@ -115,7 +115,7 @@ def local_errors(graph: Graph, specs, samples, pairs: dict[str, tuple[Value, Val
     return {name: float(np.sqrt(apart / own)) if own else 0.0 for name, (apart, own) in zip(pairs, sums)}
 
 
-class Switchboard:
+class PrecisionSearch:
     """One function in which each of several nodes has two forms; flags choose. So a choice is measured, not rebuilt.
 
     Args:

@@ -154,10 +154,10 @@ class Engine:
 
     def _add_packed(self, verified: Rewriter, verifier: verify.Verifier, name: str, add: Callable) -> None:
         """A way that keeps packed copies of float32 weights for few rows, where the target has such kernels."""
-        from tfvllm.rules.keep_packed import KeepPackedForFew
+        from tfvllm.rules.prepack_weights import PrepackWeightsSmallBatch
 
         rewriter = Rewriter(verified.graph.copy(), self.target)
-        rewriter.run([Step("few", (KeepPackedForFew(),))])
+        rewriter.run([Step("few", (PrepackWeightsSmallBatch(),))])
         slack = self._slack(verified)
         if rewriter.fired and verifier.compare(rewriter.graph, slack).agrees:
             add(name, rewriter.graph, slack)

@@ -130,7 +130,7 @@ class Quantizer:
         if plan.comparison.agrees:
             return self._outcome(plan, {})
         ranges, errors = plan.ranges, plan.errors
-        board = calibrate.Switchboard(
+        board = calibrate.PrecisionSearch(
             plan.base.graph,
             self.verifier.specs,
             self.verifier.samples,
@@ -157,12 +157,14 @@ class Quantizer:
 
     # ------------------------------------------------------------------------------------------------------- its steps
 
-    def _plan(self, base: Rewriter, spreads: dict[str, calibrate.Spread], tables: list[str], smoothed: int) -> _Plan:
+    def _plan(
+        self, base: Rewriter, spreads: dict[str, calibrate.ActivationStats], tables: list[str], smoothed: int
+    ) -> _Plan:
         """`base` in int8. spreads, tables: what `_observe` found in it; smoothed: how many nodes it has changed."""
-        from tfvllm.graph.int8_ops import snap
+        from tfvllm.graph.int8_ops import align_zero_point
 
         ranges: Ranges = dict.fromkeys(tables)
-        ranges |= {n: snap(*s.span(self.options.percentile)) for n, s in spreads.items()}
+        ranges |= {n: align_zero_point(*s.span(self.options.percentile)) for n, s in spreads.items()}
         errors = self._local_errors(base.graph, ranges)
         lowered, comparison = self._lower(base, ranges, errors)
         return _Plan(base, ranges, errors, lowered, comparison, smoothed)
@@ -218,7 +220,7 @@ class Quantizer:
             if not any(id(v) in used for v in (made if isinstance(made, tuple) else (made,))):
                 del self.shared[key]
 
-    def _observe(self, rewriter: Rewriter) -> tuple[dict[str, calibrate.Spread], list[str]]:
+    def _observe(self, rewriter: Rewriter) -> tuple[dict[str, calibrate.ActivationStats], list[str]]:
         """The spread of the input of every product that can become int8, by its name; the names of tables that can."""
         from tfvllm.rules.int8 import why_not
 
@@ -234,7 +236,7 @@ class Quantizer:
         found = calibrate.observe(rewriter.graph, self.verifier.specs, self.samples, values) if values else {}
         return {n.name: found[n.inputs[0]] for n in products}, [n.name for n in tables]
 
-    def _factors(self, graph: Graph, spreads: dict[str, calibrate.Spread]):
+    def _factors(self, graph: Graph, spreads: dict[str, calibrate.ActivationStats]):
         """Smoothing factors by source node: those that cost nothing at run time, and those that cost a layer norm."""
 
         free: dict[str, np.ndarray] = {}
@@ -255,7 +257,7 @@ class Quantizer:
                 (free if source.private else costly)[source.node.name] = options[best]
         return free, costly
 
-    def _outliers(self, graph: Graph, spreads: dict[str, calibrate.Spread], factors) -> dict[str, np.ndarray]:
+    def _outliers(self, graph: Graph, spreads: dict[str, calibrate.ActivationStats], factors) -> dict[str, np.ndarray]:
         """Channels to be computed apart, by product: as few as bring the expected error down enough."""
 
         found = {}
@@ -272,7 +274,9 @@ class Quantizer:
             for count in _OUTLIERS:
                 rest = np.ones(len(weight))
                 rest[order[:count]] = 0.0
-                inner = calibrate.Spread(spread.largest * rest, spread.squares * rest, spread.counts, spread.ends)
+                inner = calibrate.ActivationStats(
+                    spread.largest * rest, spread.squares * rest, spread.counts, spread.ends
+                )
                 if _expected_error(inner, [weight * rest[:, None]], ones) < plain * _WORTH_A_NODE:
                     found[name] = np.sort(order[:count])
                     break
@@ -355,12 +359,14 @@ def keep_from_bfloat16(graph: Graph, verifier: Verifier, bound: float) -> dict[s
     products = [n.name for n in graph.live() if is_product(n)]
     if not products:
         return {}
-    board = calibrate.Switchboard(graph, verifier.specs, verifier.samples, verifier.wanted(), products, lowered_product)
+    board = calibrate.PrecisionSearch(
+        graph, verifier.specs, verifier.samples, verifier.wanted(), products, lowered_product
+    )
     kept, sensitivity = board.keep(bound)
     return {n: sensitivity[n] for n in kept}
 
 
-def _expected_error(spread: calibrate.Spread, weights: list[np.ndarray], factors: np.ndarray) -> float:
+def _expected_error(spread: calibrate.ActivationStats, weights: list[np.ndarray], factors: np.ndarray) -> float:
     """The expected squared rounding error of x/s @ s·w in int8, summed over all columns of all weights.
 
     Rounding to steps of d adds d²/12; the input has one step for all, a weight one for each column.

@@ -10,7 +10,7 @@ from tests.rules.checks import check, f32, weight
 from tfvllm.graph import functions
 from tfvllm.graph.rewriter import Rewriter, Step
 from tfvllm.rules.fuse_matmul import FuseActivation, FuseMatMulBias
-from tfvllm.rules.keep_packed import FEW, KeepPackedForFew
+from tfvllm.rules.prepack_weights import FEW, PrepackWeightsSmallBatch
 from tfvllm.simplifier import cost
 from tfvllm.simplifier.dispatch import driver
 from tfvllm.simplifier.dispatch.variants import Variant, bytes_of
@@ -46,7 +46,7 @@ def saved(function, width, folder):
 
 
 def fused_and_kept(function, spec, samples, fires=3):
-    class Together(KeepPackedForFew):
+    class Together(PrepackWeightsSmallBatch):
         """The products fused first, then kept."""
 
         def run(self, rewriter):
@@ -82,7 +82,7 @@ def test_weights_that_are_arguments_are_not_kept():
     fast = tfvllm.simplify(
         tf.function(call, input_signature=[f32(None, 8), f32(8, 4)]), target="onednn", precision="bfloat16"
     )
-    assert "KeepPacked" not in fast.report.rules
+    assert "PrepackWeights" not in fast.report.rules
     x = np.random.default_rng(0).normal(size=(9, 8)).astype(np.float32)
     for seed in (1, 2):
         w = np.random.default_rng(seed).normal(size=(8, 4)).astype(np.float32)
@@ -95,8 +95,8 @@ def test_bfloat16(tmp_path, order):
     saved(SQUARE, 24, tmp_path / "a")
     options = {"target": "onednn", "precision": "bfloat16"}
     report = tfvllm.simplify_saved_model(tmp_path / "a", tmp_path / "kept", **options)
-    tfvllm.simplify_saved_model(tmp_path / "a", tmp_path / "anew", rules="-KeepPacked", **options)
-    assert report.rules["KeepPacked"] == 3 and report.after["ops"][KEPT] == 3
+    tfvllm.simplify_saved_model(tmp_path / "a", tmp_path / "anew", rules="-PrepackWeights", **options)
+    assert report.rules["PrepackWeights"] == 3 and report.after["ops"][KEPT] == 3
     kept, anew = (tf.saved_model.load(str(tmp_path / n)).signatures["serving_default"] for n in ("kept", "anew"))
     for count in (1, 3, 8, 40, 64, 97, 300)[::order]:
         ((x,),) = rows(count)

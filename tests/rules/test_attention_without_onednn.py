@@ -4,10 +4,10 @@ import tensorflow as tf
 
 from tests.rules.checks import check, f32
 from tfvllm.graph import executable, functions
-from tfvllm.rules.small_attention import WORTH
+from tfvllm.rules.attention_without_onednn import WORTH
 from tfvllm.simplifier import cost
 
-RULE = "SmallAttentionApart"
+RULE = "AttentionWithoutOneDnn"
 HEADS, SIZE = 2, 8
 QKV = [f32(None, HEADS, None, SIZE, name=n) for n in "qkv"]
 

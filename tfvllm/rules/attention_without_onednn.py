@@ -20,7 +20,7 @@ cores: 169 and 66 for 1,536 scores, 162 and 121 for 6,144, 158 and 145 for 12,28
 """
 
 
-class SmallAttentionApart(Pass):
+class AttentionWithoutOneDnn(Pass):
     """softmax(f(q·kᵀ))·v -> the same by other kernels if there are fewer than 2¹³ scores: exp(log_softmax(f(q·kᵀ)))·v.
 
     `f` masks or scales. TensorFlow decides by an op's name what it gives to oneDNN: BatchMatMulV2 and Softmax go there,

@@ -6,7 +6,7 @@ from tests.rules.checks import check, f32, weight
 from tfvllm.graph import padding
 from tfvllm.simplifier import cost
 
-RULE = "OneQuery"
+RULE = "AbsorbKeyValueProjections"
 WIDTH, HEADS, SIZE = 10, 2, 4
 
 

@@ -20,7 +20,7 @@ TensorFlow prepares the kernel and copies γ and β at every call: 130 to 190 µ
 """
 
 
-class NormByRows(Pass):
+class UnfuseSmallLayerNorm(Pass):
     """layernorm(x, γ, β) -> _MklLayerNorm(x, γ, β) if x has 2¹⁶ elements or more, else (x - μ)·r·γ + β.
 
     Chosen while rewriting where the size is known, and when the graph runs (`StatelessIf`) where it is not.

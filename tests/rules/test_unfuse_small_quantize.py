@@ -4,9 +4,9 @@ import tensorflow as tf
 
 from tests.rules.checks import check, f32
 from tfvllm.graph import executable
-from tfvllm.rules.quantize_few import WORTH
+from tfvllm.rules.unfuse_small_quantize import WORTH
 
-RULE = "QuantizeFewPlainly"
+RULE = "UnfuseSmallQuantize"
 WIDTH = 64
 MANY = WORTH // WIDTH
 

@@ -8,10 +8,10 @@ from tests.rules.test_layer_norm import keras_form
 from tfvllm.graph import functions
 from tfvllm.graph.rewriter import Step
 from tfvllm.rules.layer_norm import FuseLayerNorm
-from tfvllm.rules.norm_by_rows import WORTH, NormByRows
+from tfvllm.rules.unfuse_small_layer_norm import WORTH, UnfuseSmallLayerNorm
 from tfvllm.simplifier import cost
 
-BOTH = ["FuseLayerNorm", "NormByRows"]
+BOTH = ["FuseLayerNorm", "UnfuseSmallLayerNorm"]
 WIDTH = 256
 MANY = WORTH // WIDTH
 
@@ -33,7 +33,9 @@ def test_unknown_rows_choose_when_the_graph_runs():
         return keras_form(y * 2.0, gamma, beta, 1e-12)
 
     samples = [[rows(n)] for n in (1, MANY - 1, MANY, MANY + 1)]
-    c = check(f, [f32(None, WIDTH)], BOTH, {"FuseLayerNorm": 2, "NormByRows": 2}, special=False, samples=samples)
+    c = check(
+        f, [f32(None, WIDTH)], BOTH, {"FuseLayerNorm": 2, "UnfuseSmallLayerNorm": 2}, special=False, samples=samples
+    )
     first, second = c.ops("StatelessIf")
     assert not c.ops("_MklLayerNorm") and len(c.ops("Size")) == 1  # one comparison for all norms of one shape
     assert first.attr("then_branch") == second.attr("then_branch")
@@ -46,7 +48,7 @@ def test_unknown_rows_choose_when_the_graph_runs():
 @pytest.mark.parametrize("count, fused", [(MANY - 1, False), (MANY, True)])
 def test_known_rows_are_decided_now(count, fused):
     gamma, beta = weight(WIDTH), weight(WIDTH, seed=1)
-    fires = {"FuseLayerNorm": 1, "NormByRows": 0 if fused else 1}
+    fires = {"FuseLayerNorm": 1, "UnfuseSmallLayerNorm": 0 if fused else 1}
     c = check(lambda x: keras_form(x, gamma, beta), [f32(count, WIDTH)], BOTH, fires, special=False)
     assert bool(c.ops("_MklLayerNorm")) == fused and not c.ops("StatelessIf")
 
@@ -55,7 +57,7 @@ def test_both_ways_take_epsilon_from_the_graph():
     gamma, beta = weight(WIDTH), weight(WIDTH, seed=1)
     f = tf.function(lambda x: keras_form(x, gamma, beta, 1e-12), input_signature=[f32(None, WIDTH)])
     fast = tfvllm.simplify(f, target="onednn")
-    assert fast.report.rules["NormByRows"] == 1
+    assert fast.report.rules["UnfuseSmallLayerNorm"] == 1
     for count in (3, MANY):
         x = rows(count) * 1e-3  # a variance far below Grappler's 0.001
         wide = x.astype(np.float64)
@@ -75,7 +77,7 @@ def test_bfloat16_norms_choose_too(tmp_path):
     module.variables_of_f = [gamma, beta, w, v]
     tf.saved_model.save(module, str(tmp_path / "a"), signatures=f)
     report = tfvllm.simplify_saved_model(tmp_path / "a", tmp_path / "b", target="onednn", precision="bfloat16")
-    assert report.rules["NormByRows"] == 1 and report.rules["LowerLayerNorm"] == 1
+    assert report.rules["UnfuseSmallLayerNorm"] == 1 and report.rules["LowerLayerNorm"] == 1
     assert report.after["ops"]["_MklLayerNorm"] == 1
     fast = tf.saved_model.load(str(tmp_path / "b")).signatures["serving_default"]
     for count in (3, MANY):
@@ -87,7 +89,7 @@ def test_bfloat16_norms_choose_too(tmp_path):
 
 def test_left_alone():
     gamma, beta = weight(WIDTH), weight(WIDTH, seed=1)
-    c = check(lambda x: keras_form(x, gamma, beta), [f32(None, WIDTH)], "NormByRows", 0, special=False)
+    c = check(lambda x: keras_form(x, gamma, beta), [f32(None, WIDTH)], "UnfuseSmallLayerNorm", 0, special=False)
     assert not c.ops("StatelessIf")  # portable's own form is as it was
-    steps = [Step("test", (FuseLayerNorm(),)), Step("last", (NormByRows(),))]
+    steps = [Step("test", (FuseLayerNorm(),)), Step("last", (UnfuseSmallLayerNorm(),))]
     assert all("onednn" in r.targets and "portable" not in r.targets for s in steps for r in s.rules)

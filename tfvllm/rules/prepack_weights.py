@@ -20,7 +20,7 @@ for 16, 1.1 for 32, 0.9 and 1.0 for 40.
 _PACKED = "_MklNativeFusedMatMul"
 
 
-class KeepPacked(Pass):
+class PrepackWeights(Pass):
     """_FusedMatMul(x, w, b, …) -> _MklNativeFusedMatMul(x, w, b, …), which packs w once, for weights w in bfloat16.
 
     Otherwise w is packed anew at every call: without that a product takes 0.6 to 0.9 of the time for up to 128 rows,
@@ -51,7 +51,7 @@ class KeepPacked(Pass):
         return changed
 
 
-class KeepPackedForFew(Pass):
+class PrepackWeightsSmallBatch(Pass):
     """_FusedMatMul(x, w, b, …) -> the same with w packed once if x has 8 to 32 rows, for weights w in float32.
 
     For few rows as for many oneDNN packs w anew at every call, in another layout for few than for many: so the packed

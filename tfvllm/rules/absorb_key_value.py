@@ -14,7 +14,7 @@ _SPLIT = (0, 2, 1, 3)  # [sequences, positions, heads, channels] -> [sequences, 
 _SPLIT_TURNED = (0, 2, 3, 1)
 
 
-class OneQuery(Pass):
+class AbsorbKeyValueProjections(Pass):
     """softmax(q·(x@K + k)ᵀ)·(x@V + v) -> ((softmax((q@Kᵀ)·xᵀ + q·k)·x)@V) + v, where each head has one query.
 
     Keys and values of all positions need not be computed: the one query goes through K, the one result through V.

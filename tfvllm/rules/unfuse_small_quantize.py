@@ -21,7 +21,7 @@ for 24,576, 33 for 49,152, 35 for 98,304 and 180 for 196,608, on two AVX-512 cor
 """
 
 
-class QuantizeFewPlainly(Pass):
+class UnfuseSmallQuantize(Pass):
     """QuantizeV2(x, low, high) -> byte(clip(rint(x·s - low·s), 0, 255)), s = 255 / (high - low).
 
     For fewer than 2¹⁶ elements; chosen while rewriting where the size is known, and when the graph runs (`StatelessIf`)

@@ -1,4 +1,4 @@
-"""The simplifier's engine: graphs, patterns, rules, demand, verification. Knows TensorFlow graphs, not Keras."""
+"""Graphs as data: import, export, symbolic shapes, patterns, demand, padding. Knows TensorFlow; no Keras, no rule."""
 
 __all__ = [
     "attention",

@@ -71,7 +71,7 @@ np.savez(f"{folder}/answers.npz", **answers)
 WITHOUT_KERAS = """
 import json, sys
 import numpy as np
-from tfvllm.export import fresh
+from tfvllm.savedmodel import fresh
 from tfvllm.quietly import import_tensorflow
 
 fresh.hide(("keras", "tf_keras", "keras_hub", "keras_nlp"))

@@ -16,7 +16,7 @@ MAIN = [
     (family, next(task for task in ("classify", "generate", "translate") if task in family.task)) for family in FAMILIES
 ]
 # Whose every setting continuous integration walks; of the others it walks the quick cell, and all cells are slow.
-SAMPLES = ("bert", "llama", "bart")
+SAMPLES = ("bert", "llama")
 QUICK = Cell("float32", "portable", "python")
 
 

@@ -231,7 +231,8 @@ def test_a_fresh_process_stays_within(tmp_path):
     path = tfvllm.export(model, tmp_path / "m" / "1", "classify", check=None)
     program = (
         "import re, tfvllm.quietly\ntfvllm.quietly.import_tensorflow(without_keras=True)\n"
-        "from tfvllm.savedmodel import warmup\nfrom tfvllm.serving import kit\nfrom tfvllm.serving.servable import Servable\nimport numpy as np\n"
+        "import numpy as np\nfrom tfvllm.savedmodel import warmup\nfrom tfvllm.serving import kit\n"
+        "from tfvllm.serving.servable import Servable\n"
         f"s = Servable({str(path)!r})\n"
         "for n in range(3):\n    s.run('serving_default', {'text': np.array([b'good film ' * 60] * 32, object)})\n"
         # Not getrusage: what this process held before it became a Python of its own is counted there.

@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 import tfvllm
+from tfvllm.graph import loading
 from tfvllm.savedmodel import read
 from tfvllm.savedmodel.protos import read_proto
 from tfvllm.serving.run import predict
@@ -217,7 +218,7 @@ def test_a_session_with_a_saver(tmp_path):
     words.write_text("a\nb\nc\n")
     write_tf1(str(tmp_path / "1"), str(words))
     words.unlink()
-    call = read.load(tmp_path / "1").signatures["serving_default"].original
+    call = loading.load(tmp_path / "1").signatures["serving_default"].original
     want = call(tf.constant(["c", "a", "?", "b"]))["y"]
     np.testing.assert_allclose(want, [5.0, 1.9, 0.0, 3.0], rtol=1e-6)
     tfvllm.simplify_saved_model(tmp_path / "1", tmp_path / "2")

@@ -158,7 +158,7 @@ def bart_file(tmp_path_factory):
     return path
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_translator_from_a_file_has_lengths_that_fit(bart_file, tmp_path, call):
     code, told, err = call("export", bart_file, tmp_path / "1", "--task", "translate", "--check", "here", "--no-warmup")
     assert code == 0, err

@@ -255,8 +255,18 @@ def near(found, want):
         np.testing.assert_allclose(new, old, rtol=1e-4, atol=1e-4 * max(1e-3, float(np.abs(old).max())))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("make", EXAMPLES, ids=lambda make: make.__name__)
+# One of each kind of data; the others are slow.
+THOROUGH = ("text_from_scratch", "conv_mixer", "time_series_convolutions", "wide_and_deep", "speaker", "siamese")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(make, marks=pytest.mark.thorough if make.__name__ in THOROUGH else pytest.mark.slow)
+        for make in EXAMPLES
+    ],
+    ids=lambda make: make.__name__,
+)
 def test_example(make, tmp_path):
     keras.utils.set_random_seed(3)
     model, rng = make(), np.random.default_rng(5)

@@ -44,7 +44,7 @@ def last(states, mask):
 
 
 POOLINGS = (first, mean, largest, last)
-THOROUGH = [("deberta_v3", mean), ("f_net", mean), ("roberta", last), ("distil_bert", largest)]
+THOROUGH = [("deberta_v3", mean)]
 OTHERS = [
     (family, pooling)
     for family in encoders.FAMILIES

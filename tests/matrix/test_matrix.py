@@ -12,8 +12,11 @@ from .families import FAMILIES
 from .walk import ENTRIES, SETTINGS, TASKS, Cell, Group, answers_of, every_cell
 
 GROUPS = [(family, task) for family in FAMILIES for task in family.task]
+VARIANTS = ("gemma2", "t5_untied")  # of a family that has a cell already
 MAIN = [
-    (family, next(task for task in ("classify", "generate", "translate") if task in family.task)) for family in FAMILIES
+    (family, next(task for task in ("classify", "generate", "translate") if task in family.task))
+    for family in FAMILIES
+    if family.name not in VARIANTS
 ]
 # Whose every setting continuous integration walks; of the others it walks the quick cell, and all cells are slow.
 SAMPLES = ("bert", "llama")
@@ -40,7 +43,7 @@ def test_a_cell_of_each_family(walked, family, task):
     assert walked[family.name][1] == ""
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=_id)
+@pytest.mark.parametrize("family", [family for family, _ in MAIN], ids=_id)
 def test_what_is_not_meant_to_work_says_why(walked, family, tmp_path):
     model = walked[family.name][0].model
     for task in TASKS:
@@ -62,7 +65,7 @@ def sampled(index: int) -> list[Cell]:
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("index", [GROUPS.index((family, task)) for family, task in GROUPS if family.name in SAMPLES])
+@pytest.mark.parametrize("index", [GROUPS.index(pair) for pair in MAIN if pair[0].name in SAMPLES])
 def test_settings_and_entry_points(index, tmp_path):
     found = Group(*GROUPS[index], tmp_path).walk(sampled(index))
     assert {cell: problem for cell, problem in found.items() if problem} == {}

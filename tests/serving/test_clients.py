@@ -129,7 +129,7 @@ def test_min_tfs_client(server, tmp_path):
     assert found == [[2.5, 3.0, 4.5], [[2.5], [3.0], [4.5]], ["a", "bc"]]
 
 
-@pytest.mark.thorough
+@pytest.mark.slow  # its requirements take a minute to install
 def test_kserve(server, tmp_path):
     # `is_model_ready` asks for a key that TF Serving's status does not have.
     (found,) = run(server, tmp_path / "env", ["kserve>=0.15"], KSERVE)

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tfvllm.errors import InputError
-from tfvllm.graph import probes, targets
+from tfvllm.graph import probes
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
@@ -46,7 +46,7 @@ def test_a_cpu_that_lacks_it_is_told(monkeypatch, precision, missing):
     def lacking(*dtype):
         return precision == "bfloat16" and dtype == (tf.float32,)
 
-    monkeypatch.setattr(targets, missing, lacking)
+    monkeypatch.setattr(probes, missing, lacking)
     if missing == "computes_int8":
         monkeypatch.setattr(probes, "computes_fused", lambda dtype: True)
     with pytest.raises(InputError, match={"float32": "without oneDNN", "int8": "overflow"}.get(precision, "AVX-512")):

@@ -241,7 +241,7 @@ def read(backbone) -> spec.LanguageModel:
         head=None if embedding.tie_weights else array(embedding.reverse_embeddings),
         decoder=spec.Stack(
             blocks=[_block(layer) for layer in backbone.transformer_layers],
-            final_norm=_norm(backbone.layer_norm),
+            final_norm=rms_norm(backbone.layer_norm),
         ),
     )
 
@@ -255,7 +255,7 @@ def rotary(layer, head_dim: int) -> spec.Rotary:
     return spec.Rotary(frequencies, magnitude)
 
 
-def _norm(layer) -> spec.Norm:
+def rms_norm(layer) -> spec.Norm:
     return spec.Norm("rms", array(layer.scale), None, float(layer.epsilon))
 
 
@@ -276,11 +276,11 @@ def _block(layer) -> spec.Block:
             output=from_heads(attention._output_dense),
             scale=float(attention._inv_norm_factor),
             window=_window(layer, attention),
-            query_norm=None if query_norm is None else _norm(query_norm),
-            key_norm=None if key_norm is None else _norm(key_norm),
+            query_norm=None if query_norm is None else rms_norm(query_norm),
+            key_norm=None if key_norm is None else rms_norm(key_norm),
             rotary=rotary(attention.rotary_embedding_layer, head_dim),
         ),
-        attention_norm=_norm(layer._self_attention_layernorm),
+        attention_norm=rms_norm(layer._self_attention_layernorm),
         feed_forward=spec.FeedForward(
             up=spec.Linear(
                 np.concatenate(
@@ -292,7 +292,7 @@ def _block(layer) -> spec.Block:
             activation=activation_name(layer.activation),
             gated=True,
         ),
-        feed_forward_norm=_norm(layer._feedforward_layernorm),
+        feed_forward_norm=rms_norm(layer._feedforward_layernorm),
     )
 
 

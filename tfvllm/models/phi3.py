@@ -7,7 +7,7 @@ import numpy as np
 from tfvllm.errors import InputError
 from tfvllm.models import spec
 from tfvllm.models.arrays import activation_name, array, from_heads, merged, projection
-from tfvllm.models.llama import rotary
+from tfvllm.models.llama import rms_norm, rotary
 
 
 def read(backbone) -> spec.LanguageModel:
@@ -23,13 +23,9 @@ def read(backbone) -> spec.LanguageModel:
         head=None if embedding.tie_weights else array(embedding.reverse_embeddings),
         decoder=spec.Stack(
             blocks=[_block(layer) for layer in backbone.transformer_layers],
-            final_norm=_norm(backbone.layer_norm),
+            final_norm=rms_norm(backbone.layer_norm),
         ),
     )
-
-
-def _norm(layer) -> spec.Norm:
-    return spec.Norm("rms", array(layer.scale), None, float(layer.epsilon))
 
 
 def _block(layer) -> spec.Block:
@@ -49,16 +45,16 @@ def _block(layer) -> spec.Block:
             scale=1.0 / math.sqrt(head_dim),
             rotary=rotary(attention.rotary_embedding_layer, head_dim),
         ),
-        attention_norm=_norm(layer.pre_attention_layernorm),
+        attention_norm=rms_norm(layer.pre_attention_layernorm),
         feed_forward=spec.FeedForward(
             up=spec.Linear(np.concatenate([gate, up], axis=1)),
             output=spec.Linear(array(layer.feedforward_output_dense.kernel)),
             activation=activation_name(layer.activation),
             gated=True,
         ),
-        feed_forward_norm=_norm(layer.post_attention_layernorm),
+        feed_forward_norm=rms_norm(layer.post_attention_layernorm),
     )
 
 
 READERS = {"Phi3Backbone": read}
-NO_ADAPTER = "queries, keys and values are one matrix, and so are the two halves of the gated feed-forward"
+NO_ADAPTER = "its blocks are Llama's under other names, and have not been described yet"

@@ -79,8 +79,10 @@ def write(
             request.model_spec.signature_name = example["signature_name"]
             writer.write(log.SerializeToString())
     os.replace(partial, file)
-    wanted = [request for request, example in zip(read(directory), examples) if example.get("replay", True)]
-    replayed = replay(directory, wanted, run=run) if replay_them else 0
+    replayed = 0
+    if replay_them:
+        wanted = [request for request, example in zip(read(directory), examples) if example.get("replay", True)]
+        replayed = replay(directory, wanted, run=run)
     return {"records": len(examples), "replayed": replayed}
 
 

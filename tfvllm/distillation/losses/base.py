@@ -137,7 +137,7 @@ def as_logits(teacher: Any) -> tf.Tensor | TopLogits | DeferredLogits:
 def pairs_of_states(
     loss: DistillationLoss, teacher: Sequence[Any], student: Sequence[Any]
 ) -> list[tuple[tf.Tensor, tf.Tensor]]:
-    """(teacher's, student's) of each pair of layers, as tensors of the same rank, batch and length.
+    """(teacher's, student's) of each pair of layers, as tensors of the same rank and batch.
 
     Raises:
         InputError: one has more pairs than the other, or a pair is of unlike shapes, which would broadcast.

@@ -12,6 +12,7 @@ import tfvllm
 from tests.capi.loader import run
 from tfvllm.errors import InputError
 from tfvllm.export.embed import pool
+from tfvllm.generation.cache import grow_caches
 from tfvllm.savedmodel import manifest, parity, protos, warmup
 
 from .models import VOCABULARY, bart, build, gpt2, prompts
@@ -241,6 +242,31 @@ def test_signatures_share_the_large_pieces(text_export):
     # Beside the step's: one attention, whole and by four parts, for all blocks of prompts and of `score`; and the last
     # block's of one prefill for three signatures.
     assert sum(node.op in ("BatchMatMulV2", "BatchMatMulV3") for node in nodes) == 2 * layers + 2 * (1 + 4) + 2
+    # What TensorFlow prepares once, not once a call: the attention to prompts and the tokenizer.
+    apart = [f.signature.name for f in graph.library.function if f.attr["_noinline"].b]
+    assert sorted(name.removeprefix("__inference_").rsplit("_", 1)[0] for name in apart) == [
+        "attend_causally",
+        "encode",
+    ]
+
+
+def test_caches_change_rows_in_one_copy():
+    """Beams do at every step; only caches that grow are copied once more."""
+
+    def copies(wider):
+        with tf.Graph().as_default() as graph:
+            capacity, rows = tf.constant(16), tf.constant([1, 0])
+            caches = [tf.zeros([2 * 3 * 16, 4])] * 2
+            grow_caches(caches, [(3, 4)], capacity, capacity if wider is None else tf.constant(wider), rows)
+            return [sum(op.type == kind for op in graph.get_operations()) for kind in ("GatherV2", "Pad")]
+
+    assert copies(None) == [2, 0]
+    assert copies(32) == [2, 2]
+    cache = tf.reshape(tf.range(2 * 3 * 4 * 5, dtype=tf.float32), [-1, 5])
+    (grown,) = grow_caches([cache], [(3, 5)], tf.constant(4), tf.constant(6), tf.constant([1]))
+    grown = tf.reshape(grown, [1, 3, 6, 5]).numpy()
+    np.testing.assert_array_equal(grown[:, :, :4], tf.reshape(cache, [2, 3, 4, 5]).numpy()[1:])
+    assert not grown[:, :, 4:].any()
 
 
 @pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])

@@ -65,6 +65,26 @@ def relative_bucket(relative_position: tf.Tensor, buckets: int, max_distance: in
     return bucket + tf.where(distance < exact, distance, far)
 
 
+class Turns:
+    """What rotary embeddings turn by at some positions, computed once for all blocks that turn alike.
+
+    Args:
+        positions: int32[length], or int32[rows, 1]: one of each row.
+        dtype: of what is turned.
+    """
+
+    def __init__(self, positions: tf.Tensor, dtype: tf.DType):
+        self._positions, self._dtype = positions, dtype
+        self._angles: dict[tuple, tuple[tf.Tensor, tf.Tensor]] = {}
+
+    def turn(self, rotary: specs.Rotary, x: tf.Tensor) -> tf.Tensor:
+        """x [batch, heads, length, head_dim], or [rows, heads, 1, head_dim], turned; the same shape."""
+        alike = (np.asarray(rotary.inverse_frequencies).tobytes(), rotary.magnitude)
+        if alike not in self._angles:
+            self._angles[alike] = angles(rotary, self._positions, self._dtype)
+        return rotate(x, *self._angles[alike])
+
+
 def angles(rotary: specs.Rotary, positions: tf.Tensor, dtype: tf.DType) -> tuple[tf.Tensor, tf.Tensor]:
     """cos and sin: positions int32[length] -> [length, head_dim / 2]; int32[rows, 1] -> [rows, 1, 1, head_dim / 2]."""
     angles = tf.cast(positions, tf.float32)[..., tf.newaxis] * tf.constant(rotary.inverse_frequencies)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tfvllm.generation.cache import EncoderOutput, allocate, grow_cache, relaxed_shapes, to_context, to_parts
+from tfvllm.generation.cache import EncoderOutput, allocate, grow_caches, relaxed_shapes, to_context, to_parts
 from tfvllm.generation.loop import BUCKET, EMPTY, LENGTH, STOP, Result, bucketed
 from tfvllm.generation.network import Network
 
@@ -120,7 +120,7 @@ def beam_search(
         rows, final, tokens, state, parts, kept = drop_settled(step + 1, rows, final, tokens, state, parts)
         # Beams change their parents at every step, so the rows that leave cost no further copy.
         places = tf.reshape(tf.gather(places, kept), [-1])
-        caches = [grow_cache(cache, shapes[i // 2], capacity, capacity, places) for i, cache in enumerate(caches)]
+        caches = grow_caches(caches, shapes, capacity, capacity, places)
         return step + 1, rows, final, tokens, state, parts, caches
 
     one_beam = tf.constant([[0.0] + [_IMPOSSIBLE] * (beams - 1)])
@@ -138,7 +138,7 @@ def beam_search(
     final = [value[:, 0] for value in start[2:]]
     rows, final, tokens, state, parts, kept = drop_settled(1, rows, final, tokens, state, to_parts(context))
     places = tf.reshape(kept[:, tf.newaxis] * beams + tf.range(beams), [-1])
-    caches = [grow_cache(cache, shapes[i // 2], capacity, capacity, places) for i, cache in enumerate(caches)]
+    caches = grow_caches(caches, shapes, capacity, capacity, places)
     variables = (tf.constant(1), rows, final, tokens, state, parts, caches)
     _, _, final, *_ = tf.while_loop(
         lambda step, rows, *_: tf.shape(rows)[0] > 0, body, variables, shape_invariants=relaxed_shapes(variables)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import tensorflow as tf
 
@@ -55,16 +56,25 @@ def relaxed_shapes(variables):
 
 def allocate(keys: list[tf.Tensor], values: list[tf.Tensor], capacity) -> list[tf.Tensor]:
     """Caches of `capacity` positions that begin with `keys` and `values` ([rows, kv_heads, length, head_dim] each)."""
-    room = capacity - tf.shape(keys[0])[2]  # all have one length
-    return [_grow(part, room) for pair in zip(keys, values) for part in pair]
+    return _grown([part for pair in zip(keys, values) for part in pair], capacity - tf.shape(keys[0])[2])
 
 
-def grow_cache(cache: tf.Tensor, shape: tuple[int, int], capacity, wider, rows: tf.Tensor | None = None) -> tf.Tensor:
-    """A fresh cache with `wider` positions, of the given rows (int32[kept]) or of all. shape: (kv_heads, head_dim)."""
-    cache = tf.reshape(cache, [-1, shape[0], capacity, shape[1]])
-    return _grow(cache if rows is None else tf.gather(cache, rows), wider - capacity)
+def grow_caches(caches: list[tf.Tensor], shapes: list[tuple[int, int]], capacity, wider, rows: tf.Tensor):
+    """Fresh caches of the given rows (int32[kept]) with `wider` positions.
+
+    caches: keys and values of each block in turn; shapes: (kv_heads, head_dim) of each block.
+    """
+    by_rows = functools.cache(lambda kv_heads, head_dim: tf.stack([-1, kv_heads, capacity, head_dim]))
+    parts = []
+    for index, cache in enumerate(caches):
+        kv_heads, head_dim = shapes[index // 2]
+        parts.append(tf.gather(tf.reshape(cache, by_rows(kv_heads, head_dim)), rows))
+    return _grown(parts, None if wider is capacity else wider - capacity)
 
 
-def _grow(cache: tf.Tensor, room) -> tf.Tensor:
-    head_dim = cache.shape[3]
-    return tf.reshape(tf.pad(cache, [[0, 0], [0, 0], [0, room], [0, 0]]), [-1, head_dim])
+def _grown(parts: list[tf.Tensor], room) -> list[tf.Tensor]:
+    """[rows, kv_heads, length, head_dim] each -> [rows * kv_heads * (length + room), head_dim]."""
+    if room is not None:
+        paddings = tf.stack([[0, 0], [0, 0], tf.stack([0, room]), [0, 0]])  # once: it is five nodes
+        parts = [tf.pad(part, paddings) for part in parts]
+    return [tf.reshape(part, [-1, part.shape[3]]) for part in parts]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import tensorflow as tf
@@ -204,11 +205,11 @@ class Generator(tf.Module):
         return {"logits": logits, "token_ids": best, **pieces}
 
     def _named(self, flat, batch, capacity) -> dict:
+        by_rows = functools.cache(lambda kv_heads, head_dim: tf.stack([batch, kv_heads, capacity, head_dim]))
         named = {}
-        for index, (kv_heads, head_dim) in enumerate(self.network.cache_shapes):
-            shape = [batch, kv_heads, capacity, head_dim]
-            named[f"key_{index}"] = tf.reshape(flat[2 * index], shape)
-            named[f"value_{index}"] = tf.reshape(flat[2 * index + 1], shape)
+        for index, of_block in enumerate(self.network.cache_shapes):
+            named[f"key_{index}"] = tf.reshape(flat[2 * index], by_rows(*of_block))
+            named[f"value_{index}"] = tf.reshape(flat[2 * index + 1], by_rows(*of_block))
         return named
 
 

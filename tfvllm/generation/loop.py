@@ -12,7 +12,7 @@ import dataclasses
 import tensorflow as tf
 
 from tfvllm.generation import sampling
-from tfvllm.generation.cache import EncoderOutput, allocate, grow_cache, relaxed_shapes, to_context, to_parts
+from tfvllm.generation.cache import EncoderOutput, allocate, grow_caches, relaxed_shapes, to_context, to_parts
 from tfvllm.generation.network import Network
 from tfvllm.generation.sampling import SamplingParams
 
@@ -197,7 +197,7 @@ def generate(
 
         def renewed():
             fields = {name: tf.gather(state[name], kept) for name in per_row}
-            fresh = [grow_cache(cache, cache_shapes[i // 2], capacity, wider, kept) for i, cache in enumerate(caches)]
+            fresh = grow_caches(caches, cache_shapes, capacity, wider, kept)
             return fields, fresh, [tf.gather(part, kept) for part in parts]
 
         def same():

@@ -20,11 +20,10 @@ from tfvllm.generation.attention import (
     LONG,
     MASKED,
     PARTS,
-    angles,
+    Turns,
     folded,
     one_row_each,
     relative_bucket,
-    rotate,
     softmax,
 )
 from tfvllm.generation.cache import EncoderOutput, relaxed_shapes, to_context, to_parts
@@ -202,25 +201,26 @@ class Network(tf.Module):
         x = residual + self._norm(block.post_feed_forward_norm, self._linear(ffn.output, x))
         return x if block.normalize_first else self._norm(block.feed_forward_norm, x)
 
-    def _query_key_value(self, attention: specs.Attention, x, batch, length, positions):
-        """x [batch * length, width], positions int32[length] or [batch, 1] -> three [batch, heads, length, dim]."""
+    def _query_key_value(self, attention: specs.Attention, x, turns: Turns, shape: Callable[[int, int], Any] | None):
+        """x [batch * length, width] -> three [batch, heads, length, head_dim].
+
+        `shape(heads, head_dim)` is [batch, length, heads, head_dim]; None: a step, whose length is 1.
+        """
         heads, kv_heads = attention.heads, attention.kv_heads
         merged = self._linear(attention.query_key_value, x)
-        if isinstance(length, int) and length == 1:  # a step: heads are already where they belong
-            merged = tf.reshape(merged, [batch, heads + 2 * kv_heads, 1, attention.head_dim])
+        if shape is None:  # heads are already where they belong
+            merged = tf.reshape(merged, [-1, heads + 2 * kv_heads, 1, attention.head_dim])
         else:
-            merged = tf.reshape(merged, [batch, length, heads + 2 * kv_heads, attention.head_dim])
+            merged = tf.reshape(merged, shape(heads + 2 * kv_heads, attention.head_dim))
             merged = tf.transpose(merged, [0, 2, 1, 3])
         if attention.rotary is None or attention.query_norm is not None:
             query, key, value = tf.split(merged, [heads, kv_heads, kv_heads], axis=1)
             query, key = self._norm(attention.query_norm, query), self._norm(attention.key_norm, key)
             if attention.rotary is not None:
-                cos, sin = angles(attention.rotary, positions, self.dtype)
-                query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+                query, key = turns.turn(attention.rotary, query), turns.turn(attention.rotary, key)
             return query, key, value
         rotated, value = tf.split(merged, [heads + kv_heads, kv_heads], axis=1)  # queries and keys turn together
-        cos, sin = angles(attention.rotary, positions, self.dtype)
-        query, key = tf.split(rotate(rotated, cos, sin), [heads, kv_heads], axis=1)
+        query, key = tf.split(turns.turn(attention.rotary, rotated), [heads, kv_heads], axis=1)
         return query, key, value
 
     def _attend(self, query, key, value, mask, scale: float, soft_cap: float | None = None) -> tf.Tensor:
@@ -230,24 +230,31 @@ class Network(tf.Module):
         to [batch, heads, queries, keys] and added to the scores -> [batch * queries, heads * head_dim].
         """
         heads, head_dim, kv_heads = query.shape[1], query.shape[3], key.shape[1]
-        batch, queries, keys = tf.shape(query)[0], tf.shape(query)[2], tf.shape(key)[2]
-        single = query.shape[2] == 1
+        single, grouped = query.shape[2] == 1, heads != kv_heads
+        if not single:
+            batch, queries = tf.shape(query)[0], tf.shape(query)[2]
+        # The heads of a group stand where its queries do. A mask that is one for all heads fits them as they stand.
+        apart = grouped and not (single and mask.shape[-3] == 1)
+        if apart:
+            scores_shape = tf.stack([tf.shape(query)[0], heads, tf.shape(query)[2], tf.shape(key)[2]])
         if scale != 1.0:
             query *= tf.cast(scale, query.dtype)
         query = tf.cast(query, key.dtype)
-        if heads != kv_heads:
-            query = tf.reshape(query, [batch, kv_heads, (heads // kv_heads) * queries, head_dim])
-        product = one_row_each if single and heads == kv_heads and key.dtype == tf.float32 else tf.matmul
+        if grouped:
+            group = heads // kv_heads if single else (heads // kv_heads) * queries
+            query = tf.reshape(query, [-1 if single else batch, kv_heads, group, head_dim])
+        product = one_row_each if single and not grouped and key.dtype == tf.float32 else tf.matmul
         scores = tf.cast(product(query, key, transpose_b=True), tf.float32)
-        if heads != kv_heads:
-            scores = tf.reshape(scores, [batch, heads, queries, keys])
+        if apart:
+            grouped_shape = tf.shape(scores)
+            scores = tf.reshape(scores, scores_shape)
         if soft_cap is not None:
             scores = soft_cap * tf.tanh(scores / soft_cap)
         scores += mask
         weights = self._function(softmax, scores) if single else tf.nn.softmax(scores)
         weights = tf.cast(weights, value.dtype)
-        if heads != kv_heads:
-            weights = tf.reshape(weights, [batch, kv_heads, (heads // kv_heads) * queries, keys])
+        if apart:
+            weights = tf.reshape(weights, grouped_shape)
         attended = tf.cast(product(weights, value), self.dtype)
         if single:  # one query each: the heads already lie side by side
             return tf.reshape(attended, [-1, heads * head_dim])
@@ -336,11 +343,14 @@ class Network(tf.Module):
         order = [0, 3, 1, 2] if values.shape.rank == 4 else [2, 0, 1]
         return tf.transpose(values, order)
 
-    def _function(self, function, *tensors, **chosen):
+    def _function(self, function, *tensors, inline: bool = True, **chosen):
         """`function(*tensors, **chosen)` as a call of a function that every signature shares.
 
         A SavedModel then holds each of these large pieces once, however many signatures and loops read it: it is
         smaller and loaded sooner. TensorFlow puts the pieces back in line when it prepares to run a signature.
+
+        What is called for every layer and takes long beside a call (some 20 µs) is better left out of line: TensorFlow
+        then prepares it once. With the attention of 30 layers in line a first prompt took twice as long.
         """
         specs = tf.nest.map_structure(lambda t, shape: tf.TensorSpec(shape, t.dtype), tensors, relaxed_shapes(tensors))
         # What is traced with other kernels for its products is another function.
@@ -351,7 +361,8 @@ class Network(tf.Module):
                 return function(*tensors, **chosen)
 
             shared.__name__ = function.__name__.strip("_")
-            traced = tf.function(shared, input_signature=specs, autograph=False)
+            kept = None if inline else {"_noinline": True}
+            traced = tf.function(shared, input_signature=specs, autograph=False, experimental_attributes=kept)
             self._shared[key] = traced.get_concrete_function()  # one, inside and outside of saving
         return self._shared[key](*tensors)
 
@@ -369,9 +380,10 @@ class Network(tf.Module):
         padding = tf.where(padding_mask, 0.0, MASKED)[:, tf.newaxis, tf.newaxis, :]
         bias = self._relative_bias(stack, positions[:, tf.newaxis] - positions)
         mask = padding if bias is None else padding + bias
+        turns, shape = Turns(positions, self.dtype), _shapes(batch, length)
         for block in stack.blocks:
             n = self._norm(block.attention_norm, x) if block.normalize_first else x
-            query, key, value = self._query_key_value(block.attention, n, batch, length, positions)
+            query, key, value = self._query_key_value(block.attention, n, turns, shape)
             attended = self._attend(query, key, value, mask, block.attention.scale, block.attention.soft_cap)
             x = self._feed_forward(block, self._after_attention(block, x, attended))
         x = self._norm(stack.final_norm, x)
@@ -411,14 +423,15 @@ class Network(tf.Module):
         positions = tf.range(length)
         x = self._embed(stack, tf.reshape(ids, [-1]), tf.tile(positions, [batch]))
         masks = self._masks(stack, positions, length)
+        turns, shape = Turns(positions, self.dtype), _shapes(batch, length)
         keys, values = [], []
         for index, block in enumerate(stack.blocks):
             n = self._norm(block.attention_norm, x) if block.normalize_first else x
-            query, key, value = self._query_key_value(block.attention, n, batch, length, positions)
+            query, key, value = self._query_key_value(block.attention, n, turns, shape)
             keys.append(key)
             values.append(value)
             queries: Any = length
-            attend: Callable[..., tf.Tensor] = functools.partial(self._function, self._attend_causally)
+            attend: Callable[..., tf.Tensor] = functools.partial(self._function, self._attend_causally, inline=False)
             if last is not None and index == len(stack.blocks) - 1:
                 # Past its keys and values the last block owes one position of each row only.
                 query = tf.gather(query, last[:, tf.newaxis], axis=2, batch_dims=1)
@@ -466,9 +479,9 @@ class Network(tf.Module):
         rows = tf.shape(ids)[0]
         x = self._embed(stack, ids, positions)
         column = positions[:, tf.newaxis]
-        masks = self._masks(stack, column, capacity)
-        targets = {}
-        caches = list(caches)
+        masks, turns = self._masks(stack, column, capacity), Turns(column, self.dtype)
+        targets, caches = {}, list(caches)
+        shape = functools.cache(lambda heads, head_dim: tf.stack([rows, heads, capacity, head_dim]))
         for index, block in enumerate(stack.blocks):
             attention = block.attention
             kv_heads, head_dim = attention.kv_heads, attention.head_dim
@@ -476,15 +489,14 @@ class Network(tf.Module):
                 starts = tf.range(rows * kv_heads) * capacity
                 targets[kv_heads] = starts + tf.repeat(positions, kv_heads)
             n = self._norm(block.attention_norm, x) if block.normalize_first else x
-            query, key, value = self._query_key_value(attention, n, rows, 1, column)
+            query, key, value = self._query_key_value(attention, n, turns, None)
             for which, new in ((2 * index, key), (2 * index + 1, value)):
                 caches[which] = tf.raw_ops.InplaceUpdate(
                     x=caches[which],
                     i=targets[kv_heads],
                     v=tf.cast(tf.reshape(new, [-1, head_dim]), caches[which].dtype),
                 )
-            key = tf.reshape(caches[2 * index], [rows, kv_heads, capacity, head_dim])
-            value = tf.reshape(caches[2 * index + 1], [rows, kv_heads, capacity, head_dim])
+            key, value = (tf.reshape(cache, shape(kv_heads, head_dim)) for cache in caches[2 * index : 2 * index + 2])
             attended = self._attend(query, key, value, masks[attention.window], attention.scale, attention.soft_cap)
             x = self._after_attention(block, x, attended)
             x = self._feed_forward(block, self._cross(block, x, context, index, beams))
@@ -498,3 +510,8 @@ class Network(tf.Module):
         logits = tf.cast(logits, tf.float32)
         cap = self._logit_soft_cap
         return logits if cap is None else cap * tf.tanh(logits / cap)
+
+
+def _shapes(batch: tf.Tensor, length: tf.Tensor) -> Callable[[int, int], tf.Tensor]:
+    """[batch, length, heads, head_dim] for each number of heads, one node each."""
+    return functools.cache(lambda heads, head_dim: tf.stack([batch, length, heads, head_dim]))

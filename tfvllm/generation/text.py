@@ -19,11 +19,15 @@ class GraphTokenizer(tf.Module):
     pieces: string[vocabulary], the bytes each token adds to a text; special tokens add none.
     """
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
+    @tf.function(
+        input_signature=[tf.TensorSpec([None], tf.string)],
+        autograph=False,
+        experimental_attributes={"_noinline": True},
+    )
     def encode(self, texts: tf.Tensor) -> tf.RaggedTensor:
         """string[batch] -> int32[batch, (tokens)], nothing added at either end.
 
-        A tf.function: traced and stored once, however many signatures read text.
+        A tf.function out of line: traced, stored and prepared once, however many signatures read text.
         """
         return self._encode(texts)
 

@@ -11,7 +11,7 @@ import click
 @click.option("--out", type=click.Path(path_type=Path), help="Output folder; default runs/<name of the recipe>.")
 @click.option("--data", type=click.Path(path_type=Path), help="A folder with train.tsv and dev.tsv, or one TSV file.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key: --set teacher.epochs=1.")
-@click.option("--resume", is_flag=True, help="Go on with an earlier run; changed steps and what follows are redone.")
+@click.option("--resume", is_flag=True, help="Resume; re-run changed steps and their dependents.")
 @click.option("--overwrite", is_flag=True, help="Start afresh in an earlier run's folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object on stdout.")
 def command(recipe, out, data, overrides, resume, overwrite, as_json):

@@ -9,7 +9,7 @@ import click
 @click.command("lint", short_help="Would a stock TF Serving load and serve this?")
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--serving-version", metavar="V", help="TF Serving's version, such as 2.20 (the default).")
-@click.option("--fix", is_flag=True, help="Mend what can be mended safely.")
+@click.option("--fix", is_flag=True, help="Apply safe fixes.")
 @click.option("--static", is_flag=True, help="Read the files only; do not load the model or replay its warm-up.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
 def command(directory, serving_version, fix, static, as_json):

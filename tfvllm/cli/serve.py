@@ -28,7 +28,7 @@ _PATH = click.Path(path_type=Path)
     "config_poll",
     default=0.0,
     type=click.FloatRange(0),
-    help="Seconds between looks for changes of that file.  [default: none]",
+    help="Poll interval for changes of that file (s).  [default: none]",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
@@ -45,7 +45,9 @@ _PATH = click.Path(path_type=Path)
 @click.option("--grpc-socket-path", type=_PATH, help="A Unix socket for gRPC, beside the port or in its place.")
 @click.option("--grpc-channel-arguments", default="", help="Such as grpc.max_connection_age_ms=2000, with commas.")
 @click.option("--workers", default=0, show_default=True, type=click.IntRange(0), help="Model processes; 0: threads.")
-@click.option("--slots", type=click.IntRange(1), help="Runs at once.  [default: half the cores, or 1 per worker]")
+@click.option(
+    "--slots", type=click.IntRange(1), help="Max concurrent runs.  [default: half the cores, or 1 per worker]"
+)
 @click.option(
     "--intra-op-threads",
     "--tensorflow-intra-op-parallelism",
@@ -62,7 +64,7 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option("--batching-parameters-file", type=_PATH, help="TF Serving's batching parameters.")
 @click.option("--max-batch-size", type=click.IntRange(1), help="Rows in one run.  [default: 32]")
-@click.option("--batch-timeout-ms", type=click.FloatRange(0), help="How long a request may wait for company.")
+@click.option("--batch-timeout-ms", type=click.FloatRange(0), help="Max wait to fill a batch.")
 @click.option("--max-queued", type=click.IntRange(1), help="Requests that may wait; more get 429.  [default: 1024]")
 @click.option("--max-request-bytes", type=click.IntRange(1), help="A larger body gets 413.  [default: 64 MiB]")
 @click.option("--request-timeout", type=click.FloatRange(0, min_open=True), help="Seconds; then 504.  [default: 60]")
@@ -75,12 +77,12 @@ _PATH = click.Path(path_type=Path)
     default=1.0,
     show_default=True,
     type=click.FloatRange(0),
-    help="Seconds between looks for versions.",
+    help="Version poll interval (s).",
 )
-@click.option("--grace", default=30.0, show_default=True, type=click.FloatRange(0), help="Seconds for a shutdown.")
+@click.option("--grace", default=30.0, show_default=True, type=click.FloatRange(0), help="Shutdown grace period (s).")
 @click.option("--ssl-cert", type=_PATH, help="PEM certificate (chain) for TLS.")
 @click.option("--ssl-key", type=_PATH, help="PEM key for TLS.")
-@click.option("--ssl-client-ca", type=_PATH, help="PEM authorities; clients need a certificate by one of them.")
+@click.option("--ssl-client-ca", type=_PATH, help="CA bundle (PEM) to verify client certificates (mTLS).")
 @click.option("--token-file", type=_PATH, help="File with a bearer token that clients must send.")
 @click.option("--basic-auth-file", type=_PATH, help="File with user:password that clients must send.")
 @click.option("--cors", "--rest-api-enable-cors-support", is_flag=True, help="Answer browsers' cross-origin requests.")

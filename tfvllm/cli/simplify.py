@@ -38,7 +38,7 @@ _M_MMAP_THRESHOLD = -3  # <malloc.h>
     help="Inputs to verify on, and to take int8 ranges from: .npz, or .jsonl with one object of inputs a line.",
 )
 @click.option("--max-error", type=float, help="int8: largest error of a result over its largest magnitude.  [0.1]")
-@click.option("--percentile", type=float, help="int8: of the magnitudes, beyond which they saturate.  [100]")
+@click.option("--percentile", type=float, help="int8: clip activations at this percentile of |x|.  [100]")
 @click.option(
     "--activations", type=click.Choice(["float32", "bfloat16"]), help="int8: between the products.  [float32]"
 )
@@ -46,13 +46,13 @@ _M_MMAP_THRESHOLD = -3  # <malloc.h>
 @click.option(
     "--profile",
     metavar="FILE",
-    help='Requests to be fast on, .jsonl with lines like {"batch": 8, "length": 37, "count": 120}, {"lengths": [9, 4]} '
-    'or {"inputs": {…}}. Ways to compute the graph are measured on them; the result chooses by batch and length.',
+    help="Representative request shapes; variants are benchmarked and dispatched by shape. .jsonl with lines like "
+    '{"batch": 8, "length": 37, "count": 120}, {"lengths": [9, 4]} or {"inputs": {…}}.',
 )
 @click.option(
     "--memory-limit",
     type=float,
-    help="With --profile: weights of all ways together, as a multiple of the original's.  [2]",
+    help="With --profile: total weight memory over all variants, as a multiple of the original's.  [2]",
 )
 @click.option("--report", "html", metavar="R.html", help="Write the report as a page.")
 @click.option("--diagram", metavar="G.mmd", help="Write the graph before and after as a Mermaid diagram.")

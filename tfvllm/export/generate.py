@@ -21,11 +21,12 @@ import tensorflow as tf
 from tfvllm.errors import InputError
 from tfvllm.export import float32
 from tfvllm.generation.generator import Generator, finish_reasons
+from tfvllm.generation.model_generator import ModelGenerator, positions_of, refuse_more_than_text
 from tfvllm.generation.sampling import SamplingParams
 from tfvllm.generation.text import codec_for
 from tfvllm.graph.probes import check_runs, default_for
-from tfvllm.graph.targets import check
-from tfvllm.models import read
+from tfvllm.graph.targets import PORTABLE, check
+from tfvllm.models import has_reader, read
 from tfvllm.savedmodel import write
 
 PRECISIONS = {"float32": tf.float32, "bfloat16": tf.bfloat16}
@@ -46,7 +47,8 @@ def export_task(
     """Writes the SavedModel of a causal language model into `directory` and returns its manifest entries.
 
     Args:
-        model: a keras-nlp `CausalLM` of a family in `tfvllm.models.registry`.
+        model: a keras-nlp `CausalLM`. A family without a reader in `tfvllm.models.registry` goes the general path: the
+            model's own decode step in the loop (`tfvllm.generation.model_step`).
         directory: an existing, empty folder.
         max_length: the most tokens of prompt and answer together; default the preprocessor's sequence length, without a
             preprocessor only the model's own limit.
@@ -69,15 +71,18 @@ def export_task(
     if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise InputError(f"max_new_tokens must be a whole number, at least 1; got {max_new_tokens!r}.")
     preprocessor = getattr(model, "preprocessor", None)
-    spec = read(model, "CausalLM")
-    if spec.encoder is not None:
+    spec = read(model, "CausalLM") if has_reader(model) else None
+    if spec is None:
+        refuse_more_than_text(model)
+    if spec is not None and spec.encoder is not None:
         raise InputError(f"{type(model).__name__} is sequence to sequence; expected a causal LM. Use task='translate'.")
     if preprocessor is not None and max_length is None:
         max_length = preprocessor.sequence_length
-    if max_length is not None and spec.max_positions is not None and max_length > spec.max_positions:
+    positions = positions_of(model) if spec is None else spec.max_positions
+    if max_length is not None and positions is not None and max_length > positions:
         raise InputError(
-            f"max_length is {max_length}, but the model has positions for {spec.max_positions} tokens. "
-            f"Pass max_length={spec.max_positions} or less."
+            f"max_length is {max_length}, but the model has positions for {positions} tokens. "
+            f"Pass max_length={positions} or less."
         )
     codec, pad_id = None, 0
     start_ids: tuple[int, ...] = ()
@@ -90,32 +95,96 @@ def export_task(
         if stop_token_ids is None:
             stop_token_ids = end_token_ids(tokenizer)
     stop_ids = tuple(int(token) for token in stop_token_ids or ())
-    generator = Generator(
-        spec,
-        dtype=dtype,
-        target=target,
-        codec=codec,
-        max_length=max_length,
-        start_ids=start_ids,
-        stop_ids=stop_ids,
-        pad_id=pad_id,
-    )
-    entries = {
-        "family": spec.family,
+    shared: dict[str, Any] = {
+        "codec": codec,
+        "max_length": max_length,
+        "start_ids": start_ids,
+        "stop_ids": stop_ids,
+        "pad_id": pad_id,
+    }
+    generator: Generator
+    if spec is None:
+        precision = own_precision(model, precision, target)
+        generator = _general(model, shared)
+        entries = _general_entries(model, generator)
+    else:
+        generator = Generator(spec, dtype=dtype, target=target, **shared)
+        entries = {
+            "family": spec.family,
+            "parameters": spec.parameters(),
+            "cache_bytes_per_token": generator.network.cache_bytes_per_token,
+        }
+    entries |= {
         "precision": precision,
         "target": target,
         "interface": "ids" if codec is None else "text",
         "max_length": generator.max_length,
         "max_new_tokens": max_new_tokens,
         "stop_token_ids": list(stop_ids),
-        "vocabulary_size": spec.vocabulary_size,
-        "parameters": spec.parameters(),
-        "cache_bytes_per_token": generator.network.cache_bytes_per_token,
+        "vocabulary_size": generator.vocabulary_size,
     }
     del spec  # the generator has its own copy of all weights
     make = _id_signatures if codec is None else _text_signatures
-    write.save(generator, make(generator, max_new_tokens), directory)
+    signatures = make(generator, max_new_tokens)
+    if isinstance(generator, ModelGenerator):
+        signatures = {name: signatures[name] for name in ("serving_default", "generate", "score")}
+    else:
+        signatures["decode"] = _decode(generator)
+    write.save(generator, signatures, directory)
     return {**entries, "check": lambda: _check(model, generator, precision), "warmup": _warmup(generator)}
+
+
+def own_precision(model, precision: str, target: str) -> str:
+    """The precision of a model that runs as it is. Raises InputError where another one, or fused kernels, are asked."""
+    own = model.backbone.compute_dtype
+    name, next_step = type(model.backbone).__name__, "Leave the option out; a reader for its family would offer it."
+    if precision not in ("float32", own):
+        raise InputError(
+            f"precision={precision!r}: {name} has no reader, so that it runs as it is, in {own}. {next_step}"
+        )
+    if target != PORTABLE:
+        raise InputError(f"target={target!r}: {name} has no reader, so that its public ops stay. {next_step}")
+    return own
+
+
+def _general(model, options: dict[str, Any]) -> ModelGenerator:
+    """The model by its own step, of any length where that computes what the model does, else of a fixed length.
+
+    Raises:
+        InputError: the step cannot be put into a graph, or computes something else there.
+    """
+    allowed = max(TOLERANCE["float32"], float32.tolerance(model, steps=8.0)["atol"])
+    found = ""
+    for fixed in (False, True):
+        generator = ModelGenerator(model, fixed=fixed, **options)
+        if fixed and generator.max_length is None:
+            found += " Give max_length: rows of one length may work."
+            break
+        try:
+            error = generator.step_error()
+        except Exception as failure:  # whatever a model does in a graph, or with a length that it does not know
+            found = f"{type(failure).__name__}: {' '.join(str(failure).split())[:200]}."
+            continue
+        if error <= allowed:
+            return generator
+        found = f"log-probabilities of its cached step lie up to {error:.2g} from those of its forward pass."
+    raise InputError(f"cannot generate with {type(model).__name__} by its own decode step: {found}")
+
+
+def _general_entries(model, generator: ModelGenerator) -> dict[str, Any]:
+    """What the manifest says of a model that goes the general path, and a note for whoever exports it."""
+    lengths = f"every request computes {generator.max_length} positions" if generator.fixed else "any length"
+    return {
+        "family": type(model.backbone).__name__,
+        "path": "general",
+        "parameters": model.count_params(),
+        "cache_bytes_per_token": 0,
+        "notes": [
+            f"general path: no reader knows {type(model.backbone).__name__}, so that keras-nlp's own decode step runs "
+            f"in the loop, as fast as there ({lengths}). A reader would bring a faster step, bfloat16, onednn, and the "
+            "signatures prefill and decode."
+        ],
+    }
 
 
 def end_token_ids(tokenizer) -> list[int]:
@@ -192,7 +261,6 @@ def _text_signatures(generator: Generator, max_new_tokens: int) -> dict[str, Any
         "serving_default": serving_default,
         "generate": generate,
         "prefill": prefill,
-        "decode": _decode(generator),
         "score": score,
     }
 
@@ -241,7 +309,6 @@ def _id_signatures(generator: Generator, max_new_tokens: int) -> dict[str, Any]:
         "serving_default": serving_default,
         "generate": generate,
         "prefill": prefill,
-        "decode": _decode(generator),
         "score": score,
     }
 
@@ -264,7 +331,7 @@ def _check(model, generator: Generator, precision: str) -> dict[str, Any]:
     random = np.random.default_rng(0)
     length = min(12, generator.max_length or 12)
     lengths = [length, max(length // 2, 1)]
-    ids = random.integers(0, generator.network.vocabulary_size, [2, length]).astype(np.int32)
+    ids = random.integers(0, generator.vocabulary_size, [2, length]).astype(np.int32)
     mask = (np.arange(length) < np.array(lengths)[:, None]).astype(np.int32)
     if generator.codec is not None:
         texts = np.array([b"The quick brown fox", "\u4f60\u597d".encode()], object)

@@ -47,9 +47,13 @@ class Generator(tf.Module):
     ):
         super().__init__(name="generator")
         self.network = Network(spec, dtype=dtype, target=target)
+        self.vocabulary_size = spec.vocabulary_size
+        self._hold(codec, (max_length, spec.max_positions), start_ids, stop_ids, pad_id)
+
+    def _hold(self, codec, limits, start_ids, stop_ids, pad_id) -> None:
         self.codec: Any = codec
-        limits = [limit for limit in (max_length, spec.max_positions) if limit is not None]
-        self.max_length = min(limits) if limits else None
+        known = [limit for limit in limits if limit is not None]
+        self.max_length = min(known) if known else None
         self.start_ids = tuple(start_ids)
         self.stop_ids = tuple(stop_ids)
         self.pad_id = pad_id
@@ -167,11 +171,9 @@ class Generator(tf.Module):
         `lengths` int32[batch], `total` float32[batch] (their sum) and `perplexity` float32[batch]
         (exp of minus the mean; 1 where there is nothing to predict).
         """
-        hidden = self.network.hidden_states(ids, context)
-        batch, length = tf.shape(ids)[0], tf.shape(ids)[1]
-        targets = tf.reshape(tf.pad(ids[:, 1:], [[0, 0], [0, tf.minimum(length, 1)]]), [-1])
-        scores = self._scores(hidden, targets)
-        scores = tf.reshape(scores, [batch, length])
+        length = tf.shape(ids)[1]
+        targets = tf.pad(ids[:, 1:], [[0, 0], [0, tf.minimum(length, 1)]])
+        scores = self._scores_of(targets, ids, lengths, context)
         # Position t scores token t + 1: move one to the right.
         scores = tf.pad(scores[:, :-1], [[0, 0], [tf.minimum(length, 1), 0]])
         counted = tf.sequence_mask(lengths, length) & (tf.range(length) > 0)
@@ -181,6 +183,11 @@ class Generator(tf.Module):
         return {"log_probs": scores, "lengths": lengths, "total": total, "perplexity": tf.exp(-total / count)}
 
     # Parts -----------------------------------------------------------------------------------------------------------
+
+    def _scores_of(self, targets, ids, lengths, context) -> tf.Tensor:
+        """Log-probabilities float32[batch, length] of targets int32[batch, length], each after `ids` up to there."""
+        hidden = self.network.hidden_states(ids, context)
+        return tf.reshape(self._scores(hidden, tf.reshape(targets, [-1])), tf.shape(ids))
 
     def _scores(self, hidden, targets):
         """Log-probabilities float32[rows] of targets int32[rows], a slice of rows at a time."""

@@ -20,6 +20,7 @@ from tfvllm.models.base import (
 from tfvllm.models.registry import (
     adapter_for,
     families,
+    has_reader,
     original_class,
     read,
     shrunk_class,
@@ -44,6 +45,7 @@ __all__ = [
     "adapter_for",
     "families",
     "find_backbone",
+    "has_reader",
     "original_class",
     "read",
     "shrunk_class",

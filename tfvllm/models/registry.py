@@ -80,6 +80,11 @@ def shrunk_task_class(task: Any, native_backbone: bool) -> type:
     return original if native_backbone else pairs.get(original, original)
 
 
+def has_reader(model: Any) -> bool:
+    """Whether `read` knows the model's family."""
+    return any(base.__name__ in READERS for base in type(getattr(model, "backbone", model)).__mro__)
+
+
 def read(model: Any, kind: str | None = None) -> LanguageModel:
     """Reads the weights that decoding needs.
 

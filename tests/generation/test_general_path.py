@@ -1,0 +1,312 @@
+"""Families that no reader knows: keras-nlp's own step inside the loop, through SavedModels in a fresh process."""
+
+import types
+
+import keras
+import keras_nlp
+import numpy as np
+import pytest
+
+import tfvllm
+from tfvllm.errors import InputError
+from tfvllm.savedmodel import manifest, parity, protos
+
+from .small_tokenizers import text_options
+
+VOCABULARY, ROOM, COUNT = 120, 32, 6
+SMALL = {"vocabulary_size": VOCABULARY, "num_layers": 2, "hidden_dim": 32, "intermediate_dim": 48}
+GROUPED = {"num_query_heads": 4, "num_key_value_heads": 2}
+EXPERTS = {"num_experts": 4, "top_k": 2}
+
+
+def falcon(**kept):
+    backbone = keras_nlp.models.FalconBackbone(num_attention_heads=4, **{**SMALL, **kept})
+    return keras_nlp.models.FalconCausalLM(backbone, None)
+
+
+def gpt_neo_x():
+    backbone = keras_nlp.models.GPTNeoXBackbone(num_heads=4, max_sequence_length=64, **SMALL)
+    return keras_nlp.models.GPTNeoXCausalLM(backbone, None)
+
+
+def mixtral():
+    return keras_nlp.models.MixtralCausalLM(keras_nlp.models.MixtralBackbone(**SMALL, **GROUPED, **EXPERTS), None)
+
+
+def qwen_moe():
+    backbone = keras_nlp.models.QwenMoeBackbone(
+        moe_intermediate_dim=24,
+        shared_expert_intermediate_dim=32,
+        layer_norm_epsilon=1e-6,
+        **SMALL,
+        **GROUPED,
+        **EXPERTS,
+    )
+    return keras_nlp.models.QwenMoeCausalLM(backbone, None)
+
+
+def qwen3_moe():
+    backbone = keras_nlp.models.Qwen3MoeBackbone(
+        head_dim=8, moe_intermediate_dim=24, norm_top_k_prob=True, **SMALL, **GROUPED, **EXPERTS
+    )
+    return keras_nlp.models.Qwen3MoeCausalLM(backbone, None)
+
+
+def gpt_oss():
+    backbone = keras_nlp.models.GptOssBackbone(sliding_window=8, head_dim=8, **SMALL, **GROUPED, **EXPERTS)
+    return keras_nlp.models.GptOssCausalLM(backbone, None)
+
+
+def smollm3():
+    backbone = keras_nlp.models.SmolLM3Backbone(
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        attention_bias=False,
+        attention_dropout=0.0,
+        rope_layer_enabled_list=[True, False],
+        layer_types=["full_attention"] * 2,
+        mlp_bias=False,
+        layer_norm_epsilon=1e-5,
+        max_position_embeddings=64,
+        rope_theta=10000.0,
+        partial_rotary_factor=1.0,
+        **SMALL,
+    )
+    return keras_nlp.models.SmolLM3CausalLM(backbone, None)
+
+
+def rwkv7():
+    backbone = keras_nlp.models.RWKV7Backbone(
+        hidden_size=32,
+        head_size=8,
+        intermediate_dim=64,
+        vocabulary_size=VOCABULARY,
+        num_layers=2,
+        gate_lora=8,
+        mv_lora=8,
+        aaa_lora=8,
+        decay_lora=8,
+    )
+    return keras_nlp.models.RWKV7CausalLM(backbone, None)
+
+
+def qwen3_5():
+    backbone = keras_nlp.models.Qwen3_5Backbone(
+        head_dim=8,
+        layer_types=["linear_attention", "full_attention"],
+        partial_rotary_factor=0.5,
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        linear_conv_kernel_dim=4,
+        **SMALL,
+        **GROUPED,
+    )
+    return keras_nlp.models.Qwen3_5CausalLM(backbone, None)
+
+
+FAMILIES = (falcon, gpt_neo_x, mixtral, qwen_moe, qwen3_moe, gpt_oss, smollm3, rwkv7, qwen3_5)
+QUICK = (falcon,)
+SLOW = (qwen3_5,)  # its step is traced for minutes
+FIXED = (qwen3_5,)  # must know how long rows are
+
+
+def built(make, **kept):
+    keras.utils.set_random_seed(11)
+    model = make(**kept)
+    model.compile(sampler="greedy", jit_compile=False)
+    return model
+
+
+def prompts(lengths) -> tuple[np.ndarray, np.ndarray]:
+    """(ids, mask), rows of these lengths, right-padded."""
+    ids = np.random.default_rng(3).integers(3, VOCABULARY, [len(lengths), max(lengths)]).astype("int32")
+    mask = np.arange(max(lengths)) < np.array(lengths)[:, np.newaxis]
+    return ids * mask, mask.astype("int32")
+
+
+def keras_greedy(model, ids: np.ndarray, mask: np.ndarray, room: int = COUNT) -> np.ndarray:
+    """keras-nlp's own `generate` -> the new tokens [rows, COUNT]."""
+    lengths = mask.sum(1)
+    if isinstance(model, keras_nlp.models.RWKV7CausalLM):
+        read = np.zeros([len(ids), 16], "int32")
+        for row, length in enumerate(lengths):
+            read[row, 16 - (length - 1) :] = ids[row, : length - 1]
+        last = ids[np.arange(len(ids)), lengths - 1]
+        inputs = {
+            "token_ids": read,
+            "input_padding_mask": np.arange(16) >= 16 - (lengths[:, np.newaxis] - 1),
+            "predict_token_ids": np.pad(last[:, np.newaxis], [(0, 0), (0, COUNT)]),
+            "padding_mask": np.pad(np.ones([len(ids), 1], bool), [(0, 0), (0, COUNT)]),
+        }
+        return np.asarray(model.generate_function(inputs)["token_ids"])[:, -COUNT:]
+    padded = {
+        "token_ids": np.pad(ids, [(0, 0), (0, room)]),
+        "padding_mask": np.pad(mask.astype(bool), [(0, 0), (0, room)]),
+    }
+    found = np.asarray(model.generate(padded, stop_token_ids=None)["token_ids"])
+    return np.stack([row[length : length + COUNT] for row, length in zip(found, lengths)])
+
+
+def marked(make):
+    marks = [] if make in QUICK else [pytest.mark.slow if make in SLOW else pytest.mark.thorough]
+    return pytest.param(make, marks=marks, id=make.__name__)
+
+
+@pytest.mark.parametrize("make", map(marked, FAMILIES))
+def test_greedy_tokens_are_keras_own_in_a_fresh_process(make, tmp_path):
+    model = built(make)
+    with pytest.warns(UserWarning, match="general path"):
+        path = tfvllm.export(model, tmp_path / "1", task="generate", max_length=ROOM)
+    batches = [prompts(lengths) for lengths in ([5], [3, 8, 1], [7, 7])]
+    count = np.int32(COUNT)
+    requests = [
+        ("serving_default", {"token_ids": ids, "padding_mask": mask, "max_new_tokens": count}) for ids, mask in batches
+    ]
+    if make is rwkv7:
+        model.generate_function = model.make_generate_function()
+    for (ids, mask), found in zip(batches, parity.run_fresh(path, requests)):
+        room = ROOM - ids.shape[1] if make in FIXED else COUNT
+        assert found["token_ids"].tolist() == keras_greedy(model, ids, mask, room).tolist()
+        assert found["lengths"].tolist() == [COUNT] * len(ids)
+    document = manifest.read(path)
+    assert document["path"] == "general" and document["family"] == type(model.backbone).__name__
+    assert ("every request computes" in document["notes"][0]) == (make in FIXED)
+    assert set(document["signatures"]) == {"serving_default", "generate", "score"}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """(model, the SavedModel) of one family, on ids."""
+    model = built(falcon)
+    own = model.sampler
+    path = tmp_path_factory.mktemp("general") / "1"
+    tfvllm.export(model, path, task="generate", max_length=ROOM, stop_token_ids=[7], check=None, warmup=False)
+    assert model.sampler is own
+    return model, path
+
+
+def test_controls_limits_and_empty_rows(small):
+    model, path = small
+    ids, mask = prompts([4, 6])
+    neutral = {
+        "temperature": np.float32(0),
+        "top_k": np.int32(0),
+        "top_p": np.float32(1),
+        "repetition_penalty": np.float32(1),
+        "no_repeat_ngram": np.int32(0),
+        "seed": np.int32(0),
+    }
+
+    def ask(ids, mask, count=COUNT, **controls):
+        given = {"token_ids": ids, "padding_mask": mask, "max_new_tokens": np.int32(count), **neutral, **controls}
+        return "generate", given
+
+    warm = {"temperature": np.float32(3.0), "seed": np.int32(5)}
+    long_ids, long_mask = prompts([ROOM + 5])
+    found = parity.run_here(
+        path,
+        [
+            ask(ids, mask),
+            ask(ids, mask, **warm),
+            ask(ids, mask, **warm),
+            ask(ids, mask, **{**warm, "seed": np.int32(6)}),
+            ask(ids, mask, no_repeat_ngram=np.int32(1)),
+            ask(ids, mask * np.array([[1], [0]], np.int32)),
+            ask(ids[:0], mask[:0]),
+            ask(ids, mask, count=0),
+            ask(long_ids, long_mask),
+            ask(np.flip(ids, 1), np.flip(mask, 1)),
+        ],
+    )
+    greedy, once, again, other, no_repeat, empty, none, nothing, long_row, left = found
+    assert once["token_ids"].tolist() == again["token_ids"].tolist() != other["token_ids"].tolist()
+    for row, prompt in zip(no_repeat["token_ids"], ids):
+        new = row[row != 0].tolist()
+        assert not set(new) & set(prompt[prompt != 0].tolist()) and len(set(new)) == len(new)
+    assert empty["finish_reasons"].tolist()[1] == b"empty" and empty["lengths"][1] == 0
+    assert empty["token_ids"][0].tolist() == greedy["token_ids"][0].tolist()
+    assert none["token_ids"].shape == (0, COUNT) and nothing["token_ids"].shape == (2, 0)
+    assert long_row["lengths"].tolist() == [1] and long_row["finish_reasons"].tolist() == [b"length"]
+    flipped = np.flip(ids, 1)  # padding in front
+    reference = keras_greedy(
+        model, *(np.stack([np.roll(r, -n) for r, n in zip(part, [2, 0])]) for part in (flipped, np.flip(mask, 1)))
+    )
+    assert left["token_ids"].tolist() == reference.tolist()
+    scored = parity.run_here(
+        path,
+        [("score", {"token_ids": np.c_[ids[1:], greedy["token_ids"][1:]], "padding_mask": np.ones([1, 12], np.int32)})],
+    )[0]
+    np.testing.assert_allclose(scored["log_probs"][:, 6:], greedy["log_probs"][1:], atol=1e-4)
+
+
+def test_a_stop_token_ends_its_row_alone(small, tmp_path):
+    model, _ = small
+    ids, mask = prompts([4, 6])
+    plain = keras_greedy(model, ids, mask)
+    stop = int(plain[0][2])
+    path = tmp_path / "1"
+    tfvllm.export(model, path, task="generate", max_length=ROOM, stop_token_ids=[stop], check=None, warmup=False)
+    request = {"token_ids": ids, "padding_mask": mask, "max_new_tokens": np.int32(COUNT)}
+    found = parity.run_here(path, [("serving_default", request)])[0]
+    for row, tokens, length in zip(plain.tolist(), found["token_ids"].tolist(), found["lengths"]):
+        assert length == (row.index(stop) + 1 if stop in row else COUNT)
+        assert tokens == row[:length] + [0] * (COUNT - length)
+
+
+@pytest.mark.thorough
+def test_text_in_text_out(tmp_path):
+    options = text_options("llama")
+    model = keras_nlp.models.MixtralCausalLM(
+        keras_nlp.models.MixtralBackbone(
+            **{**SMALL, "vocabulary_size": options["preprocessor"].tokenizer.vocabulary_size()}, **GROUPED, **EXPERTS
+        ),
+        None,
+    )
+    model.preprocessor = options["preprocessor"]
+    path = tfvllm.export(model, tmp_path / "1", task="generate", max_length=24, max_new_tokens=5)
+    assert not [node for node in protos.read_proto(path).meta_graphs[0].graph_def.node if node.op.startswith("Xla")]
+    found = parity.run_fresh(path, [("serving_default", {"prompts": np.array([b"a quick brown fox", b""], object)})])[0]
+    assert found["texts"][0].startswith(b"a quick brown fox") and found["texts"][0].endswith(found["completions"][0])
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [({"precision": "bfloat16"}, "no reader, so that it runs as it is"), ({"target": "onednn"}, "its public ops stay")],
+)
+def test_what_needs_a_reader_is_refused(small, tmp_path, options, said):
+    with pytest.raises(InputError, match=said):
+        tfvllm.export(small[0], tmp_path / "1", task="generate", max_length=ROOM, **options)
+    assert not (tmp_path / "1").exists()
+
+
+def test_a_step_that_computes_something_else_is_refused(tmp_path):
+    class Forgetful(keras_nlp.models.FalconCausalLM):
+        def call_with_cache(self, token_ids, cache, cache_update_index):
+            return super().call_with_cache(token_ids, cache * 0.0, cache_update_index)
+
+    keras.utils.set_random_seed(1)
+    model = Forgetful(keras_nlp.models.FalconBackbone(num_attention_heads=4, **SMALL), None)
+    for weight in model.backbone.weights:
+        weight.assign(weight * 8.0)
+    with pytest.raises(InputError, match=r"log-probabilities of its cached step lie up to"):
+        tfvllm.export(model, tmp_path / "1", task="generate", max_length=ROOM)
+
+
+@pytest.mark.parametrize(
+    "inputs, said",
+    [
+        (["token_ids", "padding_mask", "images"], r"reads images beside text"),
+        (["encoder_token_ids", "decoder_token_ids"], r"is sequence to sequence"),
+    ],
+)
+def test_what_reads_more_than_text_is_refused_by_name(inputs, said, tmp_path):
+    model = types.SimpleNamespace(input=dict.fromkeys(inputs), generate_step=None, sampler=None, backbone=None)
+    with pytest.raises(InputError, match=said):
+        tfvllm.export(model, tmp_path / "1", task="generate")
+
+
+def test_what_is_no_causal_model_is_refused(text_classifier, tmp_path):
+    with pytest.raises(InputError, match="cannot generate with BertTextClassifier; expected a keras-nlp CausalLM"):
+        tfvllm.export(text_classifier, tmp_path / "1", task="generate")

@@ -8,26 +8,16 @@ its result is rounded to it next (oneDNN's inner arithmetic stays float32).
 import numpy as np
 import tensorflow as tf
 
+from tfvllm.graph import op_traits
 from tfvllm.graph.builder import Builder, Declined, Skip
 from tfvllm.graph.guarantee import Approximate, Exact
 from tfvllm.graph.ir import Graph, Node, Value
 from tfvllm.graph.pattern import constant, op
 from tfvllm.graph.rewriter import Pass, Rule
 
-_PRODUCTS = ("MatMul", "_FusedMatMul", "BatchMatMulV2")
+_PRODUCTS = op_traits.MATMULS | {"BatchMatMulV2"}  # as layers and attention have them here
 _LARGEST = float(tf.bfloat16.max)
-_MOVES = (
-    "Reshape",
-    "Transpose",
-    "ExpandDims",
-    "Squeeze",
-    "StridedSlice",
-    "Slice",
-    "GatherV2",
-    "Split",
-    "SplitV",
-    "Unpack",
-)
+_MOVES = op_traits.RESHAPES | op_traits.SLICES | op_traits.PARTS | {"Transpose", "GatherV2"}
 
 
 def is_product(node: Node) -> bool:
@@ -92,7 +82,7 @@ class SinkCasts(Pass):
         graph = rewriter.graph
         changed = False
         for node in graph.order():
-            if node.op not in (*_MOVES, "Shape") or graph.nodes.get(node.name) is not node:
+            if node.op not in _MOVES | {"Shape"} or graph.nodes.get(node.name) is not node:
                 continue
             at = 1 if node.op == "Split" else 0
             narrow = _widened(node.inputs[at])
@@ -242,7 +232,7 @@ def narrow_next(graph: Graph, value: Value, moved: bool = False) -> bool:
         return False
 
     def narrow(reader: Node) -> bool:
-        if moved and reader.op in (*_MOVES, "SelectV2"):
+        if moved and reader.op in _MOVES | {"SelectV2"}:
             return all(narrow_next(graph, v, moved) for v in reader.outputs if graph.readers(v) or graph.is_result(v))
         return reader.op == "Shape" or (reader.op == "Cast" and reader.output.dtype == tf.bfloat16)
 

@@ -2,11 +2,12 @@
 
 import numpy as np
 
+from tfvllm.graph import op_traits
 from tfvllm.graph.guarantee import Exact
 from tfvllm.graph.ir import Graph, Node, Value
 from tfvllm.graph.rewriter import Pass
 
-_ALWAYS = ("Identity", "StopGradient", "Snapshot", "PreventGradient", "PlaceholderWithDefault")
+_MAYBE = op_traits.RESHAPES | op_traits.SLICES | {"BroadcastTo", "EnsureShape", "Tile"}
 
 
 class DropIdentities(Pass):
@@ -43,11 +44,11 @@ class DropIdentities(Pass):
         if not node.inputs or len(node.outputs) != 1:
             return None
         x, y = node.inputs[0], node.output
-        if node.op in _ALWAYS and node.op != "PlaceholderWithDefault":
+        if node.op in op_traits.IDENTITIES:
             return x
         if node.op == "Cast":
             return x if x.dtype == y.dtype else None
-        if node.op in ("Reshape", "BroadcastTo", "EnsureShape", "Slice", "StridedSlice", "Tile", "Squeeze"):
+        if node.op in _MAYBE:  # where the shape stays
             if x.shape is None or x.shape != y.shape:
                 return None
             if node.op == "StridedSlice" and node.inputs[3].content is not None:

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+from tfvllm.graph import op_traits
 from tfvllm.graph.builder import Builder, Declined, Skip
 from tfvllm.graph.guarantee import Exact
 from tfvllm.graph.ir import Node, Value
@@ -127,7 +128,7 @@ def _rotation(graph, x: Value) -> tuple[Value, Value, Value] | None:
     if joined.inputs[:2] != [split.outputs[1], split.outputs[0]] or joined.inputs[2].content not in (-1, 3):
         return None
     turned, total = graph.sole_reader(joined.output), graph.sole_reader(scaled.output)
-    if turned is None or turned.op != "Mul" or total is None or total.op not in ("AddV2", "Add"):
+    if turned is None or turned.op != "Mul" or total is None or total.op not in op_traits.ADDITIONS:
         return None
     if {*total.inputs} != {scaled.output, turned.output} or graph.sole_reader(turned.output) is not total:
         return None

@@ -4,20 +4,12 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfvllm.graph import attention, dims, ops
+from tfvllm.graph import attention, dims, onednn_costs, ops
 from tfvllm.graph.branches import either
 from tfvllm.graph.builder import Builder
 from tfvllm.graph.guarantee import Approximate
 from tfvllm.graph.ir import Node, Value
 from tfvllm.graph.rewriter import Pass
-
-WORTH = 1 << 13
-"""Scores (batch·heads·queries·keys) from which oneDNN's kernels are faster.
-
-They are prepared at every call. Two products and a softmax took, in µs, by oneDNN and by the others, on two AVX-512
-cores: 169 and 66 for 1,536 scores, 162 and 121 for 6,144, 158 and 145 for 12,288, 211 and 225 for 24,576, 489 and
-1,182 for 196,608 (heads of 32 channels).
-"""
 
 
 class AttentionWithoutOneDnn(Pass):
@@ -44,7 +36,7 @@ class AttentionWithoutOneDnn(Pass):
                 continue
             first, last = core[0], core[-1]
             b, scores = Builder(graph, last.name), dims.product(first.output.shape)
-            if isinstance(scores, int) and scores >= WORTH:
+            if isinstance(scores, int) and scores >= onednn_costs.ATTENTION_SCORES:
                 continue
             outside = list(dict.fromkeys(v for n in core for v in n.inputs if v.node not in core))
             if isinstance(scores, int):
@@ -79,12 +71,12 @@ def _known(core: list[Node]) -> bool:
 
 
 def _few(b: Builder, q: Value, k: Value, transposed: bool) -> Value:
-    """Whether q [batch, heads, queries, channels] and k give fewer than `WORTH` scores."""
+    """Whether q [batch, heads, queries, channels] and k give fewer than `onednn_costs.ATTENTION_SCORES` scores."""
     axis = 2 if transposed else 3
     shape = b.Shape(k, out_type=tf.int64)
     keys = b.StridedSlice(shape, b.ints(axis), b.ints(axis + 1), b.ints(1), shrink_axis_mask=1)
     products = b.Mul(b.Size(q, out_type=tf.int64), keys)
-    return b.Less(products, b.const(WORTH * q.shape[-1], tf.int64))
+    return b.Less(products, b.const(onednn_costs.ATTENTION_SCORES * q.shape[-1], tf.int64))
 
 
 def _copied(b: Builder, core: list[Node], given: dict[Value, Value], small: bool) -> Value:

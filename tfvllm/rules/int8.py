@@ -16,15 +16,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfvllm.graph import op_traits
+from tfvllm.graph import onednn_costs, op_traits
 from tfvllm.graph.builder import Builder
 from tfvllm.graph.guarantee import Approximate
 from tfvllm.graph.int8_ops import LEVELS, Range, quantise_weight, quantised_matmul
 from tfvllm.graph.ir import Graph, Node, Value
 from tfvllm.graph.rewriter import Pass
 
-SMALLEST = 4096  # elements of a weight: below, the product is too small for int8 to gain anything
-NARROWEST = 32  # columns or rows of a weight, likewise
 SMALLEST_TABLE = 1 << 16  # elements of a table of embeddings: below, it is no size to speak of
 
 
@@ -46,8 +44,9 @@ def why_not(graph: Graph, node: Node) -> str | None:
         return "its weight is computed at run time" if not graph.is_static(w) else "its weight is shared or computed"
     if w.shape is None or not all(isinstance(d, int) for d in w.shape) or x.rank != 2:
         return "its sizes are unknown"
-    if int(np.prod(w.shape)) < SMALLEST or min(w.shape) < NARROWEST:
-        return f"its weight has fewer than {SMALLEST} elements, or a side below {NARROWEST}: int8 would gain nothing"
+    least, side = onednn_costs.INT8_ELEMENTS, onednn_costs.INT8_SIDE
+    if int(np.prod(w.shape)) < least or min(w.shape) < side:
+        return f"its weight has fewer than {least} elements, or a side below {side}: int8 would gain nothing"
     array = graph.array(w)
     if array is None or not np.all(np.isfinite(array)):
         return "its weight holds NaN or infinities"

@@ -5,18 +5,13 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfvllm.graph import onednn_costs
 from tfvllm.graph.branches import either
 from tfvllm.graph.builder import Builder
 from tfvllm.graph.guarantee import Reordered
 from tfvllm.graph.ir import Graph, Node, Value
 from tfvllm.graph.rewriter import Pass
 
-FEW = (8, 33)
-"""Rows, from and up to which oneDNN 3 packs float32 weights in one layout and gains by their being packed.
-
-Times as fast as packing at every call (`benchmarks/packed.py`, width 768 and 384): 1.6 and 1.4 for 8 rows, 1.3 and 1.2
-for 16, 1.1 for 32, 0.9 and 1.0 for 40.
-"""
 _PACKED = "_MklNativeFusedMatMul"
 
 
@@ -76,15 +71,15 @@ class PrepackWeightsSmallBatch(Pass):
                 continue
             b, rows = Builder(graph, node.name), x.shape[0]
             if isinstance(rows, int):
-                if not FEW[0] <= rows < FEW[1]:
+                if not onednn_costs.PACKED_ROWS[0] <= rows < onednn_costs.PACKED_ROWS[1]:
                     continue
                 new = _packed(b, node, node.inputs)
             else:
                 if rows not in few:
                     ends = (b.ints(0), b.ints(1), b.ints(1))
                     count = b.StridedSlice(b.Shape(x, out_type=tf.int32), *ends, shrink_axis_mask=1)
-                    above = b.GreaterEqual(count, b.const(FEW[0], tf.int32))
-                    few[rows] = b.LogicalAnd(above, b.Less(count, b.const(FEW[1], tf.int32)))
+                    above = b.GreaterEqual(count, b.const(onednn_costs.PACKED_ROWS[0], tf.int32))
+                    few[rows] = b.LogicalAnd(above, b.Less(count, b.const(onednn_costs.PACKED_ROWS[1], tf.int32)))
                 # A kernel that keeps a weight must never be given another: no two nodes share their branches.
                 own = re.sub(r"\W", "_", node.name)
                 new = either(

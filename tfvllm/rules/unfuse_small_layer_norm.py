@@ -5,19 +5,12 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfvllm.graph import dims
+from tfvllm.graph import dims, onednn_costs
 from tfvllm.graph.branches import either
 from tfvllm.graph.builder import Builder
 from tfvllm.graph.guarantee import Reordered
 from tfvllm.graph.ir import Node, Value
 from tfvllm.graph.rewriter import Pass
-
-WORTH = 1 << 16
-"""Elements from which the fused kernel is faster.
-
-TensorFlow prepares the kernel and copies γ and β at every call: 130 to 190 µs whatever the size. Nine public ops take
-40 to 60 µs for small inputs and draw level at 58,000 elements (width 384) to 65,000 (768), on two AVX-512 cores.
-"""
 
 
 class UnfuseSmallLayerNorm(Pass):
@@ -40,14 +33,14 @@ class UnfuseSmallLayerNorm(Pass):
                 continue
             b, size = Builder(graph, node.name), dims.product(x.shape)
             if isinstance(size, int):
-                if size >= WORTH:
+                if size >= onednn_costs.LAYER_NORM_ELEMENTS:
                     continue
                 new = plain(b, node)
             else:
                 # In the order of the graph: nothing that decides can follow from what it decides on.
                 if x.shape not in many:
                     count = b.Size(x, out_type=tf.int64)
-                    many[x.shape] = b.GreaterEqual(count, b.const(WORTH, tf.int64))
+                    many[x.shape] = b.GreaterEqual(count, b.const(onednn_costs.LAYER_NORM_ELEMENTS, tf.int64))
                 new = either(
                     rewriter,
                     f"{node.name}/by_rows",

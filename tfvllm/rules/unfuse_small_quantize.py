@@ -6,19 +6,12 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfvllm.graph import dims
+from tfvllm.graph import dims, onednn_costs
 from tfvllm.graph.branches import either
 from tfvllm.graph.builder import Builder
 from tfvllm.graph.guarantee import Approximate
 from tfvllm.graph.ir import Node, Value
 from tfvllm.graph.rewriter import Pass
-
-WORTH = 1 << 16
-"""Elements from which QuantizeV2 is faster.
-
-oneDNN prepares its kernel at every call: 45 to 64 µs whatever the size. Five other ops take 5 µs for 6,144 elements, 15
-for 24,576, 33 for 49,152, 35 for 98,304 and 180 for 196,608, on two AVX-512 cores.
-"""
 
 
 class UnfuseSmallQuantize(Pass):
@@ -45,12 +38,14 @@ class UnfuseSmallQuantize(Pass):
             x, size = node.inputs[0], dims.product(node.inputs[0].shape)
             b = Builder(graph, node.name)
             if isinstance(size, int):
-                if size >= WORTH:
+                if size >= onednn_costs.QUANTIZE_ELEMENTS:
                     continue
                 new = plain(b, node, x)
             else:
                 if x.shape not in few:
-                    few[x.shape] = b.Less(b.Size(x, out_type=tf.int64), b.const(WORTH, tf.int64))
+                    few[x.shape] = b.Less(
+                        b.Size(x, out_type=tf.int64), b.const(onednn_costs.QUANTIZE_ELEMENTS, tf.int64)
+                    )
                 new = either(
                     rewriter,
                     f"{node.name}/by_size",

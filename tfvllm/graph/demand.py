@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tfvllm.graph import dims, op_traits, strided_slice
+from tfvllm.graph import dims, op_traits, reductions, strided_slice
 from tfvllm.graph.ir import Graph, Node, Value
 
 FULL = "full"
@@ -183,13 +183,9 @@ def _einsum(node: Node, wanted: Rows) -> list[Demand] | None:
 
 
 def _reduce(node: Node, wanted: Rows) -> list[Demand] | None:
-    x, axes = node.inputs[0], node.inputs[1].content
-    if x.shape is None or axes is None:
-        return None
-    reduced = {a % len(x.shape) for a in (axes if isinstance(axes, tuple) else (axes,))}
-    kept = [i for i in range(len(x.shape)) if node.attr("keep_dims") or i not in reduced]
-    axis = kept[wanted.axis]
-    return None if axis in reduced else [Rows(axis, wanted.extent, wanted.index), FULL]
+    before = reductions.axes_before(node)
+    axis = None if before is None else before[wanted.axis]
+    return None if axis is None else [Rows(axis, wanted.extent, wanted.index), FULL]
 
 
 _RULES: dict[str, Callable[[Node, Rows], list[Demand] | None]] = {

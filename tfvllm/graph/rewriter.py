@@ -131,16 +131,6 @@ class NodePass(Pass):
     """A rewrite of one node at a time that no pattern says: a subclass sets `ops` and defines `rewrite`.
 
     Every node of the graph whose op is among `ops` is tried once in a run, in order.
-
-    Example:
-        >>> class IdentitiesOfMany(tfvllm.graph.rewriter.NodePass):
-        ...     '''IdentityN(x, y, ...) -> x, y, ...'''
-        ...     ops = frozenset({"IdentityN"})
-        ...     def rewrite(self, b, node):
-        ...         return dict(zip(node.outputs, node.inputs))
-        >>> both = tf.function(lambda v: tf.identity_n([v, v])[0], input_signature=[tf.TensorSpec([None])])
-        >>> tfvllm.simplify(both, rules=IdentitiesOfMany()).report.rules["IdentitiesOfMany"]
-        1
     """
 
     ops: frozenset[str] = frozenset()

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tfvllm.graph import dims, op_traits, strided_slice
+from tfvllm.graph import dims, op_traits, reductions, strided_slice
 from tfvllm.graph.ir import Node, Value
 from tfvllm.graph.ops import INTEGERS
 
@@ -79,13 +79,8 @@ def _transpose(node: Node) -> tuple | None:
 
 
 def _reduce(node: Node) -> tuple | None:
-    shape, axes = node.inputs[0].shape, node.inputs[1].content
-    if shape is None or axes is None:
-        return None
-    axes = {a % len(shape) for a in (axes if isinstance(axes, tuple) else (axes,))}
-    if node.attr("keep_dims", False):
-        return tuple(1 if i in axes else d for i, d in enumerate(shape))
-    return tuple(d for i, d in enumerate(shape) if i not in axes)
+    before = reductions.axes_before(node)
+    return None if before is None else tuple(1 if axis is None else node.inputs[0].shape[axis] for axis in before)
 
 
 def _arg_reduce(node: Node) -> tuple | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tfvllm.graph import dims, op_traits, strided_slice
+from tfvllm.graph import dims, op_traits, reductions, strided_slice
 from tfvllm.graph.ir import Node
 
 
@@ -147,17 +147,13 @@ def _transpose(node: Node, tokens: Tokens) -> Tokens | None:
     return Tokens(perm[tokens.batch], None if tokens.position is None else perm[tokens.position], tokens.sizes)
 
 
-def reduced(node: Node, tokens: Tokens) -> Tokens | None:
-    x, axes = node.inputs[0], node.inputs[1].content
-    if axes is None:
+def _reduced(node: Node, tokens: Tokens) -> Tokens | None:
+    before = reductions.axes_before(node)
+    found = [] if before is None else [before[a] for a in tokens.axes]
+    axes = [a for a in found if a is not None]
+    if len(axes) < len(tokens.axes):
         return None
-    rank = len(x.shape)
-    reduced = {a % rank for a in (axes if isinstance(axes, tuple) else (axes,))}
-    left = [i for i in range(rank) if node.attr("keep_dims") or i not in reduced]
-    found = [left[a] for a in tokens.axes]
-    if any(a in reduced for a in found):
-        return None
-    return Tokens(found[0], None if tokens.position is None else found[1], tokens.sizes)
+    return Tokens(axes[0], None if tokens.position is None else axes[1], tokens.sizes)
 
 
 def _lookup(node: Node, tokens: Tokens) -> Tokens | None:
@@ -224,7 +220,7 @@ PASSES: dict[str, Callable[[Node, Tokens], list[Tokens | None]]] = {
     **dict.fromkeys(op_traits.BATCH_MATMULS, _batch_matmul),
     **dict.fromkeys(op_traits.VIEWS - {"BroadcastTo"}, of_operand(_view)),  # which may widen the tokens' own axes
     **dict.fromkeys(op_traits.ALONG_LAST, of_operand(_not_last)),
-    **dict.fromkeys(op_traits.REDUCTIONS, of_operand(reduced)),
+    **dict.fromkeys(op_traits.REDUCTIONS, of_operand(_reduced)),
     **dict.fromkeys(op_traits.LOOKUPS, of_operand(_lookup, at=1)),
     "Transpose": of_operand(_transpose),
     "Unpack": of_operand(_unpack),

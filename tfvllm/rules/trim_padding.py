@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from tfvllm.graph import demand, dims, op_traits, padding, padding_facts, strided_slice, token_axes
+from tfvllm.graph import demand, dims, op_traits, padding, padding_facts, reductions, strided_slice, token_axes
 from tfvllm.graph.builder import Builder, Declined
 from tfvllm.graph.guarantee import Approximate
 from tfvllm.graph.ir import Graph, Node, Value
@@ -220,10 +220,10 @@ class _Check:
             low = (f for _, f in self._facts(node, rank - 1) if f.masked <= padding_facts.LOW and f.open)
             return rank - 1 not in along[0] or next(low, None) is not None
         if node.op in op_traits.REDUCTIONS | op_traits.LOGICAL_REDUCTIONS:
-            content = node.inputs[1].content
-            if content is None:
+            reduced = reductions.reduced_axes(node)
+            if reduced is None:
                 return False
-            reduced = {a % rank for a in (content if isinstance(content, tuple) else (content,))} & along[0]
+            reduced &= along[0]
             zeros = (any(f.masked == 0 and not f.relative for _, f in self._facts(node, axis)) for axis in reduced)
             return not reduced or (node.op in ("Sum", "Any") and all(zeros))
         if node.op == "StridedSlice":

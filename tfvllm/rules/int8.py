@@ -95,7 +95,7 @@ class Int8Form:
         """The int8 form of `node`, which stays in the graph.
 
         Args:
-            span: what the smallest and the largest byte of its input stand for; see `snap`. None for a table.
+            span: what the smallest and the largest byte of its input stand for (`align_zero_point`). None for a table.
         """
         if span is None:
             return self.table(node)
@@ -187,9 +187,3 @@ class QuantizeTables(Pass):
             new = Int8Form(graph, rewriter.shared_weights, {}).table(node)
             self.substitute(rewriter, node, new)
         return bool(nodes)
-
-
-# ----------------------------------------------------------------------------------------------------------- smoothing
-
-
-# ------------------------------------------------------------------------------------------------------------ outliers

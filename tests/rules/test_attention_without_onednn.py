@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from tests.rules.checks import check, f32
 from tfvllm.graph import executable, functions
-from tfvllm.rules.attention_without_onednn import WORTH
+from tfvllm.graph.onednn_costs import ATTENTION_SCORES
 from tfvllm.simplifier import cost
 
 RULE = "AttentionWithoutOneDnn"
@@ -33,7 +33,7 @@ def test_unknown_lengths_choose_when_the_graph_runs():
     def f(q, k, v):
         return attention(q, k, v) + attention(2.0 * q, k, v)
 
-    edge = int((WORTH / HEADS) ** 0.5)
+    edge = int((ATTENTION_SCORES / HEADS) ** 0.5)
     samples = [sample(1, n) for n in (1, edge, edge + 1)] + [sample(9, 40), sample(2, 7, large=30.0)]
     c = check(f, QKV, RULE, 2, special=False, samples=samples)
     first, second = c.ops("StatelessIf")
@@ -50,7 +50,7 @@ def test_which_way_is_taken(batch, length):
     (choice,) = c.ops("StatelessIf")
     given = dict(zip(c.graph.inputs.values(), sample(batch, length)))
     (few,) = executable.evaluate(c.graph, [choice.inputs[0]], given)
-    assert bool(few) == (batch * HEADS * length * length < WORTH)
+    assert bool(few) == (batch * HEADS * length * length < ATTENTION_SCORES)
 
 
 @pytest.mark.parametrize("length, small", [(40, True), (80, False)])

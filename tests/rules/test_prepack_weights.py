@@ -8,9 +8,10 @@ import tfvllm
 from tests.capi.loader import run
 from tests.rules.checks import check, f32, weight
 from tfvllm.graph import functions
+from tfvllm.graph.onednn_costs import PACKED_ROWS
 from tfvllm.graph.rewriter import Rewriter, Step
 from tfvllm.rules.fuse_matmul import FuseActivation, FuseMatMulBias
-from tfvllm.rules.prepack_weights import FEW, PrepackWeightsSmallBatch
+from tfvllm.rules.prepack_weights import PrepackWeightsSmallBatch
 from tfvllm.simplifier import cost
 from tfvllm.simplifier.dispatch import driver
 from tfvllm.simplifier.dispatch.variants import Variant, bytes_of
@@ -59,7 +60,7 @@ def fused_and_kept(function, spec, samples, fires=3):
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_few_rows_take_the_packed_copy_whatever_came_first(order):
-    counts = (1, FEW[0] - 1, FEW[0], 16, FEW[1] - 1, FEW[1], 200)[::order]
+    counts = (1, PACKED_ROWS[0] - 1, PACKED_ROWS[0], 16, PACKED_ROWS[1] - 1, PACKED_ROWS[1], 200)[::order]
     c = fused_and_kept(SQUARE, f32(None, 24), rows(*counts, *counts))
     choices = c.ops("StatelessIf")
     assert len(choices) == 3 and len(c.ops("LogicalAnd")) == 1, "the rows are counted once"
@@ -72,7 +73,7 @@ def test_few_rows_take_the_packed_copy_whatever_came_first(order):
 
 def test_known_rows():
     assert len(fused_and_kept(SQUARE, f32(16, 24), rows(16)).ops(KEPT)) == 3
-    fused_and_kept(SQUARE, f32(FEW[1], 24), rows(FEW[1]), fires=0)
+    fused_and_kept(SQUARE, f32(PACKED_ROWS[1], 24), rows(PACKED_ROWS[1]), fires=0)
 
 
 def test_weights_that_are_arguments_are_not_kept():

@@ -6,14 +6,15 @@ import tfvllm
 from tests.rules.checks import check, f32, weight
 from tests.rules.test_layer_norm import keras_form
 from tfvllm.graph import functions
+from tfvllm.graph.onednn_costs import LAYER_NORM_ELEMENTS
 from tfvllm.graph.rewriter import Step
 from tfvllm.rules.layer_norm import FuseLayerNorm
-from tfvllm.rules.unfuse_small_layer_norm import WORTH, UnfuseSmallLayerNorm
+from tfvllm.rules.unfuse_small_layer_norm import UnfuseSmallLayerNorm
 from tfvllm.simplifier import cost
 
 BOTH = ["FuseLayerNorm", "UnfuseSmallLayerNorm"]
 WIDTH = 256
-MANY = WORTH // WIDTH
+MANY = LAYER_NORM_ELEMENTS // WIDTH
 
 
 def rows(count, width=WIDTH):

@@ -4,11 +4,11 @@ import tensorflow as tf
 
 from tests.rules.checks import check, f32
 from tfvllm.graph import executable
-from tfvllm.rules.unfuse_small_quantize import WORTH
+from tfvllm.graph.onednn_costs import QUANTIZE_ELEMENTS
 
 RULE = "UnfuseSmallQuantize"
 WIDTH = 64
-MANY = WORTH // WIDTH
+MANY = QUANTIZE_ELEMENTS // WIDTH
 
 
 def quantised(x, low=-3.0, high=4.0, mode="MIN_FIRST"):

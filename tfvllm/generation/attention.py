@@ -8,6 +8,7 @@ import math
 import numpy as np
 import tensorflow as tf
 
+from tfvllm.graph import onednn_costs
 from tfvllm.models import spec as specs
 
 MASKED = -1e9  # finite, so that a fully masked row (an empty source) stays free of NaN
@@ -29,8 +30,8 @@ def one_row_each(x: tf.Tensor, y: tf.Tensor, transpose_b: bool = False) -> tf.Te
 
 
 def softmax(scores: tf.Tensor) -> tf.Tensor:
-    """Over the last axis. For few scores by ops that oneDNN does not prepare: 40 µs less for 1,536."""
-    few = tf.size(scores) < 1 << 13
+    """Over the last axis. For few scores by ops that oneDNN does not prepare."""
+    few = tf.size(scores) < onednn_costs.ATTENTION_SCORES
     return tf.cond(few, lambda: tf.exp(tf.nn.log_softmax(scores)), lambda: tf.nn.softmax(scores))
 
 

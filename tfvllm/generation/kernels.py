@@ -12,7 +12,7 @@ from typing import ClassVar
 import tensorflow as tf
 from tensorflow.core.framework import graph_pb2
 
-from tfvllm.graph import targets
+from tfvllm.graph import onednn_costs, targets
 
 
 def activate(x: tf.Tensor, activation: str) -> tf.Tensor:
@@ -85,18 +85,9 @@ class OneDnn(Portable):
     """Fused internal ops. Products are `_MklNativeFusedMatMul`, of packed weights or of weights as they are.
 
     oneDNN packs weights once, at the first call, and keeps them (`is_filter_const`); in float32 for the number of rows
-    that this call has. At GPT-2's 124M shape all products of a step took, on two cores with AMX, in ms:
-
-        rows                    1    2    8   16   32   64  128
-        bfloat16, packed       31   32   33   34   42   48   62
-        bfloat16, as they are  19   31   33   35   46   60   82
-        float32, packed        25   28   33   35   54   91  183
-        float32, as they are   26   31   50   48   63   90  156
-
-    A single row of bfloat16 is level without AMX. So bfloat16 weights are packed but for a single row, and float32
-    weights only for 8 to 63 rows, whose first call then takes the memory of a second copy. A single row meets unpacked
-    weights sooner where their rows are long: 768 x 50257 took 2.9 ms and its transpose 4.6 (bfloat16), 3072 x 768 0.36
-    and 0.25. What is packed may come in either layout.
+    that this call has. bfloat16 weights are packed but for a single row, and float32 weights only for 8 to 63 rows,
+    whose first call then takes the memory of a second copy: `onednn_costs.OTHER_ROWS` has the times. A single row meets
+    unpacked weights sooner where their rows are long; what is packed may come in either layout.
 
     Args:
         dtype: type of weights and activations.
@@ -105,13 +96,12 @@ class OneDnn(Portable):
 
     name = "onednn"
     _FUSED: ClassVar = {"relu": "Relu", "tanh": "Tanh", "gelu": "GeluExact", "gelu_approximate": "GeluApproximate"}
-    _ALTERNATIVE: ClassVar = {tf.bfloat16: (1, 1), tf.float32: (8, 63)}
 
     def __init__(self, dtype: tf.DType = tf.float32, packed: bool | None = None):
         super().__init__(dtype)
         usual = dtype == tf.bfloat16
         self._packed = usual if packed is None else packed
-        self._alternative = (*self._ALTERNATIVE[dtype], OneDnn(dtype, not usual)) if packed is None else None
+        self._alternative = (*onednn_costs.OTHER_ROWS[dtype], OneDnn(dtype, not usual)) if packed is None else None
 
     @property
     def alternative(self) -> tuple[int, int, Portable] | None:

@@ -1,8 +1,9 @@
 """Where attention is in a graph: two batched products with a softmax between them."""
 
+from tfvllm.graph import op_traits
 from tfvllm.graph.ir import Graph, Node
 
-_BETWEEN = ("SelectV2", "AddV2", "Add", "Sub", "Mul", "RealDiv", "Maximum", "Minimum")
+_BETWEEN = op_traits.ARITHMETIC | {"SelectV2"}  # what masks and scales
 
 
 def core(graph: Graph, softmax: Node, *, blanked: bool = False) -> list[Node] | None:

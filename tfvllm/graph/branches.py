@@ -1,15 +1,16 @@
-"""One of two ways to compute a value, chosen when the graph runs."""
+"""One of two ways to compute a value, chosen when the graph runs or, where what decides is known, now."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import tensorflow as tf
 from tensorflow.core.framework import function_pb2
 
 from tfvllm.graph import functions, graphdef, ops
 from tfvllm.graph.builder import Builder
-from tfvllm.graph.ir import Graph, Value
+from tfvllm.graph.ir import Graph, Node, Value
 from tfvllm.graph.rewriter import Rewriter
 
 Build = Callable[[Builder, list[Value]], Value]  # makes a branch's nodes from its arguments
@@ -52,6 +53,68 @@ def either(
     for part in names:  # there is nothing left to rewrite in them
         rewriter.settled.add((part, str(functions.argument_shapes(choice))))
     return choice.output
+
+
+def as_it_is(b: Builder, values: list[Value], node: Node) -> Value:
+    """A branch that computes what `node` does, of `values`."""
+    return b.op(node.op, values, **node.own_attrs())[0]
+
+
+class BySize:
+    """Chooses between two ways to compute a value by a size: now where it is known, else when the graph runs.
+
+    One for each run of a rule, which goes through the nodes in the order of the graph. What decides is made once for
+    each size, at the first node of it: so nothing that decides can follow from what it decides on.
+
+    Args:
+        suffix: ends the names of the choices.
+        low, high: from and up to which sizes the first way is taken; None for no bound.
+        kept: which way, 0 or 1, the graph has: where that one is known to be taken there is nothing to do.
+    """
+
+    def __init__(self, rewriter: Rewriter, suffix: str, low: int | None, high: int | None, kept: int = 1):
+        self.rewriter, self.suffix, self.kept = rewriter, suffix, kept
+        self.low, self.high = low, high
+        self._conditions: dict[Any, Value] = {}
+
+    def choose(
+        self,
+        b: Builder,
+        size: Any,
+        count: Callable[[Builder], Value],
+        inputs: Sequence[Value],
+        ways: Sequence[tuple[str, Build]],
+        like: Value,
+        computes: str,
+        *,
+        key: Any = None,
+        unit: int = 1,
+    ) -> Value | None:
+        """The value computed one way, or by whichever `either` takes; None where it stays as it is.
+
+        Args:
+            size: an int or a `Dim`.
+            count: makes the size, int32[] or int64[], when the graph runs.
+            inputs, ways, like, computes: see `either`.
+            key: what has one size, by which it is counted once; `size` itself if None.
+            unit: what one of `size` is in `count`.
+        """
+        if isinstance(size, int):
+            within = (self.low is None or self.low <= size) and (self.high is None or size < self.high)
+            taken = 0 if within else 1
+            return None if taken == self.kept else ways[taken][1](b, list(inputs))
+        key = size if key is None else key
+        if key not in self._conditions:
+            self._conditions[key] = self._within(b, count(b), unit)
+        return either(self.rewriter, f"{b.scope}/{self.suffix}", self._conditions[key], inputs, ways, like, computes)
+
+    def _within(self, b: Builder, count: Value, unit: int) -> Value:
+        bounds = []
+        if self.low is not None:
+            bounds.append(b.GreaterEqual(count, b.const(self.low * unit, count.dtype)))
+        if self.high is not None:
+            bounds.append(b.Less(count, b.const(self.high * unit, count.dtype)))
+        return bounds[0] if len(bounds) == 1 else b.LogicalAnd(*bounds)
 
 
 def _function(graph: Graph, name: str, inputs: Sequence[Value], build: Build, like: Value) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tfvllm.graph import dims
+from tfvllm.graph import dims, op_traits, strided_slice
 from tfvllm.graph.ir import Node
 
 _MAX_CONTENT = 64  # longer vectors are data, not shapes
@@ -56,16 +56,15 @@ def _content_shape(node: Node) -> Any:
 
 def _content_strided_slice(node: Node) -> Any:
     content = _need(node.inputs[0].content)
-    if any(node.attr(m, 0) for m in ("ellipsis_mask", "new_axis_mask")):
+    entries = _need(strided_slice.entries(node))
+    entry = entries[0]
+    if any(not e.reads_axis for e in entries):
         return None
-    begin, end, step = (_need(v.content)[0] for v in node.inputs[1:4])
-    if not all(isinstance(x, int) for x in (begin, end, step)):
+    if not all(isinstance(x, int) for x in (entry.begin, entry.end, entry.stride)):
         return None
-    if node.attr("shrink_axis_mask", 0) & 1:
-        return content[begin]
-    return content[
-        slice(None if node.attr("begin_mask", 0) & 1 else begin, None if node.attr("end_mask", 0) & 1 else end, step)
-    ]
+    if entry.kind == "index":
+        return content[entry.begin]
+    return content[slice(None if entry.from_start else entry.begin, None if entry.to_end else entry.end, entry.stride)]
 
 
 def _content_gather(node: Node) -> Any:
@@ -136,6 +135,5 @@ _CONTENTS: dict[str, Callable[[Node], Any]] = {
     "FloorDiv": _elementwise(dims.divide),
     "Maximum": _elementwise(dims.maximum),
     "Minimum": _elementwise(dims.minimum),
+    **dict.fromkeys(op_traits.IDENTITIES | {"Cast"}, lambda n: n.inputs[0].content),
 }
-for _op in ("Identity", "Cast", "StopGradient", "Snapshot", "PreventGradient"):
-    _CONTENTS[_op] = lambda n: n.inputs[0].content

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tfvllm.graph import dims
+from tfvllm.graph import dims, op_traits, reductions, strided_slice
 from tfvllm.graph.ir import Graph, Node, Value
 
 FULL = "full"
@@ -73,21 +73,17 @@ def passes(node: Node, wanted: Demand) -> bool:
 
 def selected_row(node: Node) -> Rows | None:
     """The demand of `x[:, i, :]` on x: one constant, non-negative position of one axis, everything of the others."""
-    x = node.inputs[0]
-    begins, ends, strides = (v.content for v in node.inputs[1:4])
-    if x.shape is None or begins is None or ends is None or strides is None:
+    x, entries = node.inputs[0], strided_slice.entries(node)
+    if x.shape is None or entries is None or any(e.begin is None or e.end is None for e in entries):
         return None
-    if node.attr("ellipsis_mask", 0) or node.attr("new_axis_mask", 0) or any(s != 1 for s in strides):
+    if any(not e.reads_axis or e.stride != 1 for e in entries):
         return None
     found = None
-    for axis in range(len(begins)):
-        bit = 1 << axis
-        shrink = bool(node.attr("shrink_axis_mask", 0) & bit)
-        whole = node.attr("begin_mask", 0) & bit and node.attr("end_mask", 0) & bit and not shrink
-        if whole:
+    for axis, entry in enumerate(entries):
+        if entry.whole:
             continue
-        index = 0 if node.attr("begin_mask", 0) & bit and not shrink else begins[axis]
-        single = shrink or (not node.attr("end_mask", 0) & bit and ends[axis] == dims.add(index, 1))
+        index = 0 if entry.from_start and entry.kind == "range" else entry.begin
+        single = entry.kind == "index" or (not entry.to_end and entry.end == dims.add(index, 1))
         if not single or not isinstance(index, int) or index < 0 or axis == 0 or found is not None:
             return None
         if isinstance(x.shape[axis], int) and index >= x.shape[axis]:
@@ -187,42 +183,19 @@ def _einsum(node: Node, wanted: Rows) -> list[Demand] | None:
 
 
 def _reduce(node: Node, wanted: Rows) -> list[Demand] | None:
-    x, axes = node.inputs[0], node.inputs[1].content
-    if x.shape is None or axes is None:
-        return None
-    reduced = {a % len(x.shape) for a in (axes if isinstance(axes, tuple) else (axes,))}
-    kept = [i for i in range(len(x.shape)) if node.attr("keep_dims") or i not in reduced]
-    axis = kept[wanted.axis]
-    return None if axis in reduced else [Rows(axis, wanted.extent, wanted.index), FULL]
+    before = reductions.axes_before(node)
+    axis = None if before is None else before[wanted.axis]
+    return None if axis is None else [Rows(axis, wanted.extent, wanted.index), FULL]
 
 
 _RULES: dict[str, Callable[[Node, Rows], list[Demand] | None]] = {
-    "MatMul": _matmul,
-    "_FusedMatMul": _matmul,
-    "BatchMatMulV2": _batch_matmul,
-    "BatchMatMulV3": _batch_matmul,
-    "Reshape": _reshape,
-    "ExpandDims": _reshape,
-    "Squeeze": _reshape,
+    **dict.fromkeys(op_traits.ELEMENTWISE, _elementwise),
+    **dict.fromkeys(op_traits.MATMULS, _matmul),
+    # BatchMatMul comes in old graphs only; BatchMatMulV3 is what rules make.
+    **dict.fromkeys(("BatchMatMulV2", "BatchMatMulV3"), _batch_matmul),
+    **dict.fromkeys(op_traits.RESHAPES, _reshape),
+    **dict.fromkeys(op_traits.REDUCTIONS - {"Prod"}, _reduce),  # products are taken of sizes, not of rows
+    **dict.fromkeys(op_traits.ALONG_LAST, _along_other_axes),
     "Transpose": _transpose,
     "Einsum": _einsum,
-    "Mean": _reduce,
-    "Sum": _reduce,
-    "Max": _reduce,
-    "Min": _reduce,
-    "BiasAdd": _along_other_axes,
-    "Softmax": _along_other_axes,
-    "LogSoftmax": _along_other_axes,
-    "_MklLayerNorm": _along_other_axes,
 }
-ELEMENTWISE = frozenset(
-    (
-        *("AddV2", "Add", "Sub", "Mul", "RealDiv", "Pow", "Maximum", "Minimum", "SquaredDifference", "SelectV2"),
-        *("Relu", "Relu6", "Elu", "Selu", "LeakyRelu", "Tanh", "Sigmoid", "Erf", "Exp", "Log", "Sqrt", "Rsqrt"),
-        *("Square", "ZerosLike", "OnesLike"),
-        *("Neg", "Abs", "Softplus", "Softsign", "Cast", "Identity", "StopGradient", "Erfc", "Sin", "Cos", "Log1p"),
-        *("Expm1", "Reciprocal", "Inv", "Sign", "Floor", "Ceil", "Round", "IsNan", "IsInf", "IsFinite", "_MklSwish"),
-        *("Less", "LessEqual", "Greater", "GreaterEqual", "Equal", "NotEqual", "LogicalAnd", "LogicalOr", "LogicalNot"),
-    )
-)
-_RULES.update(dict.fromkeys(ELEMENTWISE, _elementwise))

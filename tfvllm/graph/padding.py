@@ -21,14 +21,10 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
-from tfvllm.graph import demand
+from tfvllm.graph import demand, op_traits
 from tfvllm.graph.ir import Graph, Node, Value
 from tfvllm.graph.padding_facts import LOW, Facts, facts_of
-from tfvllm.graph.token_axes import VIEWS, Tokens, is_axis, through
-
-WORK = ("MatMul", "_FusedMatMul", "Einsum")
-SHAPE_ONLY = ("Shape", "Size", "Rank")  # they read no element
-
+from tfvllm.graph.token_axes import Tokens, is_axis, through
 
 Demanded = frozenset[Tokens]  # the ways in which a value is not demanded at padding; empty: demanded everywhere
 EVERYWHERE: Demanded = frozenset()
@@ -70,11 +66,8 @@ def candidates(graph: Graph) -> Iterator[Value]:
         seen.add(value)
         if value.rank == 2 and not graph.is_static(value):
             yield value
-        if value.node.op in demand.ELEMENTWISE or value.node.op in VIEWS or value.node.op in ("Transpose", "Cast"):
+        if value.node.op in op_traits.ELEMENTWISE | op_traits.VIEWS | {"Transpose"}:
             queue.extend(value.node.inputs)
-
-
-# --------------------------------------------------------------------------------------------------------------- facts
 
 
 # -------------------------------------------------------------------------------------------------------------- demand
@@ -84,7 +77,7 @@ def _demanded(graph: Graph, facts: Facts) -> dict[Value, Demanded]:
     found: dict[Value, Demanded] = dict.fromkeys(graph.outputs.values(), EVERYWHERE)
     effects = set(graph.effects)
     for node in reversed(graph.live()):
-        if node.op in SHAPE_ONLY or (node not in effects and not any(v in found for v in node.outputs)):
+        if node.op in op_traits.SHAPE_ONLY or (node not in effects and not any(v in found for v in node.outputs)):
             continue
         for value, needs in zip(node.inputs, demanded_of(node, found, facts)):
             found[value] = found[value] & needs if value in found else needs
@@ -100,7 +93,7 @@ def demanded_of(node: Node, found: dict[Value, Demanded], facts: Facts) -> list[
         for need, passed in zip(needs, through(node, tokens)):
             if passed is not None:
                 need.add(passed)
-    if node.op in demand.ELEMENTWISE:  # what makes a fact true must stay true
+    if node.op in op_traits.ELEMENTWISE:  # what makes a fact true must stay true
         for i, value in enumerate(node.inputs):
             needs[i] -= {t for t in needs[i] if t.axes in facts.get(value, {})}
         for i, silent in _chosen_away(node, facts):
@@ -151,7 +144,7 @@ def _aligned(node: Node, from_operand: int, pair: tuple[int, int], operand: int)
 def _silent_operands(node: Node, facts: Facts) -> list[Tokens | None]:
     """For each operand of a product: the tokens that meet only zeros of the other operand at padding."""
     result: list[Tokens | None] = [None] * len(node.inputs)
-    if node.op not in ("BatchMatMulV2", "BatchMatMul") or any(v.rank is None for v in node.inputs):
+    if node.op not in op_traits.BATCH_MATMULS or any(v.rank is None for v in node.inputs):
         return result
     x, y = node.inputs
     if len(x.shape) != len(y.shape):
@@ -193,7 +186,7 @@ def _blame(graph: Graph, analysis: Analysis, value: Value, tokens: Tokens) -> st
             return f"padded positions are part of the result {result!r}"
         following = None
         for reader, position in value.readers:
-            if reader.op in SHAPE_ONLY or not any(v in analysis.demanded for v in reader.outputs):
+            if reader.op in op_traits.SHAPE_ONLY or not any(v in analysis.demanded for v in reader.outputs):
                 continue
             if tokens in demanded_of(reader, analysis.demanded, analysis.facts)[position]:
                 continue

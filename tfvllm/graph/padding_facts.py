@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from tfvllm.graph import demand
+from tfvllm.graph import op_traits
 from tfvllm.graph.ir import Graph, Node, Value
-from tfvllm.graph.token_axes import VIEWS, viewed
+from tfvllm.graph.token_axes import viewed
 
 LOW = -1e4  # a score at or below it (or lowered by it) is taken for masked
 
@@ -49,7 +49,7 @@ def _facts_of(graph: Graph, node: Node, facts: Facts) -> dict[tuple[int, int], F
     if out.shape is None:
         return {}
     known = facts.get(x, {})
-    if node.op in VIEWS:
+    if node.op in op_traits.VIEWS:
         moved = {(viewed(node, b), viewed(node, s)): fact for (b, s), fact in known.items()}
         return {(b, s): fact for (b, s), fact in moved.items() if b is not None and s is not None}
     if node.op == "Transpose":
@@ -59,7 +59,7 @@ def _facts_of(graph: Graph, node: Node, facts: Facts) -> dict[tuple[int, int], F
         last = len(out.shape) - 1
         silent = {p: f for p, f in known.items() if p[1] == last and f.masked <= LOW and f.open}
         return {p: Fact(0.0) for p in silent}
-    if node.op in demand.ELEMENTWISE:
+    if node.op in op_traits.ELEMENTWISE:
         return _elementwise_facts(graph, node, facts)
     return {}
 
@@ -108,19 +108,19 @@ def _is_plain(graph: Graph, value: Value) -> bool:
 
 
 def _combined(node: Node, given: list[Fact | None], plain: bool) -> Fact | None:
-    if node.op in ("AddV2", "Add") and (None in given or any(f is not None and f.relative for f in given)):
+    if node.op in op_traits.ADDITIONS and (None in given or any(f is not None and f.relative for f in given)):
         known = [f for f in given if f is not None]
         if not known or any(not f.relative and f.kept is None for f in known):
             return None
         is_open = plain and all(f.open if f.relative else f.kept == 0 for f in known)
         return Fact(sum(f.masked for f in known), None, relative=True, open=is_open)
     if any(f is not None and f.relative for f in given):
-        return given[0] if node.op in ("Identity", "StopGradient") else None
+        return given[0] if node.op in op_traits.COPIES else None
     masked = _apply(node, [None if f is None else f.masked for f in given])
     if masked is None:
         return None
     kept = _apply(node, [None if f is None else f.kept for f in given])
-    is_open = node.op in ("Identity", "StopGradient") and given[0] is not None and given[0].open
+    is_open = node.op in op_traits.COPIES and given[0] is not None and given[0].open
     if node.op == "SelectV2" and given[0] is not None and given[0].kept is not None:
         is_open = plain and given[1 if given[0].kept else 2] is None
     return Fact(masked, kept, open=is_open)
@@ -143,13 +143,15 @@ def _apply(node: Node, numbers: Sequence[float | None]) -> float | None:
     return None if result is None or np.isnan(result) else result
 
 
-_PRODUCTS = ("BatchMatMulV2", "BatchMatMul", "_MklFusedBatchMatMulV2", "Einsum", "MatMul", "_FusedMatMul")
+_PRODUCTS = op_traits.MATMULS | op_traits.BATCH_MATMULS | {"_MklFusedBatchMatMulV2", "Einsum"}
 
 
-_ARITHMETIC = ("AddV2", "Add", "BiasAdd", "Mul", "Sub", "RealDiv", "Identity", "Cast", "Maximum", "Minimum", "Tanh")
+# Of small operands they make small results; Tanh is what caps scores. StopGradient and the like are gone by then.
+_ARITHMETIC = op_traits.ARITHMETIC | {"BiasAdd", "Identity", "Cast", "Tanh"}
 
 
-_MOVES = ("Reshape", "ExpandDims", "Squeeze", "Transpose", "GatherV2", "BroadcastTo", "StridedSlice", "Sum", "Mean")
+# Their first operand alone counts. A sum or a mean of small numbers is taken for small.
+_MOVES = op_traits.VIEWS | {"Transpose", "GatherV2", "Sum", "Mean"}
 
 
 _ABSORBING = {"Mul": 0.0, "LogicalAnd": 0.0, "LogicalOr": 1.0}

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from tfvllm.graph import ops
+from tfvllm.graph import op_traits
 from tfvllm.graph.ir import Graph, Node, Value
 
 
@@ -141,7 +141,7 @@ class Op(Pattern):
             yield found
             return
         yield from self._operands(graph, node.inputs, found)
-        if node.op in ops.COMMUTATIVE and self.operands[0] != self.operands[1]:
+        if node.op in op_traits.COMMUTATIVE and self.operands[0] != self.operands[1]:
             yield from self._operands(graph, list(reversed(node.inputs)), found)
 
     def _operands(self, graph: Graph, values: Sequence[Value], found: Match, at: int = 0) -> Iterator[Match]:
@@ -197,7 +197,7 @@ def maybe(*names: str) -> Callable[[Any], Maybe]:
 
 
 def add(a, b, name: str | None = None) -> Op:
-    return op.any_of("AddV2", "Add")(a, b, name=name)
+    return op.any_of(*op_traits.ADDITIONS)(a, b, name=name)
 
 
 def variables_of(function: Callable) -> dict[str, Variable]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -121,6 +121,58 @@ class Pass(Rule):
 
     def run(self, rewriter: Rewriter) -> bool:
         raise TypeError(f"{self.name} has no run")
+
+
+Replaced = Mapping[Value, Value]  # what was there -> what takes its place
+Rewrite = Callable[[Builder, Node], Replaced | None]
+
+
+class NodePass(Pass):
+    """A rewrite of one node at a time that no pattern says: a subclass sets `ops` and defines `rewrite`.
+
+    Every node of the graph whose op is among `ops` is tried once in a run, in order.
+    """
+
+    ops: frozenset[str] = frozenset()
+
+    def begin(self, rewriter: Rewriter) -> Rewrite:
+        """What a run calls for each node: `rewrite`, where a run has nothing to remember from node to node."""
+        return self.rewrite
+
+    def rewrite(self, b: Builder, node: Node) -> Replaced | None:
+        """Which values take the place of which, of this node or others; None where all stays as it is.
+
+        `b` names what it makes after the node. Raises `Declined` with the reason where it must not fire; what was made
+        until then is forgotten.
+        """
+        raise TypeError(f"{self.name} has no rewrite")
+
+    def run(self, rewriter: Rewriter) -> bool:
+        graph, rewrite = rewriter.graph, self.begin(rewriter)
+        changed = False
+        for node in graph.order():
+            if node.op in self.ops and graph.nodes.get(node.name) is node and rewriter.allowed(self, node):
+                changed |= self._apply(rewriter, rewrite, node)
+        return changed
+
+    def _apply(self, rewriter: Rewriter, rewrite: Rewrite, node: Node) -> bool:
+        graph = rewriter.graph
+        b, mark = Builder(graph, node.name), graph.mark()
+        try:
+            replaced = rewrite(b, node)
+        except Declined as declined:
+            graph.forget(b.made, mark)
+            if not isinstance(declined, Skip):
+                rewriter.decline(self, node, str(declined))
+            return False
+        if replaced is None:
+            return False
+        rewriter.fire(self, node)
+        for old, new in replaced.items():
+            graph.replace(old, new)
+        for gone in dict.fromkeys(old.node for old in replaced):
+            self.removed(rewriter, gone)
+        return True
 
 
 @dataclass(frozen=True)

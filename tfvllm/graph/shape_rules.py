@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tfvllm.graph import dims
+from tfvllm.graph import dims, op_traits, reductions, strided_slice
 from tfvllm.graph.ir import Node, Value
 from tfvllm.graph.ops import INTEGERS
 
@@ -79,13 +79,8 @@ def _transpose(node: Node) -> tuple | None:
 
 
 def _reduce(node: Node) -> tuple | None:
-    shape, axes = node.inputs[0].shape, node.inputs[1].content
-    if shape is None or axes is None:
-        return None
-    axes = {a % len(shape) for a in (axes if isinstance(axes, tuple) else (axes,))}
-    if node.attr("keep_dims", False):
-        return tuple(1 if i in axes else d for i, d in enumerate(shape))
-    return tuple(d for i, d in enumerate(shape) if i not in axes)
+    before = reductions.axes_before(node)
+    return None if before is None else tuple(1 if axis is None else node.inputs[0].shape[axis] for axis in before)
 
 
 def _arg_reduce(node: Node) -> tuple | None:
@@ -144,44 +139,38 @@ def _split_v(node: Node) -> list | None:
 
 def strided_slice_shape(node: Node) -> tuple | None:
     """The shape of a StridedSlice with constant strides."""
-    shape = node.inputs[0].shape
-    begins, ends, strides = (v.content for v in node.inputs[1:4])
-    if shape is None or strides is None:
+    shape, entries = node.inputs[0].shape, strided_slice.entries(node)
+    if shape is None or entries is None:
         return None
-    count = len(strides)
-    ellipsis, new = node.attr("ellipsis_mask", 0), node.attr("new_axis_mask", 0)
-    # What the ellipsis stands for: the axes that no other entry speaks of.
-    spanned = len(shape) - sum(not (ellipsis | new) & 1 << i for i in range(count))
-    begins = begins if begins is not None else (None,) * count
-    ends = ends if ends is not None else (None,) * count
+    spanned = len(shape) - sum(e.reads_axis for e in entries)  # axes that an ellipsis stands for
     result: list = []
     axis = 0
-    for i in range(count):
-        bit = 1 << i
-        if ellipsis & bit:
+    for i, entry in enumerate(entries):
+        if entry.kind == "ellipsis":
             result.extend(shape[axis : axis + spanned])
             axis += spanned
-            continue
-        if new & bit:
+        elif entry.kind == "new":
             result.append(1)
-            continue
-        size = shape[axis]
-        axis += 1
-        if node.attr("shrink_axis_mask", 0) & bit:
-            continue
-        begin = None if node.attr("begin_mask", 0) & bit else begins[i]
-        end = None if node.attr("end_mask", 0) & bit else ends[i]
-        free_begin = bool(node.attr("begin_mask", 0) & bit) or begin == 0
-        free_end = bool(node.attr("end_mask", 0) & bit)
-        if strides[i] == 1 and free_begin and (free_end or end == size):
-            result.append(size)
-        elif isinstance(size, int) and (free_begin or isinstance(begin, int)) and (free_end or isinstance(end, int)):
-            result.append(len(range(*slice(begin, end, strides[i]).indices(size))))
-        elif strides[i] == 1 and free_begin and end is not None and not (isinstance(end, int) and end < 0):
-            result.append(dims.minimum(end, size) if end != size else size)
         else:
-            result.append(dims.symbol(f"{node.name}:{i}"))
+            if entry.kind == "range":
+                found = _range_size(shape[axis], entry)
+                result.append(dims.symbol(f"{node.name}:{i}") if found is None else found)
+            axis += 1
     return (*result, *shape[axis:])
+
+
+def _range_size(size: Any, entry: strided_slice.Entry) -> Any:
+    """How many of `size` positions an entry takes; None where that follows from nothing that is known."""
+    begin = None if entry.from_start else entry.begin
+    end = None if entry.to_end else entry.end
+    free_begin = entry.from_start or begin == 0
+    if entry.stride == 1 and free_begin and (entry.to_end or end == size):
+        return size
+    if isinstance(size, int) and (free_begin or isinstance(begin, int)) and (entry.to_end or isinstance(end, int)):
+        return len(range(*slice(begin, end, entry.stride).indices(size)))
+    if entry.stride == 1 and free_begin and end is not None and not (isinstance(end, int) and end < 0):
+        return dims.minimum(end, size) if end != size else size
+    return None
 
 
 def _slice(node: Node) -> tuple | None:
@@ -317,16 +306,23 @@ def _const(node: Node) -> tuple:
 
 SHAPES: dict[str, Callable[[Node], Any]] = {
     "Const": _const,
-    "MatMul": _matmul,
-    "_FusedMatMul": _matmul,
-    "_MklNativeFusedMatMul": _matmul,
+    # Of several operands, element by element, too; but nothing moves through them.
+    **dict.fromkeys(
+        (
+            *("Div", "FloorDiv", "FloorMod", "Mod", "DivNoNan", "MulNoNan", "Xdivy", "Xlogy", "Atan2"),
+            *("BitwiseAnd", "BitwiseOr", "BitwiseXor", "LeftShift", "RightShift"),
+        ),
+        _broadcast,
+    ),
+    **dict.fromkeys(op_traits.ELEMENTWISE, _broadcast),
+    **dict.fromkeys(op_traits.ALONG_LAST | op_traits.IDENTITIES, _same),
+    **dict.fromkeys(("Cumsum", "Cumprod", "CheckNumerics", "EnsureShape", "ReverseV2"), _same),
+    **dict.fromkeys(op_traits.REDUCTIONS | op_traits.LOGICAL_REDUCTIONS, _reduce),
+    **dict.fromkeys(op_traits.MATMULS | {"_MklNativeFusedMatMul"}, _matmul),
+    **dict.fromkeys(op_traits.BATCH_MATMULS | {"BatchMatMulV3", "_MklFusedBatchMatMulV2"}, _batch_matmul),
     "_QuantizedMatMul": _quantized_matmul,
     "QuantizeV2": _quantize,
     "Bitcast": _bitcast,
-    "BatchMatMulV2": _batch_matmul,
-    "BatchMatMul": _batch_matmul,
-    "BatchMatMulV3": _batch_matmul,
-    "_MklFusedBatchMatMulV2": _batch_matmul,
     "Einsum": lambda n: einsum_shape(n.attr("equation"), [v.shape for v in n.inputs]),
     "Reshape": _reshape,
     "Transpose": _transpose,
@@ -360,20 +356,3 @@ SHAPES: dict[str, Callable[[Node], Any]] = {
     "ArgMax": _arg_reduce,
     "ArgMin": _arg_reduce,
 }
-for _op in (
-    *("Identity", "Cast", "StopGradient", "Snapshot", "PreventGradient", "BiasAdd", "Softmax", "LogSoftmax", "Relu"),
-    *("Relu6", "Elu", "Selu", "LeakyRelu", "Tanh", "Sigmoid", "Erf", "Erfc", "Exp", "Log", "Log1p", "Expm1", "Sqrt"),
-    *("Rsqrt", "Square", "Neg", "Abs", "Sign", "Softplus", "Softsign", "Floor", "Ceil", "Round", "Sin", "Cos", "Inv"),
-    *("Reciprocal", "LogicalNot", "IsNan", "IsInf", "IsFinite", "ZerosLike", "OnesLike", "Cumsum", "Cumprod"),
-    *("_MklLayerNorm", "_MklSwish", "CheckNumerics", "EnsureShape", "ReverseV2"),
-):
-    SHAPES[_op] = _same
-for _op in (
-    *("AddV2", "Add", "Sub", "Mul", "RealDiv", "Div", "FloorDiv", "FloorMod", "Mod", "Pow", "Maximum", "Minimum"),
-    *("SquaredDifference", "Less", "LessEqual", "Greater", "GreaterEqual", "Equal", "NotEqual", "LogicalAnd"),
-    *("LogicalOr", "SelectV2", "DivNoNan", "MulNoNan", "Xdivy", "Xlogy", "Atan2", "BitwiseAnd", "BitwiseOr"),
-    *("BitwiseXor", "LeftShift", "RightShift"),
-):
-    SHAPES[_op] = _broadcast
-for _op in ("Mean", "Sum", "Max", "Min", "Prod", "All", "Any"):
-    SHAPES[_op] = _reduce

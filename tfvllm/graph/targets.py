@@ -7,14 +7,9 @@ where the CPU has VNNI, bfloat16 or AMX instructions, elsewhere it takes `TF_ENA
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from tfvllm.errors import InputError, TfvllmError
 from tfvllm.graph import ops
 from tfvllm.graph.ir import Graph
-
-if TYPE_CHECKING:
-    pass
 
 PORTABLE = "portable"
 ONEDNN = "onednn"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tfvllm.graph import demand, dims
+from tfvllm.graph import dims, op_traits, reductions, strided_slice
 from tfvllm.graph.ir import Node
 
 
@@ -30,7 +30,7 @@ class Tokens:
 
 def through(node: Node, tokens: Tokens) -> list[Tokens | None]:
     """For each operand: where in it the tokens lie that these tokens of the result are computed from alone."""
-    rule = _elementwise if node.op in demand.ELEMENTWISE else PASSES.get(node.op)
+    rule = _elementwise if node.op in op_traits.ELEMENTWISE else PASSES.get(node.op)
     return [None] * len(node.inputs) if rule is None else rule(node, tokens)
 
 
@@ -128,20 +128,15 @@ def viewed(node: Node, axis: int) -> int | None:
 
 def strided_axes(node: Node) -> list[int | None] | None:
     """For every axis of the result the axis of the operand it is the whole of, None for one that is new or cut."""
-    x, strides = node.inputs[0], node.inputs[3].content
-    if x.shape is None or strides is None or node.attr("ellipsis_mask", 0):
+    x, entries = node.inputs[0], strided_slice.entries(node)
+    if x.shape is None or entries is None or any(e.kind == "ellipsis" for e in entries):
         return None
     result: list[int | None] = []
     axis = 0
-    for i, stride in enumerate(strides):
-        bit = 1 << i
-        if node.attr("new_axis_mask", 0) & bit:
-            result.append(None)
-            continue
-        whole = node.attr("begin_mask", 0) & bit and node.attr("end_mask", 0) & bit and stride == 1
-        if not node.attr("shrink_axis_mask", 0) & bit:
-            result.append(axis if whole else None)
-        axis += 1
+    for entry in entries:
+        if entry.kind != "index":
+            result.append(axis if entry.whole else None)
+        axis += entry.reads_axis
     return [*result, *range(axis, len(x.shape))]
 
 
@@ -152,17 +147,13 @@ def _transpose(node: Node, tokens: Tokens) -> Tokens | None:
     return Tokens(perm[tokens.batch], None if tokens.position is None else perm[tokens.position], tokens.sizes)
 
 
-def reduced(node: Node, tokens: Tokens) -> Tokens | None:
-    x, axes = node.inputs[0], node.inputs[1].content
-    if axes is None:
+def _reduced(node: Node, tokens: Tokens) -> Tokens | None:
+    before = reductions.axes_before(node)
+    found = [] if before is None else [before[a] for a in tokens.axes]
+    axes = [a for a in found if a is not None]
+    if len(axes) < len(tokens.axes):
         return None
-    rank = len(x.shape)
-    reduced = {a % rank for a in (axes if isinstance(axes, tuple) else (axes,))}
-    left = [i for i in range(rank) if node.attr("keep_dims") or i not in reduced]
-    found = [left[a] for a in tokens.axes]
-    if any(a in reduced for a in found):
-        return None
-    return Tokens(found[0], None if tokens.position is None else found[1], tokens.sizes)
+    return Tokens(axes[0], None if tokens.position is None else axes[1], tokens.sizes)
 
 
 def _lookup(node: Node, tokens: Tokens) -> Tokens | None:
@@ -224,29 +215,16 @@ def _batch_matmul(node: Node, tokens: Tokens) -> list[Tokens | None]:
     return result
 
 
-VIEWS = ("Reshape", "ExpandDims", "Squeeze", "StridedSlice", "BroadcastTo")
-
-
 PASSES: dict[str, Callable[[Node, Tokens], list[Tokens | None]]] = {
-    "MatMul": _matmul,
-    "_FusedMatMul": _matmul,
-    "BatchMatMulV2": _batch_matmul,
-    "BatchMatMul": _batch_matmul,
-    "Reshape": of_operand(_view),
-    "ExpandDims": of_operand(_view),
-    "Squeeze": of_operand(_view),
-    "StridedSlice": of_operand(_view),
+    **dict.fromkeys(op_traits.MATMULS, _matmul),
+    **dict.fromkeys(op_traits.BATCH_MATMULS, _batch_matmul),
+    **dict.fromkeys(op_traits.VIEWS - {"BroadcastTo"}, of_operand(_view)),  # which may widen the tokens' own axes
+    **dict.fromkeys(op_traits.ALONG_LAST, of_operand(_not_last)),
+    **dict.fromkeys(op_traits.REDUCTIONS, of_operand(_reduced)),
+    **dict.fromkeys(op_traits.LOOKUPS, of_operand(_lookup, at=1)),
     "Transpose": of_operand(_transpose),
-    "BiasAdd": of_operand(_not_last),
-    "Softmax": of_operand(_not_last),
-    "LogSoftmax": of_operand(_not_last),
-    "_MklLayerNorm": of_operand(_not_last),
-    "GatherV2": of_operand(_lookup, at=1),
-    "ResourceGather": of_operand(_lookup, at=1),
     "Unpack": of_operand(_unpack),
     "Split": _split,
     "SplitV": _split,
     "ConcatV2": _concat,
 }
-for _op in ("Mean", "Sum", "Max", "Min", "Prod"):
-    PASSES[_op] = of_operand(reduced)

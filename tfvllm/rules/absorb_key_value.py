@@ -8,13 +8,13 @@ from tfvllm.graph import attention
 from tfvllm.graph.builder import Builder, Declined
 from tfvllm.graph.guarantee import Reordered
 from tfvllm.graph.ir import Graph, Node, Value
-from tfvllm.graph.rewriter import Pass
+from tfvllm.graph.rewriter import NodePass
 
 _SPLIT = (0, 2, 1, 3)  # [sequences, positions, heads, channels] -> [sequences, heads, positions, channels]
 _SPLIT_TURNED = (0, 2, 3, 1)
 
 
-class AbsorbKeyValueProjections(Pass):
+class AbsorbKeyValueProjections(NodePass):
     """softmax(q·(x@K + k)ᵀ)·(x@V + v) -> ((softmax((q@Kᵀ)·xᵀ + q·k)·x)@V) + v, where each head has one query.
 
     Keys and values of all positions need not be computed: the one query goes through K, the one result through V.
@@ -24,28 +24,14 @@ class AbsorbKeyValueProjections(Pass):
 
     # (q·Kᵀ)·xᵀ = q·(x·K)ᵀ and (p·x)·V = p·(x·V): the same terms
     guarantee = Reordered(within="q·Kᵀ or p·x")
+    ops = frozenset({"Softmax"})
 
-    def run(self, rewriter):
-        graph = rewriter.graph
-        changed = False
-        for node in graph.order():
-            if node.op != "Softmax" or graph.nodes.get(node.name) is not node or not rewriter.allowed(self, node):
-                continue
-            core = attention.core(graph, node, blanked=True)
-            if core is None or core[0].output.shape is None or core[0].output.shape[2] != 1:
-                continue
-            b, mark = Builder(graph, core[-1].name), graph.mark()
-            try:
-                new = _rebuilt(b, core, node)
-            except Declined as declined:
-                graph.forget(b.made, mark)
-                rewriter.decline(self, node, str(declined))
-                continue
-            rewriter.fire(self, node)
-            graph.replace(core[-1].output, new)
-            self.removed(rewriter, core[-1])
-            changed = True
-        return changed
+    def rewrite(self, b, node):
+        core = attention.core(b.graph, node, blanked=True)
+        if core is None or core[0].output.shape is None or core[0].output.shape[2] != 1:
+            return None
+        b.scope = core[-1].name
+        return {core[-1].output: _rebuilt(b, core, node)}
 
 
 @dataclass(frozen=True)

@@ -1,26 +1,18 @@
 """Attention over few positions with ops that need no preparing."""
 
-from typing import Any
+from functools import partial
 
 import tensorflow as tf
 
-from tfvllm.graph import attention, dims, ops
-from tfvllm.graph.branches import either
+from tfvllm.graph import attention, dims, onednn_costs, ops
+from tfvllm.graph.branches import BySize
 from tfvllm.graph.builder import Builder
 from tfvllm.graph.guarantee import Approximate
 from tfvllm.graph.ir import Node, Value
-from tfvllm.graph.rewriter import Pass
-
-WORTH = 1 << 13
-"""Scores (batch·heads·queries·keys) from which oneDNN's kernels are faster.
-
-They are prepared at every call. Two products and a softmax took, in µs, by oneDNN and by the others, on two AVX-512
-cores: 169 and 66 for 1,536 scores, 162 and 121 for 6,144, 158 and 145 for 12,288, 211 and 225 for 24,576, 489 and
-1,182 for 196,608 (heads of 32 channels).
-"""
+from tfvllm.graph.rewriter import NodePass
 
 
-class AttentionWithoutOneDnn(Pass):
+class AttentionWithoutOneDnn(NodePass):
     """softmax(f(q·kᵀ))·v -> the same by other kernels if there are fewer than 2¹³ scores: exp(log_softmax(f(q·kᵀ)))·v.
 
     `f` masks or scales. TensorFlow decides by an op's name what it gives to oneDNN: BatchMatMulV2 and Softmax go there,
@@ -31,46 +23,35 @@ class AttentionWithoutOneDnn(Pass):
         2e-6, "all inputs", "p = exp(log p) has a relative error of at most (2 + |log p|)·2⁻²⁴; p·|log p| is below 0.37"
     )
     emits = ("BatchMatMulV3", "LogSoftmax")
+    ops = frozenset({"Softmax"})
 
-    def run(self, rewriter):
-        graph = rewriter.graph
-        few: dict[Any, Value] = {}  # shapes of queries and keys -> whether there are few scores
-        changed = False
-        for node in graph.order():
-            if node.op != "Softmax" or graph.nodes.get(node.name) is not node or not rewriter.allowed(self, node):
-                continue
-            core = attention.core(graph, node)
-            if core is None or not _known(core):
-                continue
-            first, last = core[0], core[-1]
-            b, scores = Builder(graph, last.name), dims.product(first.output.shape)
-            if isinstance(scores, int) and scores >= WORTH:
-                continue
-            outside = list(dict.fromkeys(v for n in core for v in n.inputs if v.node not in core))
-            if isinstance(scores, int):
-                new = _copied(b, core, {v: v for v in outside}, small=True)
-            else:
-                q, k = first.inputs
-                if (q.shape, k.shape) not in few:
-                    few[q.shape, k.shape] = _few(b, q, k, bool(first.attr("adj_y")))
-                given = _ordered(core, outside)
-                new = either(
-                    rewriter,
-                    f"{last.name}/by_scores",
-                    few[q.shape, k.shape],
-                    given,
-                    [
-                        ("attention_small", lambda b, v, c=core, g=given: _copied(b, c, dict(zip(g, v)), small=True)),  # type: ignore[misc]
-                        ("attention", lambda b, v, c=core, g=given: _copied(b, c, dict(zip(g, v)), small=False)),  # type: ignore[misc]
-                    ],
-                    last.output,
-                    ops.ATTENTION,
-                )
-            rewriter.fire(self, node)
-            graph.replace(last.output, new)
-            self.removed(rewriter, last)
-            changed = True
-        return changed
+    def begin(self, rewriter):
+        return partial(_chosen, BySize(rewriter, "by_scores", None, onednn_costs.ATTENTION_SCORES))
+
+
+def _chosen(sizes: BySize, b: Builder, node: Node) -> dict[Value, Value] | None:
+    core = attention.core(b.graph, node)
+    if core is None or not _known(core):
+        return None
+    first, last = core[0], core[-1]
+    b.scope = last.name
+    q, k = first.inputs
+    given = _outside(core)
+    new = sizes.choose(
+        b,
+        dims.product(first.output.shape),
+        lambda b: _products(b, q, k, bool(first.attr("adj_y"))),
+        given,
+        [
+            ("attention_small", partial(_computed, core=core, given=given, small=True)),
+            ("attention", partial(_computed, core=core, given=given, small=False)),
+        ],
+        last.output,
+        ops.ATTENTION,
+        key=(q.shape, k.shape),
+        unit=q.shape[-1],
+    )
+    return None if new is None else {last.output: new}
 
 
 def _known(core: list[Node]) -> bool:
@@ -78,35 +59,35 @@ def _known(core: list[Node]) -> bool:
     return query.dtype == tf.float32 and isinstance(query.shape[-1], int) and not values.attr("adj_y")
 
 
-def _few(b: Builder, q: Value, k: Value, transposed: bool) -> Value:
-    """Whether q [batch, heads, queries, channels] and k give fewer than `WORTH` scores."""
+def _products(b: Builder, q: Value, k: Value, transposed: bool) -> Value:
+    """How many products the scores of q [batch, heads, queries, channels] and k are summed from, int64[]."""
     axis = 2 if transposed else 3
     shape = b.Shape(k, out_type=tf.int64)
     keys = b.StridedSlice(shape, b.ints(axis), b.ints(axis + 1), b.ints(1), shrink_axis_mask=1)
-    products = b.Mul(b.Size(q, out_type=tf.int64), keys)
-    return b.Less(products, b.const(WORTH * q.shape[-1], tf.int64))
+    return b.Mul(b.Size(q, out_type=tf.int64), keys)
 
 
-def _copied(b: Builder, core: list[Node], given: dict[Value, Value], small: bool) -> Value:
-    values = dict(given)
+def _computed(b: Builder, values: list[Value], core: list[Node], given: list[Value], small: bool) -> Value:
+    """The result of `core`, with `values` in place of what is `given` to it."""
+    known = dict(zip(given, values))
     for node in core:
-        inputs = [values[v] for v in node.inputs]
+        inputs = [known[v] for v in node.inputs]
         if small and node.op == "BatchMatMulV2":
             adjoint = {key: bool(node.attr(key)) for key in ("adj_x", "adj_y")}
             new = b.BatchMatMulV3(*inputs, Tout=node.output.dtype, **adjoint)
         elif small and node.op == "Softmax":
             new = b.Exp(b.LogSoftmax(*inputs))
         else:
-            attrs = node.own_attrs()
-            twin = b.graph.add(f"{b.scope}/{node.op}", node.op, inputs, attrs)
+            twin = b.graph.add(f"{b.scope}/{node.op}", node.op, inputs, node.own_attrs())
             b.made.append(twin)
             new = twin.output
         new.shape = node.output.shape
-        values[node.output] = new
-    return new
+        known[node.output] = new
+    return known[core[-1].output]
 
 
-def _ordered(core: list[Node], outside: list[Value]) -> list[Value]:
-    """Queries, keys and values first: what is counted of an attention is counted by them."""
+def _outside(core: list[Node]) -> list[Value]:
+    """What is given to it. Queries, keys and values first: what is counted of an attention is counted by them."""
     main = [*core[0].inputs, core[-1].inputs[1]]
-    return [*main, *(v for v in outside if v not in main)]
+    every = dict.fromkeys(v for n in core for v in n.inputs if v.node not in core)
+    return [*main, *(v for v in every if v not in main)]

@@ -1,6 +1,6 @@
 """A batched product with one matrix for the whole batch becomes one product."""
 
-from tfvllm.graph import dims
+from tfvllm.graph import dims, op_traits
 from tfvllm.graph.builder import Declined, Skip
 from tfvllm.graph.guarantee import Reordered
 from tfvllm.graph.pattern import op
@@ -17,7 +17,7 @@ class BatchMatMulToMatMul(Rule):
     guarantee = Reordered()
 
     def pattern(self, x, w):
-        return op.any_of("BatchMatMulV2", "BatchMatMul", "BatchMatMulV3")(x, w, name="product")
+        return op.any_of(*op_traits.BATCH_MATMULS, "BatchMatMulV3")(x, w, name="product")
 
     def condition(self, graph, m):
         node = m.node("product")

@@ -8,26 +8,16 @@ its result is rounded to it next (oneDNN's inner arithmetic stays float32).
 import numpy as np
 import tensorflow as tf
 
+from tfvllm.graph import op_traits
 from tfvllm.graph.builder import Builder, Declined, Skip
 from tfvllm.graph.guarantee import Approximate, Exact
 from tfvllm.graph.ir import Graph, Node, Value
 from tfvllm.graph.pattern import constant, op
-from tfvllm.graph.rewriter import Pass, Rule
+from tfvllm.graph.rewriter import NodePass, Rule
 
-_PRODUCTS = ("MatMul", "_FusedMatMul", "BatchMatMulV2")
+_PRODUCTS = op_traits.MATMULS | {"BatchMatMulV2"}  # as layers and attention have them here
 _LARGEST = float(tf.bfloat16.max)
-_MOVES = (
-    "Reshape",
-    "Transpose",
-    "ExpandDims",
-    "Squeeze",
-    "StridedSlice",
-    "Slice",
-    "GatherV2",
-    "Split",
-    "SplitV",
-    "Unpack",
-)
+_MOVES = op_traits.RESHAPES | op_traits.SLICES | op_traits.PARTS | {"Transpose", "GatherV2"}
 
 
 def is_product(node: Node) -> bool:
@@ -36,13 +26,16 @@ def is_product(node: Node) -> bool:
 
 def lowered_product(graph: Graph, node: Node) -> Value:
     """The product computed in bfloat16, as float32. `node` stays in the graph."""
-    b = Builder(graph, node.name)
+    return _lowered(Builder(graph, node.name), node)
+
+
+def _lowered(b: Builder, node: Node) -> Value:
     inputs = [b.Cast(v, DstT=tf.bfloat16) for v in node.inputs]
     attrs = node.own_attrs("T")
     return b.Cast(b.op(node.op, inputs, **attrs)[0], DstT=tf.float32)
 
 
-class LowerProducts(Pass):
+class LowerProducts(NodePass):
     """x @ w -> float32(bfloat16(x) @ bfloat16(w)), and what is fused with it (bias, activation, residual).
 
     `weights`: products with weights too, not only those of two computed values.
@@ -51,22 +44,15 @@ class LowerProducts(Pass):
     guarantee = Approximate(
         max_error=2.0**-8, domain="products of float32", source="bfloat16 keeps 8 significant bits; float32 sums"
     )
+    ops = _PRODUCTS
 
     def __init__(self, weights: bool = True):
         self.weights = weights
 
-    def run(self, rewriter):
-        graph = rewriter.graph
-        changed = False
-        for node in graph.order():
-            if not is_product(node) or not rewriter.allowed(self, node):
-                continue
-            if not self.weights and any(graph.is_static(v) for v in node.inputs):
-                continue
-            out = lowered_product(graph, node)
-            self.substitute(rewriter, node, out)
-            changed = True
-        return changed
+    def rewrite(self, b, node):
+        if not is_product(node) or (not self.weights and any(b.graph.is_static(v) for v in node.inputs)):
+            return None
+        return {node.output: _lowered(b, node)}
 
 
 class CancelCasts(Rule):
@@ -83,32 +69,24 @@ class CancelCasts(Rule):
         return m.x
 
 
-class SinkCasts(Pass):
+class SinkCasts(NodePass):
     """reshape(float32(x)) -> float32(reshape(x)) for x in bfloat16; transposes, slices, splits, shapes too."""
 
     guarantee = Exact()
+    ops = _MOVES | {"Shape"}
 
-    def run(self, rewriter):
-        graph = rewriter.graph
-        changed = False
-        for node in graph.order():
-            if node.op not in (*_MOVES, "Shape") or graph.nodes.get(node.name) is not node:
-                continue
-            at = 1 if node.op == "Split" else 0
-            narrow = _widened(node.inputs[at])
-            if narrow is None or not rewriter.allowed(self, node):
-                continue
-            b = Builder(graph, node.name)
-            inputs = list(node.inputs)
-            inputs[at] = narrow
-            types = [k for k, a in node.attrs.items() if a.type == tf.float32.as_datatype_enum]
-            attrs = node.own_attrs(*types)
-            outputs = b.op(node.op, inputs, **attrs)
-            if node.op != "Shape":
-                outputs = [b.Cast(v, DstT=tf.float32) for v in outputs]
-            self.substitute(rewriter, node, *outputs)
-            changed = True
-        return changed
+    def rewrite(self, b, node):
+        at = 1 if node.op == "Split" else 0
+        narrow = _widened(node.inputs[at])
+        if narrow is None:
+            return None
+        inputs = list(node.inputs)
+        inputs[at] = narrow
+        types = [k for k, a in node.attrs.items() if a.type == tf.float32.as_datatype_enum]
+        outputs = b.op(node.op, inputs, **node.own_attrs(*types))
+        if node.op != "Shape":
+            outputs = [b.Cast(v, DstT=tf.float32) for v in outputs]
+        return dict(zip(node.outputs, outputs))
 
 
 class SinkCastBelowMask(Rule):
@@ -166,7 +144,7 @@ class LowerLayerNorm(Rule):
         return b.Cast(b.op("_MklLayerNorm", inputs, epsilon=m.node("norm").attr("epsilon"))[0], DstT=tf.float32)
 
 
-class LowerSoftmax(Pass):
+class LowerSoftmax(NodePass):
     """bfloat16(softmax(float32(s) + mask)) -> softmax(s + bfloat16(mask)) for scores s in bfloat16.
 
     So too without a mask, and for where(mask, float32(s), low). Nothing of the size of the scores is then float32.
@@ -174,25 +152,16 @@ class LowerSoftmax(Pass):
 
     guarantee = Approximate(max_error=2.0**-8, domain="s + mask", source="bfloat16 keeps 8 significant bits")
     targets = ("onednn",)  # other kernels of softmax add in bfloat16
+    ops = frozenset({"Softmax"})
 
-    def run(self, rewriter):
-        graph = rewriter.graph
-        changed = False
-        for node in graph.order():
-            if node.op != "Softmax" or not narrow_next(graph, node.output) or not rewriter.allowed(self, node):
-                continue
-            b = Builder(graph, node.name)
-            scores = self._narrow(graph, b, node)
-            if scores is None:
-                continue
-            self.substitute(rewriter, node, b.Cast(b.Softmax(scores), DstT=tf.float32))
-            changed = True
-        return changed
+    def rewrite(self, b, node):
+        scores = self._narrow(b, node) if narrow_next(b.graph, node.output) else None
+        return None if scores is None else {node.output: b.Cast(b.Softmax(scores), DstT=tf.float32)}
 
     @staticmethod
-    def _narrow(graph: Graph, b: Builder, node: Node) -> Value | None:
+    def _narrow(b: Builder, node: Node) -> Value | None:
         """The input of a softmax in bfloat16, where it was that before it was masked."""
-        inner = node.inputs[0]
+        graph, inner = b.graph, node.inputs[0]
         if graph.sole_reader(inner) is not node:
             return None
         if inner.node.op not in ("AddV2", "SelectV2"):
@@ -242,7 +211,7 @@ def narrow_next(graph: Graph, value: Value, moved: bool = False) -> bool:
         return False
 
     def narrow(reader: Node) -> bool:
-        if moved and reader.op in (*_MOVES, "SelectV2"):
+        if moved and reader.op in _MOVES | {"SelectV2"}:
             return all(narrow_next(graph, v, moved) for v in reader.outputs if graph.readers(v) or graph.is_result(v))
         return reader.op == "Shape" or (reader.op == "Cast" and reader.output.dtype == tf.bfloat16)
 

@@ -1,11 +1,12 @@
 """An operand that is broadcast by hand, though the op would do it."""
 
+from tfvllm.graph import op_traits
 from tfvllm.graph.builder import Declined
 from tfvllm.graph.guarantee import Exact
 from tfvllm.graph.pattern import either, op
 from tfvllm.graph.rewriter import Rule
 
-_BINARY = ("AddV2", "Sub", "Mul", "RealDiv", "Maximum", "Minimum", "SquaredDifference")
+_BINARY = op_traits.BINARY - {"Add", "Pow"}  # the first is of old graphs; no layer widens an exponent by hand
 
 
 class DropBroadcasts(Rule):

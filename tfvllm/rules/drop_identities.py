@@ -2,52 +2,41 @@
 
 import numpy as np
 
+from tfvllm.graph import op_traits
 from tfvllm.graph.guarantee import Exact
 from tfvllm.graph.ir import Graph, Node, Value
-from tfvllm.graph.rewriter import Pass
+from tfvllm.graph.rewriter import NodePass
 
-_ALWAYS = ("Identity", "StopGradient", "Snapshot", "PreventGradient", "PlaceholderWithDefault")
+_MAYBE = op_traits.RESHAPES | op_traits.SLICES | {"BroadcastTo", "EnsureShape", "Tile"}
+_BY_ONE = frozenset({"Mul", "RealDiv", "Div", "Pow"})
 
 
-class DropIdentities(Pass):
+class DropIdentities(NodePass):
     """Identity(x), Cast to its own type, Reshape to its own shape, Transpose in order, x·1, x/1, … -> x."""
 
     guarantee = Exact()
+    ops = (op_traits.IDENTITIES | _MAYBE | _BY_ONE) | {"IdentityN", "Cast", "Transpose", "ConcatV2", "SelectV2"}
 
-    def run(self, rewriter):
-        graph = rewriter.graph
-        changed = False
-        for node in graph.order():
-            if node.op == "IdentityN":
-                changed |= self._pass_through(rewriter, node)
-                continue
-            if not node.outputs or not (node.output.readers or graph.is_result(node.output)):
-                continue
-            same = self._same(graph, node)
-            if same is None or not rewriter.allowed(self, node):
-                continue
-            self.substitute(rewriter, node, same)
-            changed = True
-        return changed
-
-    def _pass_through(self, rewriter, node: Node) -> bool:
-        """IdentityN, which custom gradients leave behind: each output is its input."""
-        graph = rewriter.graph
-        if not any(v.readers or graph.is_result(v) for v in node.outputs) or not rewriter.allowed(self, node):
-            return False
-        self.substitute(rewriter, node, *node.inputs)
-        return True
+    def rewrite(self, b, node):
+        graph = b.graph
+        if node.op == "IdentityN":  # which custom gradients leave behind: each output is its input
+            read = any(v.readers or graph.is_result(v) for v in node.outputs)
+            return dict(zip(node.outputs, node.inputs)) if read else None
+        if not node.outputs or not (node.output.readers or graph.is_result(node.output)):
+            return None
+        same = self._same(graph, node)
+        return None if same is None else {node.output: same}
 
     @staticmethod
     def _same(graph: Graph, node: Node) -> Value | None:
         if not node.inputs or len(node.outputs) != 1:
             return None
         x, y = node.inputs[0], node.output
-        if node.op in _ALWAYS and node.op != "PlaceholderWithDefault":
+        if node.op in op_traits.IDENTITIES:
             return x
         if node.op == "Cast":
             return x if x.dtype == y.dtype else None
-        if node.op in ("Reshape", "BroadcastTo", "EnsureShape", "Slice", "StridedSlice", "Tile", "Squeeze"):
+        if node.op in _MAYBE:  # where the shape stays
             if x.shape is None or x.shape != y.shape:
                 return None
             if node.op == "StridedSlice" and node.inputs[3].content is not None:
@@ -59,7 +48,7 @@ class DropIdentities(Pass):
             return x if perm is not None and tuple(perm) == tuple(range(len(perm))) else None
         if node.op == "ConcatV2" and len(node.inputs) == 2:
             return x
-        if node.op in ("Mul", "RealDiv", "Div", "Pow"):
+        if node.op in _BY_ONE:
             pairs = [(node.inputs[0], node.inputs[1])]
             if node.op == "Mul":
                 pairs.append((node.inputs[1], node.inputs[0]))

@@ -5,14 +5,14 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfvllm.graph import dims
+from tfvllm.graph import dims, op_traits
 from tfvllm.graph.builder import Declined, Skip
 from tfvllm.graph.guarantee import Exact, Reordered
 from tfvllm.graph.ir import Graph, Value
-from tfvllm.graph.pattern import either, op
+from tfvllm.graph.pattern import add, either, op
 from tfvllm.graph.rewriter import Rule
 
-_ADD = ("AddV2", "Add")
+_REPEATS = op_traits.RESHAPES | op_traits.SLICES | {"Identity", "Tile", "BroadcastTo"}  # no element that x has not
 _MAX_DEPTH = 8
 
 
@@ -42,7 +42,7 @@ class KnownRow(Rule):
     guarantee = Exact()
 
     def pattern(self, x, table, index, axis):
-        return op.any_of(*_ADD)(x, op.GatherV2(table, index, axis, name="rows"), name="out")
+        return add(x, op.GatherV2(table, index, axis, name="rows"), name="out")
 
     def condition(self, graph, m):
         k = uniform(graph, m.index)
@@ -70,11 +70,8 @@ class RowIntoTable(Rule):
 
     def pattern(self, x, table, row, begin, size, index, axis):
         cut = op.Slice(table, begin, size, name="part")
-        return op.any_of(*_ADD)(
-            op.any_of(*_ADD)(x, either(cut, op.GatherV2(table, index, axis, name="part")), name="inner"),
-            row,
-            name="out",
-        )
+        rows = either(cut, op.GatherV2(table, index, axis, name="part"))
+        return add(add(x, rows, name="inner"), row, name="out")
 
     def condition(self, graph, m):
         if not graph.is_static(m.row) or not graph.is_static(m.table) or m.table.rank != 2 or m.row.node is m.part.node:
@@ -115,7 +112,7 @@ def uniform(graph: Graph, value: Value, depth: int = _MAX_DEPTH) -> Any:
         return None
     if node.op == "Fill":
         return uniform(graph, node.inputs[1], depth - 1)
-    if node.op in ("Identity", "Reshape", "ExpandDims", "Squeeze", "Tile", "BroadcastTo", "Slice", "StridedSlice"):
+    if node.op in _REPEATS:
         return uniform(graph, node.inputs[0], depth - 1)
     if node.op == "Cast" and value.dtype.is_integer:
         k = uniform(graph, node.inputs[0], depth - 1)
@@ -123,13 +120,13 @@ def uniform(graph: Graph, value: Value, depth: int = _MAX_DEPTH) -> Any:
     if node.op == "SelectV2":
         condition, *branches = (uniform(graph, v, depth - 1) for v in node.inputs)
         return None if condition is None else branches[0 if condition else 1]
-    if node.op in _BINARY and len(node.inputs) == 2 and not value.dtype.is_floating:
+    if node.op in _COMPUTED and len(node.inputs) == 2 and not value.dtype.is_floating:
         a, b = (uniform(graph, v, depth - 1) for v in node.inputs)
-        return None if a is None or b is None else _BINARY[node.op](a, b)
+        return None if a is None or b is None else _COMPUTED[node.op](a, b)
     return None
 
 
-_BINARY: dict[str, Any] = {
+_COMPUTED: dict[str, Any] = {
     "AddV2": lambda a, b: a + b,
     "Sub": lambda a, b: a - b,
     "Less": lambda a, b: a < b,

@@ -49,7 +49,7 @@ class FoldConstants(Pass):
     @staticmethod
     def _foldable(graph: Graph) -> list[Value]:
         """The last values of constant expressions, in order."""
-        constant: set[Node] = set()
+        constant: dict[Node, None] = {}  # in order: graphs that are alike come out alike
         for node in graph.order():
             if node.op == "Const" or (
                 node.inputs
@@ -58,7 +58,7 @@ class FoldConstants(Pass):
                 and not any(a.WhichOneof("value") == "func" for a in node.attrs.values())
                 and all(v.dtype not in (tf.resource, tf.variant) and _small(v, node) for v in node.outputs)
             ):
-                constant.add(node)
+                constant[node] = None
         return [
             v
             for n in constant

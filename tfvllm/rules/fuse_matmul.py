@@ -1,11 +1,13 @@
 """A product, its bias, its activation and its residual in one kernel (oneDNN)."""
 
+from tfvllm.graph import op_traits
 from tfvllm.graph.builder import Declined, Skip
 from tfvllm.graph.guarantee import Approximate, Reordered
 from tfvllm.graph.pattern import add, either, op
 from tfvllm.graph.rewriter import Rule
 
-_ACTIVATIONS = {"Relu": "Relu", "Relu6": "Relu6", "Elu": "Elu", "Tanh": "Tanh", "Sigmoid": "Sigmoid"}
+# Those that are ops of the same name, which say all of them: not LeakyRelu, which has a slope.
+_ACTIVATIONS = (op_traits.FUSED_ACTIVATIONS & op_traits.UNARY) - {"LeakyRelu"}
 
 
 class FuseMatMulBias(Rule):
@@ -73,7 +75,7 @@ class FuseActivation(Rule):
         _check(graph, m)
 
     def replacement(self, b, m):
-        return _extend(b, m.y, _ACTIVATIONS[m.node("out").op])
+        return _extend(b, m.y, m.node("out").op)
 
 
 class FuseGelu(Rule):

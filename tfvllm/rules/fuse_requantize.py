@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tfvllm.graph.builder import Builder, Declined, Skip
+from tfvllm.graph.builder import Declined, Skip
 from tfvllm.graph.guarantee import Approximate
 from tfvllm.graph.int8_ops import STEPS, quantised_matmul
 from tfvllm.graph.pattern import constant, op
-from tfvllm.graph.rewriter import Pass, Rule
+from tfvllm.graph.rewriter import NodePass, Rule
 from tfvllm.rules.bfloat16 import narrow_next
 
 
@@ -38,23 +38,18 @@ class FuseRequantize(Rule):
         return quantised_matmul(b, [*node.inputs, m.low, m.high], fused, tf.quint8)
 
 
-class EmitBfloat16Output(Pass):
+class EmitBfloat16Output(NodePass):
     """f(x @ w + b), which is rounded to bfloat16 next -> the product's own kernel writes bfloat16."""
 
     guarantee = Approximate(max_error=2.0**-8, domain="its result", source="bfloat16 keeps 8 significant bits")
     targets = ("onednn",)
     emits = ("_QuantizedMatMul",)
+    ops = frozenset({"_QuantizedMatMul"})
 
-    def run(self, rewriter):
-        graph = rewriter.graph
-        changed = False
-        for node in graph.order():
-            if node.op != "_QuantizedMatMul" or node.output.dtype != tf.float32 or not rewriter.allowed(self, node):
-                continue
-            if "Add" in node.attr("fused_ops") or not narrow_next(graph, node.output, moved=True):
-                continue
-            b = Builder(graph, node.name)
-            narrow = quantised_matmul(b, list(node.inputs), node.attr("fused_ops"), tf.bfloat16)
-            self.substitute(rewriter, node, b.Cast(narrow, DstT=tf.float32))
-            changed = True
-        return changed
+    def rewrite(self, b, node):
+        if node.output.dtype != tf.float32 or "Add" in node.attr("fused_ops"):
+            return None
+        if not narrow_next(b.graph, node.output, moved=True):
+            return None
+        narrow = quantised_matmul(b, list(node.inputs), node.attr("fused_ops"), tf.bfloat16)
+        return {node.output: b.Cast(narrow, DstT=tf.float32)}

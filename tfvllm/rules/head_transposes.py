@@ -1,15 +1,14 @@
 """The heads of query, key and value are moved in front in one go."""
 
 from tfvllm.graph import dims
-from tfvllm.graph.builder import Builder, Declined
 from tfvllm.graph.guarantee import Exact
 from tfvllm.graph.ir import Node
-from tfvllm.graph.rewriter import Pass
+from tfvllm.graph.rewriter import NodePass
 
 _HEADS_FIRST = (0, 2, 1, 3)
 
 
-class OneTransposeForHeads(Pass):
+class OneTransposeForHeads(NodePass):
     """[transpose(reshape(p, [b, s, h, d])) for p in split(y, n)] -> unpack(transpose(reshape(y, [b, s, n, h, d]))).
 
     Splitting copies every part and each transpose copies it again; one transpose copies once, and unpacking its first
@@ -17,32 +16,17 @@ class OneTransposeForHeads(Pass):
     """
 
     guarantee = Exact()
+    ops = frozenset({"Split"})
 
-    def run(self, rewriter):
-        graph = rewriter.graph
-        changed = False
-        for node in graph.order():
-            if node.op != "Split" or graph.nodes.get(node.name) is not node or not rewriter.allowed(self, node):
-                continue
-            moved = self._moved(graph, node)
-            if moved is None:
-                continue
-            b, mark = Builder(graph, node.name), graph.mark()
-            batch, length, heads, size = moved[0].inputs[0].shape
-            y = node.inputs[1]
-            try:
-                whole = b.reshape(y, (batch, length, len(moved), heads, size), like=[y])
-            except Declined as declined:
-                graph.forget(b.made, mark)
-                rewriter.decline(self, node, str(declined))
-                continue
-            parts = b.op("Unpack", [b.Transpose(whole, b.ints(2, 0, 3, 1, 4))], num=len(moved), axis=0)
-            rewriter.fire(self, node)
-            for old, new in zip(moved, parts):
-                graph.replace(old.output, new)
-                self.removed(rewriter, old)
-            changed = True
-        return changed
+    def rewrite(self, b, node):
+        moved = self._moved(b.graph, node)
+        if moved is None:
+            return None
+        batch, length, heads, size = moved[0].inputs[0].shape
+        y = node.inputs[1]
+        whole = b.reshape(y, (batch, length, len(moved), heads, size), like=[y])
+        parts = b.op("Unpack", [b.Transpose(whole, b.ints(2, 0, 3, 1, 4))], num=len(moved), axis=0)
+        return {old.output: new for old, new in zip(moved, parts)}
 
     @staticmethod
     def _moved(graph, node: Node) -> list[Node] | None:

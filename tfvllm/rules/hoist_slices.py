@@ -2,14 +2,14 @@
 
 import tensorflow as tf
 
-from tfvllm.graph import demand
+from tfvllm.graph import demand, op_traits
 from tfvllm.graph.builder import Builder, Declined
 from tfvllm.graph.demand import FULL, Rows
 from tfvllm.graph.guarantee import Reordered
 from tfvllm.graph.ir import Node, Value
 from tfvllm.graph.rewriter import Pass
 
-_WORK = ("MatMul", "_FusedMatMul", "BatchMatMulV2", "Einsum")
+_WORK = op_traits.MATMULS | {"BatchMatMulV2", "Einsum"}  # not the small products that rules make
 
 
 class HoistSlices(Pass):
@@ -69,7 +69,7 @@ class HoistSlices(Pass):
         needs = demand.on_inputs(node, rows)
         inputs = [v if need == FULL else self._sliced(b, v, need, done) for v, need in zip(node.inputs, needs)]
         shape = (*value.shape[: rows.axis], rows.outer(value), *value.shape[rows.axis + 1 :])
-        if node.op in ("Reshape", "ExpandDims", "Squeeze"):
+        if node.op in op_traits.RESHAPES:
             return b.reshape(inputs[0], shape, like=[value])
         attrs = node.own_attrs()
         out = b.op(node.op, inputs, **attrs)[0]

@@ -16,23 +16,21 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfvllm.graph import onednn_costs, op_traits
 from tfvllm.graph.builder import Builder
 from tfvllm.graph.guarantee import Approximate
 from tfvllm.graph.int8_ops import LEVELS, Range, quantise_weight, quantised_matmul
 from tfvllm.graph.ir import Graph, Node, Value
 from tfvllm.graph.rewriter import Pass
 
-SMALLEST = 4096  # elements of a weight: below, the product is too small for int8 to gain anything
-NARROWEST = 32  # columns or rows of a weight, likewise
 SMALLEST_TABLE = 1 << 16  # elements of a table of embeddings: below, it is no size to speak of
-_ACTIVATIONS = ("Relu", "Relu6", "Elu", "Tanh", "Sigmoid", "GeluExact", "GeluApproximate", "LeakyRelu")
 
 
 def why_not(graph: Graph, node: Node) -> str | None:
     """The reason for which a product cannot become int8; None if it can; an empty one if it is no candidate at all."""
     if node.op == "GatherV2":
         return _why_no_table(graph, node)
-    if node.op not in ("MatMul", "_FusedMatMul") or node.output.dtype != tf.float32:
+    if node.op not in op_traits.MATMULS or node.output.dtype != tf.float32:
         return ""
     x, w = node.inputs[:2]
     fused = node.attr("fused_ops", []) or []
@@ -40,14 +38,15 @@ def why_not(graph: Graph, node: Node) -> str | None:
         return "the first operand is transposed"
     if fused and fused[0] != "BiasAdd":
         return f"no int8 kernel with {', '.join(fused)} fused"
-    if any(f not in ("BiasAdd", "Add", *_ACTIVATIONS) for f in fused):
+    if any(f not in op_traits.FUSED_ACTIVATIONS | {"BiasAdd", "Add"} for f in fused):
         return f"no int8 kernel with {', '.join(fused)} fused"
     if not (graph.is_weight(w) or w.node.op == "Const"):
         return "its weight is computed at run time" if not graph.is_static(w) else "its weight is shared or computed"
     if w.shape is None or not all(isinstance(d, int) for d in w.shape) or x.rank != 2:
         return "its sizes are unknown"
-    if int(np.prod(w.shape)) < SMALLEST or min(w.shape) < NARROWEST:
-        return f"its weight has fewer than {SMALLEST} elements, or a side below {NARROWEST}: int8 would gain nothing"
+    least, side = onednn_costs.INT8_ELEMENTS, onednn_costs.INT8_SIDE
+    if int(np.prod(w.shape)) < least or min(w.shape) < side:
+        return f"its weight has fewer than {least} elements, or a side below {side}: int8 would gain nothing"
     array = graph.array(w)
     if array is None or not np.all(np.isfinite(array)):
         return "its weight holds NaN or infinities"
@@ -96,7 +95,7 @@ class Int8Form:
         """The int8 form of `node`, which stays in the graph.
 
         Args:
-            span: what the smallest and the largest byte of its input stand for; see `snap`. None for a table.
+            span: what the smallest and the largest byte of its input stand for (`align_zero_point`). None for a table.
         """
         if span is None:
             return self.table(node)
@@ -188,9 +187,3 @@ class QuantizeTables(Pass):
             new = Int8Form(graph, rewriter.shared_weights, {}).table(node)
             self.substitute(rewriter, node, new)
         return bool(nodes)
-
-
-# ----------------------------------------------------------------------------------------------------------- smoothing
-
-
-# ------------------------------------------------------------------------------------------------------------ outliers

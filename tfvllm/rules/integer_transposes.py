@@ -2,14 +2,13 @@
 
 import tensorflow as tf
 
-from tfvllm.graph.builder import Builder
 from tfvllm.graph.guarantee import Exact
-from tfvllm.graph.rewriter import Pass
+from tfvllm.graph.rewriter import NodePass
 
 _AS = {tf.float32: tf.int32, tf.bfloat16: tf.int16, tf.float16: tf.int16}
 
 
-class TransposesAsIntegers(Pass):
+class TransposesAsIntegers(NodePass):
     """transpose(x) -> bitcast(transpose(bitcast(x, int32)), float32), where the last axis stays the last.
 
     With oneDNN switched on TensorFlow gives transposes of floats to it, which prepares a kernel at every call: 40 to
@@ -19,21 +18,14 @@ class TransposesAsIntegers(Pass):
     """
 
     guarantee = Exact()
+    ops = frozenset({"Transpose"})
 
-    def run(self, rewriter):
-        graph = rewriter.graph
-        changed = False
-        for node in graph.order():
-            kind = _AS.get(node.output.dtype) if node.op == "Transpose" else None
-            order = graph.constant(node.inputs[1]) if kind is not None else None
-            if order is None or len(order) < 2 or order[-1] not in (-1, len(order) - 1):
-                continue
-            if not rewriter.allowed(self, node):
-                continue
-            b = Builder(graph, node.name)
-            moved = b.Transpose(b.Bitcast(node.inputs[0], type=kind), node.inputs[1])
-            new = b.Bitcast(moved, type=node.output.dtype)
-            new.shape = node.output.shape
-            self.substitute(rewriter, node, new)
-            changed = True
-        return changed
+    def rewrite(self, b, node):
+        kind = _AS.get(node.output.dtype)
+        order = b.graph.constant(node.inputs[1]) if kind is not None else None
+        if order is None or len(order) < 2 or order[-1] not in (-1, len(order) - 1):
+            return None
+        moved = b.Transpose(b.Bitcast(node.inputs[0], type=kind), node.inputs[1])
+        new = b.Bitcast(moved, type=node.output.dtype)
+        new.shape = node.output.shape
+        return {node.output: new}

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tfvllm.graph import dims
+from tfvllm.graph import dims, op_traits
 from tfvllm.graph.builder import Builder, Declined, Skip
 from tfvllm.graph.guarantee import Approximate
 from tfvllm.graph.ir import Value
 from tfvllm.graph.pattern import Match, add, either, maybe, op
 from tfvllm.graph.rewriter import Rule
 
-_PRODUCTS = ("BatchMatMulV3", "BatchMatMulV2", "MatMul", "Einsum")
+_PRODUCTS = ("BatchMatMulV3", "BatchMatMulV2", "MatMul", "Einsum")  # what Keras 3 computes them with
 
 
 class DequantiseProducts(Rule):
@@ -107,7 +107,7 @@ class DequantiseProducts(Rule):
 
 def _unshaped(value: Value) -> Value:
     """`value` before what moves no element: reshapes, and transposes of axes of size 1."""
-    while value.node.op in ("Reshape", "ExpandDims", "Squeeze", "Transpose"):
+    while value.node.op in op_traits.RESHAPES | {"Transpose"}:
         before = value.node.inputs[0]
         if value.node.op == "Transpose":
             order = value.node.inputs[1].content

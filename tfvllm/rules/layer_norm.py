@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from tfvllm.graph import dims
+from tfvllm.graph import dims, op_traits
 from tfvllm.graph.builder import Declined
 from tfvllm.graph.guarantee import Reordered
 from tfvllm.graph.pattern import add, constant, either, maybe, op
 from tfvllm.graph.rewriter import Rule
 
-_same = maybe("Identity", "StopGradient")
+_same = maybe(*op_traits.COPIES)
 
 
 class FuseLayerNorm(Rule):

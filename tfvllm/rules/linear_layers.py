@@ -5,7 +5,7 @@ import numpy as np
 from tfvllm.graph import dims
 from tfvllm.graph.builder import Declined, Skip
 from tfvllm.graph.guarantee import Reordered
-from tfvllm.graph.pattern import either, op
+from tfvllm.graph.pattern import add, either, op
 from tfvllm.graph.rewriter import Rule
 
 _LINEAR = ("MatMul", "Conv2D", "DepthwiseConv2dNative")
@@ -70,7 +70,7 @@ class TermToBias(Rule):
     guarantee = Reordered()
 
     def pattern(self, x, w, bias):
-        return op.any_of("AddV2", "Add")(op.any_of(*_LINEAR)(x, w, name="product"), bias, name="out")
+        return add(op.any_of(*_LINEAR)(x, w, name="product"), bias, name="out")
 
     def condition(self, graph, m):
         channels = m.product.shape[-1] if m.product.shape else None

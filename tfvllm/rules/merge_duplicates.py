@@ -1,6 +1,6 @@
 """Common subexpressions: what is computed twice is computed once."""
 
-from tfvllm.graph import ops
+from tfvllm.graph import op_traits, ops
 from tfvllm.graph.guarantee import Exact
 from tfvllm.graph.ir import Graph, Node
 from tfvllm.graph.rewriter import Pass
@@ -40,7 +40,7 @@ class MergeDuplicates(Pass):
             if first is not node:
                 return first
         inputs = [(id(v.node), v.index) for v in node.inputs]
-        if node.op in ops.COMMUTATIVE:
+        if node.op in op_traits.COMMUTATIVE:
             inputs.sort()
         attrs = tuple(sorted((k, a.SerializeToString(deterministic=True)) for k, a in node.attrs.items()))
         first = _first(graph, seen, (node.op, tuple(inputs), attrs), node)

@@ -7,17 +7,19 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfvllm.graph import demand, dims, padding, token_axes
+from tfvllm.graph import demand, dims, op_traits, padding, token_axes
 from tfvllm.graph.builder import Builder, Declined
 from tfvllm.graph.guarantee import Approximate
 from tfvllm.graph.ir import Graph, Node, Value
 from tfvllm.graph.rewriter import Pass
 from tfvllm.graph.token_axes import Tokens
 
-_VIEWS = ("Reshape", "ExpandDims", "Squeeze")
+_WORK = op_traits.MATMULS | {"Einsum"}  # of each token; products of queries with keys stay padded
+_MOVES = op_traits.RESHAPES | op_traits.SLICES | op_traits.PARTS | {"Transpose", "Identity"}
 _SCOPE = "/pack"  # ends the names of what packs and unpacks
-_REDUCTIONS = ("Mean", "Sum", "Max", "Min", "Prod")
-_ALONG_LAST = ("BiasAdd", "Softmax", "LogSoftmax", "_MklLayerNorm")
+_PACKABLE = op_traits.MATMULS.union(
+    op_traits.RESHAPES, op_traits.REDUCTIONS, op_traits.ALONG_LAST, op_traits.LOOKUPS, ("Split", "ConcatV2")
+)
 
 
 class PackTokens(Pass):
@@ -66,7 +68,7 @@ class PackTokens(Pass):
 def comes_unpacked(value: Value) -> bool:
     """Whether `value` is cut out of, or another view of, one that `PackTokens` has unpacked."""
     node = value.node
-    while node.op in (*_VIEWS, "Transpose", "Unpack", "Split", "SplitV", "Slice", "StridedSlice", "Identity"):
+    while node.op in _MOVES:
         node = node.inputs[int(node.op == "Split")].node
     return node.op == "GatherV2" and f"{_SCOPE}/" in node.name
 
@@ -91,7 +93,7 @@ class _Packer:
     def pays(self) -> bool:
         """Whether more than half of the products of tokens can be packed: the indices and the moving cost something."""
         flat = {dims.product(t.sizes) for t in self.values.values()}
-        work = [n for n in self.live if n.op in padding.WORK]
+        work = [n for n in self.live if n.op in _WORK]
         packed = [n for n in work if n in self.nodes]
         left = [n for n in work if n not in self.nodes and n.output.shape and n.output.shape[0] in flat]
         return len(packed) > len(left)
@@ -241,7 +243,7 @@ class _Packer:
 
     def _operands(self, node: Node) -> Iterator[tuple[Value, tuple]]:
         """What has to be packed for an elementwise node, and its (sequences, positions)."""
-        if node.op in demand.ELEMENTWISE:
+        if node.op in op_traits.ELEMENTWISE:
             tokens = self.values[node.output]
             for value in node.inputs:
                 if value not in self.values and tokens.position is not None:
@@ -291,14 +293,14 @@ class _Packer:
         count = len(tokens.axes)
         attrs = node.own_attrs()
         inputs = list(node.inputs)
-        if node.op in demand.ELEMENTWISE:
+        if node.op in op_traits.ELEMENTWISE:
             return b.op(node.op, [self._beside(v, node) for v in inputs], **attrs)
-        if node.op in _VIEWS:
+        if node.op in op_traits.RESHAPES:
             entering = token_axes.through(node, tokens)[0]
             assert entering is not None, node  # else it would not be packable
             x = self._enter(inputs[0], entering)
             return [b.reshape(x, (x.shape[0], *node.output.shape[count:]))]
-        if node.op in ("GatherV2", "ResourceGather"):
+        if node.op in op_traits.LOOKUPS:
             inputs[1] = self._enter(inputs[1], tokens)
         elif node.op == "Split":
             inputs[1] = self._enter(inputs[1], tokens)
@@ -306,7 +308,7 @@ class _Packer:
         elif node.op == "ConcatV2":
             axis = inputs[-1].content % len(node.output.shape) - count + 1
             inputs = [*(self._enter(v, tokens) for v in inputs[:-1]), b.const(axis, tf.int32)]
-        elif node.op in _REDUCTIONS:
+        elif node.op in op_traits.REDUCTIONS:
             rank = len(inputs[0].shape)
             axes = inputs[1].content
             axes = axes if isinstance(axes, tuple) else (axes,)
@@ -368,7 +370,7 @@ def _packable(node: Node, tokens: list[Tokens], packed: Container[Value]) -> boo
     if any(t != first for t in tokens) or any(v.shape is None for v in [*node.inputs, *node.outputs]):
         return False
     count = len(first.axes)
-    if node.op in demand.ELEMENTWISE:
+    if node.op in op_traits.ELEMENTWISE:
         out = node.output.shape
         for value in node.inputs:
             if value in packed and len(value.shape) == len(out):
@@ -382,13 +384,9 @@ def _packable(node: Node, tokens: list[Tokens], packed: Container[Value]) -> boo
     if node.op not in _PACKABLE:
         return False
     passed = token_axes.through(node, first)
-    at = _OPERAND.get(node.op, 0)
+    at = int(node.op in op_traits.LOOKUPS | {"Split"})  # the operand that the tokens are in
     entering = passed[at]
     if entering is None or not entering.leads:
         return False
     rest = node.inputs[at].shape[len(entering.axes) :]
     return node.inputs[at] in packed or all(isinstance(d, int) for d in rest)
-
-
-_OPERAND = {"GatherV2": 1, "ResourceGather": 1, "Split": 1}
-_PACKABLE = frozenset((*_VIEWS, *_REDUCTIONS, *_ALONG_LAST, *_OPERAND, "MatMul", "_FusedMatMul", "ConcatV2"))

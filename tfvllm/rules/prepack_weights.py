@@ -1,26 +1,21 @@
 """Weights are kept as oneDNN's products want them."""
 
 import re
-from typing import Any
+from functools import partial
 
 import tensorflow as tf
 
-from tfvllm.graph.branches import either
+from tfvllm.graph import onednn_costs
+from tfvllm.graph.branches import BySize, as_it_is
 from tfvllm.graph.builder import Builder
 from tfvllm.graph.guarantee import Reordered
 from tfvllm.graph.ir import Graph, Node, Value
-from tfvllm.graph.rewriter import Pass
+from tfvllm.graph.rewriter import NodePass
 
-FEW = (8, 33)
-"""Rows, from and up to which oneDNN 3 packs float32 weights in one layout and gains by their being packed.
-
-Times as fast as packing at every call (`benchmarks/packed.py`, width 768 and 384): 1.6 and 1.4 for 8 rows, 1.3 and 1.2
-for 16, 1.1 for 32, 0.9 and 1.0 for 40.
-"""
 _PACKED = "_MklNativeFusedMatMul"
 
 
-class PrepackWeights(Pass):
+class PrepackWeights(NodePass):
     """_FusedMatMul(x, w, b, …) -> _MklNativeFusedMatMul(x, w, b, …), which packs w once, for weights w in bfloat16.
 
     Otherwise w is packed anew at every call: without that a product takes 0.6 to 0.9 of the time for up to 128 rows,
@@ -35,23 +30,17 @@ class PrepackWeights(Pass):
     guarantee = Reordered()  # another kernel may sum in another order
     targets = ("onednn",)
     emits = (_PACKED,)
+    ops = frozenset({"_FusedMatMul"})
 
-    def run(self, rewriter):
-        graph = rewriter.graph
-        changed = False
-        for node in graph.order():
-            if node.op != "_FusedMatMul" or node.output.dtype != tf.bfloat16 or not rewriter.allowed(self, node):
-                continue
-            if not _keepable(graph, node) or not graph.captures[node.inputs[1].node.inputs[0].node.name].made:
-                continue
-            new = _packed(Builder(graph, node.name), node, node.inputs)
-            new.shape = node.output.shape
-            self.substitute(rewriter, node, new)
-            changed = True
-        return changed
+    def rewrite(self, b, node):
+        if node.output.dtype != tf.bfloat16 or not _keepable(b.graph, node):
+            return None
+        if not b.graph.captures[node.inputs[1].node.inputs[0].node.name].made:
+            return None
+        return {node.output: _packed(b, node.inputs, node)}
 
 
-class PrepackWeightsSmallBatch(Pass):
+class PrepackWeightsSmallBatch(NodePass):
     """_FusedMatMul(x, w, b, …) -> the same with w packed once if x has 8 to 32 rows, for weights w in float32.
 
     For few rows as for many oneDNN packs w anew at every call, in another layout for few than for many: so the packed
@@ -63,46 +52,36 @@ class PrepackWeightsSmallBatch(Pass):
     guarantee = Reordered()  # another kernel may sum in another order
     targets = ("onednn",)
     emits = (_PACKED,)
+    ops = frozenset({"_FusedMatMul"})
 
-    def run(self, rewriter):
-        graph = rewriter.graph
-        few: dict[Any, Value] = {}  # number of rows -> whether there are few
-        changed = False
-        for node in graph.order():
-            if node.op != "_FusedMatMul" or node.output.dtype != tf.float32 or not rewriter.allowed(self, node):
-                continue
-            x = node.inputs[0]
-            if not _keepable(graph, node) or x.shape is None or node.attr("transpose_a"):
-                continue
-            b, rows = Builder(graph, node.name), x.shape[0]
-            if isinstance(rows, int):
-                if not FEW[0] <= rows < FEW[1]:
-                    continue
-                new = _packed(b, node, node.inputs)
-            else:
-                if rows not in few:
-                    ends = (b.ints(0), b.ints(1), b.ints(1))
-                    count = b.StridedSlice(b.Shape(x, out_type=tf.int32), *ends, shrink_axis_mask=1)
-                    above = b.GreaterEqual(count, b.const(FEW[0], tf.int32))
-                    few[rows] = b.LogicalAnd(above, b.Less(count, b.const(FEW[1], tf.int32)))
-                # A kernel that keeps a weight must never be given another: no two nodes share their branches.
-                own = re.sub(r"\W", "_", node.name)
-                new = either(
-                    rewriter,
-                    f"{node.name}/by_rows",
-                    few[rows],
-                    node.inputs,
-                    [
-                        (f"product_packed_{own}", lambda b, v, n=node: _packed(b, n, v)),  # type: ignore[misc]
-                        (f"product_{own}", lambda b, v, n=node: b.op(n.op, v, **n.own_attrs())[0]),  # type: ignore[misc]
-                    ],
-                    node.output,
-                    node.op,
-                )
-            new.shape = node.output.shape
-            self.substitute(rewriter, node, new)
-            changed = True
-        return changed
+    def begin(self, rewriter):
+        return partial(_chosen, BySize(rewriter, "by_rows", *onednn_costs.PACKED_ROWS))
+
+
+def _chosen(sizes: BySize, b: Builder, node: Node) -> dict[Value, Value] | None:
+    x = node.inputs[0]
+    if node.output.dtype != tf.float32 or not _keepable(b.graph, node) or x.shape is None or node.attr("transpose_a"):
+        return None
+    # A kernel that keeps a weight must never be given another: no two nodes share their branches.
+    own = re.sub(r"\W", "_", node.name)
+    new = sizes.choose(
+        b,
+        x.shape[0],
+        lambda b: _rows(b, x),
+        node.inputs,
+        [
+            (f"product_packed_{own}", partial(_packed, node=node)),
+            (f"product_{own}", partial(as_it_is, node=node)),
+        ],
+        node.output,
+        node.op,
+    )
+    return None if new is None else {node.output: new}
+
+
+def _rows(b: Builder, x: Value) -> Value:
+    ends = (b.ints(0), b.ints(1), b.ints(1))
+    return b.StridedSlice(b.Shape(x, out_type=tf.int32), *ends, shrink_axis_mask=1)
 
 
 def _keepable(graph: Graph, node: Node) -> bool:
@@ -110,6 +89,8 @@ def _keepable(graph: Graph, node: Node) -> bool:
     return graph.is_weight(node.inputs[1]) and node.attr("fused_ops", [])[:1] == ["BiasAdd"]
 
 
-def _packed(b: Builder, node: Node, inputs: list[Value]) -> Value:
+def _packed(b: Builder, values: list[Value], node: Node) -> Value:
     # `_kernel` is the label under which TensorFlow registers the kernels of its own rewritten ops.
-    return b.op(_PACKED, inputs, **node.own_attrs(), is_filter_const=True, _kernel="MklNameChangeOp")[0]
+    new = b.op(_PACKED, values, **node.own_attrs(), is_filter_const=True, _kernel="MklNameChangeOp")[0]
+    new.shape = node.output.shape
+    return new

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tfvllm.graph import ops
+from tfvllm.graph import ops, strided_slice
 from tfvllm.graph.guarantee import Exact
 from tfvllm.graph.ir import Graph, Node, Value
 from tfvllm.graph.rewriter import Pass
@@ -202,15 +202,14 @@ def _slice(value: Value) -> tuple[Value, int | None, int | None, bool] | None:
     if node.op != "StridedSlice" or node.inputs[0].rank != 1:
         return None
     begin, end, stride = (_number(v) for v in node.inputs[1:])
-    if stride != 1 or node.attr("ellipsis_mask", 0) or node.attr("new_axis_mask", 0):
+    entries = strided_slice.entries(node)
+    if begin is None or stride != 1 or entries is None or not entries[0].reads_axis:
         return None
-    element = bool(node.attr("shrink_axis_mask", 0))
-    if begin is None or (end is None and not element):
-        return None
-    open_begin, open_end = node.attr("begin_mask", 0), node.attr("end_mask", 0)
-    if element:
+    if entries[0].kind == "index":
         return node.inputs[0], begin, None, True
-    return node.inputs[0], None if open_begin else begin, None if open_end else end, False
+    if end is None:
+        return None
+    return node.inputs[0], None if entries[0].from_start else begin, None if entries[0].to_end else end, False
 
 
 def _number(value: Value) -> int | None:

@@ -1,37 +1,37 @@
 """The bodies of loops and branches are simplified too."""
 
+from functools import partial
+
 from tfvllm.errors import InputError
 from tfvllm.graph import functions
+from tfvllm.graph.builder import Builder
 from tfvllm.graph.guarantee import Approximate, Reordered
-from tfvllm.graph.ir import Graph, Node
-from tfvllm.graph.rewriter import Pass, Rewriter, Step
+from tfvllm.graph.ir import Node, Value
+from tfvllm.graph.rewriter import NodePass, Rewriter, Step
 
 _OUTSIDE = ("FoldWeights",)  # makes variables, which a function would have to be handed
 
 
-class RewriteBodies(Pass):
+class RewriteBodies(NodePass):
     """while(c, f)(x) -> while(c', f')(x), and likewise for If and Case: the pipeline's own rules inside the functions.
 
     Rules that only approximate stay outside: a loop would add their errors up.
     """
 
     guarantee = Reordered()
+    ops = frozenset(functions.CONTROL_FLOW)
 
-    def run(self, rewriter):
-        graph = rewriter.graph
+    def begin(self, rewriter):
         steps = []
         for step in rewriter.pipeline:
             rules = tuple(r for r in step.rules if not isinstance(r.guarantee, Approximate) and r.name not in _OUTSIDE)
             if rules:
                 steps.append(Step(step.name, rules, step.repeat))
-        changed = False
-        for node in graph.order():
-            if node.op in functions.CONTROL_FLOW and rewriter.allowed(self, node):
-                changed |= self._rewrite(rewriter, node, steps)
-        return changed
+        return partial(self._rewritten, rewriter, steps)
 
-    def _rewrite(self, rewriter: Rewriter, node: Node, steps: list[Step]) -> bool:
-        graph: Graph = rewriter.graph
+    def _rewritten(self, rewriter: Rewriter, steps: list[Step], b: Builder, node: Node) -> dict[Value, Value] | None:
+        """Nothing is replaced: the node calls other functions from then on."""
+        graph = b.graph
         shapes = functions.argument_shapes(node)
         renamed = {}
         for key in functions.CONTROL_FLOW[node.op]:
@@ -54,8 +54,7 @@ class RewriteBodies(Pass):
                 graph.library[definition.signature.name] = definition
                 rewriter.settled.add((definition.signature.name, str(shapes)))
         if not renamed:
-            return False
+            return None
         for key in functions.CONTROL_FLOW[node.op]:
             functions.rename(node, key, renamed)
-        rewriter.fire(self, node)
-        return True
+        return {}

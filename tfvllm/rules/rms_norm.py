@@ -1,13 +1,13 @@
 """RMSNorm and LayerNorm with public ops: fewer passes over the data."""
 
-from tfvllm.graph import dims
+from tfvllm.graph import dims, op_traits
 from tfvllm.graph.builder import Declined
 from tfvllm.graph.guarantee import Reordered
 from tfvllm.graph.ir import Graph, Value
 from tfvllm.graph.pattern import add, constant, either, maybe, op
 from tfvllm.graph.rewriter import Pass, Rule
 
-_same = maybe("Identity", "StopGradient")
+_same = maybe(*op_traits.COPIES)
 
 
 class GammaIntoWeights(Pass):

@@ -2,11 +2,12 @@
 
 from itertools import pairwise
 
+from tfvllm.graph import op_traits
 from tfvllm.graph.builder import Builder, Declined, Skip
 from tfvllm.graph.guarantee import Exact
 from tfvllm.graph.ir import Node, Value
 from tfvllm.graph.pattern import constant, either, op
-from tfvllm.graph.rewriter import Pass, Rule
+from tfvllm.graph.rewriter import NodePass, Rule
 
 
 class SignsIntoSine(Rule):
@@ -43,69 +44,53 @@ class SignsIntoSine(Rule):
         return b.Mul(b.ConcatV2(m.second, m.first, b.const(-1)), signed)
 
 
-class RotateTogether(Pass):
+class RotateTogether(NodePass):
     """rotate(q), rotate(k), q and k side by side in one product -> split(rotate([q, k])): one rotation for all."""
 
     guarantee = Exact()
+    ops = frozenset({"Split", "SplitV"})
 
-    def run(self, rewriter):
-        graph = rewriter.graph
-        changed = False
-        for node in graph.order():
-            if node.op not in ("Split", "SplitV") or graph.nodes.get(node.name) is not node:
-                continue
-            if rewriter.allowed(self, node):
-                changed |= self._together(rewriter, node)
-        return changed
-
-    def _together(self, rewriter, node: Node) -> bool:
-        graph = rewriter.graph
+    def rewrite(self, b, node):
         y, axis = (node.inputs[1], node.inputs[0]) if node.op == "Split" else (node.inputs[0], node.inputs[2])
         if y.shape is None or len(y.shape) != 2 or axis.content not in (1, -1):
-            return False
-        heads = [_heads(graph, part) for part in node.outputs]
-        turned = [None if h is None else _rotation(graph, h) for h in heads]
+            return None
+        heads = [_heads(b.graph, part) for part in node.outputs]
+        turned = [None if h is None else _rotation(b.graph, h) for h in heads]
+        unlike = False
         for i, (first, second) in enumerate(pairwise(turned)):
             if first is None or second is None:
                 continue
-            if first[1:] != second[1:]:
-                rewriter.decline(self, node, "query and key are rotated by different angles")
-                continue
-            return self._replace(rewriter, node, y, i, [h for h in heads[i : i + 2] if h is not None], first, second)
-        return False
+            if first[1:] == second[1:]:
+                found = _together(b, node, y, i, [h for h in heads[i : i + 2] if h is not None], first, second)
+                if found is not None:
+                    return found
+                break
+            unlike = True
+        if unlike:
+            raise Declined("query and key are rotated by different angles")
+        return None
 
-    def _replace(self, rewriter, node: Node, y: Value, i: int, heads: list[Value], first, second) -> bool:
-        graph = rewriter.graph
-        cosine, sine = first[1:]
-        batch, length, _, size = heads[0].shape
-        counts = [h.shape[2] for h in heads]
-        if any(table.shape is None or (len(table.shape) > 3 and table.shape[-2] != 1) for table in (cosine, sine)):
-            rewriter.decline(self, node, "every head has angles of its own")
-            return False
-        widths = [part.shape[1] for part in node.outputs]
-        if not all(isinstance(n, int) for n in (*counts, *widths, size)) or any(len(t.shape) < 2 for t in first[1:]):
-            return False
-        b, mark = Builder(graph, node.name + "/rotated"), graph.mark()
-        joined = [*widths[:i], sum(widths[i : i + 2]), *widths[i + 2 :]]
-        parts = b.op("SplitV", [y, b.ints(*joined), b.const(1)], num_split=len(joined)) if len(joined) > 1 else [y]
-        try:
-            x = b.reshape(parts[i], (batch, length, sum(counts), size), like=[heads[0], y])
-        except Declined as declined:
-            graph.forget(b.made, mark)
-            rewriter.decline(self, node, str(declined))
-            return False
-        halves = b.op("Split", [b.const(-1), x], num_split=2)
-        turned = b.ConcatV2(halves[1], halves[0], b.const(-1))
-        rotated = b.AddV2(b.Mul(x, cosine), b.Mul(turned, sine))
-        query, key = b.op("SplitV", [rotated, b.ints(*counts), b.const(2)], num_split=2)
-        rewriter.fire(self, node)
-        for old, new in ((first[0], query), (second[0], key)):
-            graph.replace(old, new)
-            self.removed(rewriter, old.node)
-        for old, new in zip([v for j, v in enumerate(node.outputs) if j not in (i, i + 1)], parts[:i] + parts[i + 1 :]):
-            graph.replace(old, new)
-        self.removed(rewriter, node)
-        return True
+
+def _together(b: Builder, node: Node, y: Value, i: int, heads: list[Value], first, second) -> dict[Value, Value] | None:
+    """What takes the place of two rotations, of the parts i and i + 1 of `y`, and of its other parts."""
+    cosine, sine = first[1:]
+    batch, length, _, size = heads[0].shape
+    counts = [h.shape[2] for h in heads]
+    if any(table.shape is None or (len(table.shape) > 3 and table.shape[-2] != 1) for table in (cosine, sine)):
+        raise Declined("every head has angles of its own")
+    widths = [part.shape[1] for part in node.outputs]
+    if not all(isinstance(n, int) for n in (*counts, *widths, size)) or any(len(t.shape) < 2 for t in first[1:]):
+        return None
+    b.scope = node.name + "/rotated"
+    joined = [*widths[:i], sum(widths[i : i + 2]), *widths[i + 2 :]]
+    parts = b.op("SplitV", [y, b.ints(*joined), b.const(1)], num_split=len(joined)) if len(joined) > 1 else [y]
+    x = b.reshape(parts[i], (batch, length, sum(counts), size), like=[heads[0], y])
+    halves = b.op("Split", [b.const(-1), x], num_split=2)
+    turned = b.ConcatV2(halves[1], halves[0], b.const(-1))
+    rotated = b.AddV2(b.Mul(x, cosine), b.Mul(turned, sine))
+    query, key = b.op("SplitV", [rotated, b.ints(*counts), b.const(2)], num_split=2)
+    others = [v for j, v in enumerate(node.outputs) if j not in (i, i + 1)]
+    return {first[0]: query, second[0]: key, **dict(zip(others, parts[:i] + parts[i + 1 :]))}
 
 
 def _heads(graph, part: Value) -> Value | None:
@@ -127,7 +112,7 @@ def _rotation(graph, x: Value) -> tuple[Value, Value, Value] | None:
     if joined.inputs[:2] != [split.outputs[1], split.outputs[0]] or joined.inputs[2].content not in (-1, 3):
         return None
     turned, total = graph.sole_reader(joined.output), graph.sole_reader(scaled.output)
-    if turned is None or turned.op != "Mul" or total is None or total.op not in ("AddV2", "Add"):
+    if turned is None or turned.op != "Mul" or total is None or total.op not in op_traits.ADDITIONS:
         return None
     if {*total.inputs} != {scaled.output, turned.output} or graph.sole_reader(turned.output) is not total:
         return None

@@ -1,16 +1,10 @@
 """Reshapes sink below elementwise work, so that a transformer's dense work runs on [batch*seq, width] throughout."""
 
-from tfvllm.graph import dims
+from tfvllm.graph import dims, op_traits
 from tfvllm.graph.builder import Declined, Skip
 from tfvllm.graph.guarantee import Exact, Reordered
-from tfvllm.graph.pattern import either, op
+from tfvllm.graph.pattern import add, either, op
 from tfvllm.graph.rewriter import Rule
-
-_UNARY = (
-    *("Relu", "Relu6", "Elu", "Selu", "LeakyRelu", "Tanh", "Sigmoid", "Erf", "Exp", "Log", "Sqrt", "Rsqrt", "Square"),
-    *("Neg", "Abs", "Softplus", "Softsign", "Cast", "Erfc", "Sin", "Cos", "Log1p", "Expm1", "Reciprocal", "Sign"),
-)
-_BINARY = ("AddV2", "Add", "Sub", "Mul", "RealDiv", "Maximum", "Minimum", "Pow", "SquaredDifference")
 
 
 class SinkReshapeUnary(Rule):
@@ -19,7 +13,7 @@ class SinkReshapeUnary(Rule):
     guarantee = Exact()
 
     def pattern(self, y, s):
-        return op.any_of(*_UNARY)(op.Reshape(y, s, name="reshaped"), name="out")
+        return op.any_of(*op_traits.UNARY)(op.Reshape(y, s, name="reshaped"), name="out")
 
     def replacement(self, b, m):
         attrs = {k: a for k, a in m.node("out").attrs.items() if k not in ("T",)}
@@ -34,7 +28,7 @@ class SinkReshapeBias(Rule):
     def pattern(self, y, s, bias):
         reshaped = op.Reshape(y, s, name="reshaped")
         return either(
-            op.any_of("BiasAdd", *_BINARY)(reshaped, bias, name="out"),
+            op.any_of("BiasAdd", *op_traits.BINARY)(reshaped, bias, name="out"),
             op.any_of("Sub", "RealDiv", "Pow")(bias, reshaped, name="out"),
         )
 
@@ -66,7 +60,7 @@ class SinkReshapeBias(Rule):
         name = out.op
         if name == "BiasAdd" and flat.rank == 0:
             flat = b.reshape(bias, (y.shape[-1],))
-        elif name in ("AddV2", "Add") and flat.rank == 1 and y.rank == 2 and y.shape[-1] == size:
+        elif name in op_traits.ADDITIONS and flat.rank == 1 and y.rank == 2 and y.shape[-1] == size:
             name, swapped = "BiasAdd", False
         operands = [flat, y] if swapped else [y, flat]
         return b.Reshape(b.op(name, operands)[0], m.s)
@@ -82,7 +76,7 @@ class SinkReshapeResidual(Rule):
     targets = ("onednn",)
 
     def pattern(self, y, s, r):
-        return op.any_of("AddV2", "Add")(op.Reshape(y, s, name="reshaped"), r, name="out")
+        return add(op.Reshape(y, s, name="reshaped"), r, name="out")
 
     def replacement(self, b, m):
         if m.y.node.op != "BiasAdd" or m.y.node.inputs[0].node.op != "MatMul":
@@ -102,7 +96,7 @@ class SinkReshapePair(Rule):
     guarantee = Exact()
 
     def pattern(self, y, z, s, t):
-        return op.any_of(*_BINARY)(op.Reshape(y, s, name="left"), op.Reshape(z, t, name="right"), name="out")
+        return op.any_of(*op_traits.BINARY)(op.Reshape(y, s, name="left"), op.Reshape(z, t, name="right"), name="out")
 
     def replacement(self, b, m):
         out = m.node("out")

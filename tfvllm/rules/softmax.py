@@ -1,11 +1,12 @@
 """Softmax written out by hand becomes the op."""
 
+from tfvllm.graph import op_traits
 from tfvllm.graph.builder import Declined
 from tfvllm.graph.guarantee import Reordered
 from tfvllm.graph.pattern import constant, either, maybe, op
 from tfvllm.graph.rewriter import Rule
 
-_same = maybe("Identity", "StopGradient")
+_same = maybe(*op_traits.COPIES)
 
 
 class RecogniseSoftmax(Rule):

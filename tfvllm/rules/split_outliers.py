@@ -7,12 +7,13 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
+from tfvllm.graph import op_traits
 from tfvllm.graph.builder import Builder
 from tfvllm.graph.guarantee import Reordered
 from tfvllm.graph.ir import Graph, Node, Value
 from tfvllm.graph.rewriter import Pass
 
-_ZERO_AT_ZERO = ("Relu", "Relu6", "Elu", "Tanh", "GeluExact", "GeluApproximate", "LeakyRelu")
+_ZERO_AT_ZERO = op_traits.FUSED_ACTIVATIONS - {"Sigmoid"}
 
 
 def can_split(graph: Graph, product: Node) -> bool:

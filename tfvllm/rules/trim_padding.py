@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from tfvllm.graph import demand, dims, padding, padding_facts, token_axes
+from tfvllm.graph import demand, dims, op_traits, padding, padding_facts, reductions, strided_slice, token_axes
 from tfvllm.graph.builder import Builder, Declined
 from tfvllm.graph.guarantee import Approximate
 from tfvllm.graph.ir import Graph, Node, Value
@@ -15,8 +15,6 @@ from tfvllm.graph.rewriter import Pass
 _MULTIPLE = 8  # what attention's kernels like
 _SIZES = ("StridedSlice", "Pack", "ConcatV2", "GatherV2", "Prod", "Mul", "Cast", "Identity", "ExpandDims", "Squeeze")
 _TAKE_SIZES = {"Reshape": 1, "BroadcastTo": 1, "Fill": 0, "Slice": 2, "StridedSlice": 2, "BroadcastArgs": None}
-_ALONG_LAST = ("BiasAdd", "LogSoftmax", "_MklLayerNorm")
-_REDUCTIONS = ("Mean", "Sum", "Max", "Min", "Prod", "Any", "All")
 
 
 class TrimPadding(Pass):
@@ -113,10 +111,10 @@ def _from_the_front(node: Node) -> bool:
     begins = node.inputs[1].content
     if node.op == "Slice":
         return begins is not None and all(c == 0 for c in begins)
-    strides, masked = node.inputs[3].content, node.attr("begin_mask", 0)
-    if begins is None or strides is None or any(node.attr(f"{m}_mask", 0) for m in ("ellipsis", "new_axis")):
+    entries = strided_slice.entries(node)
+    if begins is None or entries is None or not all(e.reads_axis for e in entries):
         return False
-    return all(s == 1 and (c == 0 or masked & 1 << i) for i, (c, s) in enumerate(zip(begins, strides)))
+    return all(e.stride == 1 and (e.begin == 0 or e.from_start) for e in entries)
 
 
 def _copied(b: Builder, value: Value) -> Value:
@@ -193,7 +191,7 @@ class _Check:
                 raise Declined("positions are not counted from the front")
         elif node.op in _SIZES and all(v.dtype.is_integer and (v.rank or 0) <= 1 for v in node.outputs):
             self.sizes.update(node.outputs)
-        elif node.op not in padding.SHAPE_ONLY:
+        elif node.op not in op_traits.SHAPE_ONLY:
             raise Declined(f"{node.op} computes with the number of positions")
 
     def _same_in_front(self, node: Node) -> bool:
@@ -202,37 +200,37 @@ class _Check:
         if node.op in ("Shape", "Size"):
             self.sizes.update(node.outputs)
             return True
-        if node.op == "Placeholder" or node.op in demand.ELEMENTWISE:
+        if node.op == "Placeholder" or node.op in op_traits.ELEMENTWISE:
             return True
-        if node.op in ("Reshape", "ExpandDims", "Squeeze"):
+        if node.op in op_traits.RESHAPES:
             return not any(along[1:]) and self._keeps_order(node)
         if node.op == "Transpose":
             return not along[1]
-        if node.op in ("GatherV2", "ResourceGather"):
+        if node.op in op_traits.LOOKUPS:
             return not along[0] and not node.attr("batch_dims", 0)
-        if node.op in _ALONG_LAST:
+        if node.op in op_traits.ALONG_LAST - {"Softmax"}:  # of which a fact may tell more
             return not any(along[1:]) and rank - 1 not in along[0]
-        if node.op in ("MatMul", "_FusedMatMul"):
+        if node.op in op_traits.MATMULS:
             summed = 0 if node.attr("transpose_a") else 1
             return summed not in along[0] and not along[1]
-        if node.op in ("BatchMatMulV2", "BatchMatMul"):
+        if node.op in op_traits.BATCH_MATMULS:
             summed = rank - 2 if node.attr("adj_x") else rank - 1
             return summed not in along[0] or node in self.silenced
         if node.op == "Softmax":
             low = (f for _, f in self._facts(node, rank - 1) if f.masked <= padding_facts.LOW and f.open)
             return rank - 1 not in along[0] or next(low, None) is not None
-        if node.op in _REDUCTIONS:
-            content = node.inputs[1].content
-            if content is None:
+        if node.op in op_traits.REDUCTIONS | op_traits.LOGICAL_REDUCTIONS:
+            reduced = reductions.reduced_axes(node)
+            if reduced is None:
                 return False
-            reduced = {a % rank for a in (content if isinstance(content, tuple) else (content,))} & along[0]
+            reduced &= along[0]
             zeros = (any(f.masked == 0 and not f.relative for _, f in self._facts(node, axis)) for axis in reduced)
             return not reduced or (node.op in ("Sum", "Any") and all(zeros))
         if node.op == "StridedSlice":
             row, kept = demand.selected_row(node), token_axes.strided_axes(node)
             whole = kept is not None and all(axis in kept for axis in along[0])
             return whole or (row is not None and along[0] == {row.axis} and row.index == 0)
-        if node.op in ("Split", "SplitV", "ConcatV2", "Unpack", "Pack"):
+        if node.op in op_traits.PARTS | {"ConcatV2", "Pack"}:
             return self._across(node, along)
         return False
 

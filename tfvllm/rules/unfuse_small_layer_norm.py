@@ -1,26 +1,19 @@
 """Layer normalisation by the fused kernel over many rows, and with public ops over few."""
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
 
 import tensorflow as tf
 
-from tfvllm.graph import dims
-from tfvllm.graph.branches import either
+from tfvllm.graph import dims, onednn_costs
+from tfvllm.graph.branches import BySize, as_it_is
 from tfvllm.graph.builder import Builder
 from tfvllm.graph.guarantee import Reordered
 from tfvllm.graph.ir import Node, Value
-from tfvllm.graph.rewriter import Pass
-
-WORTH = 1 << 16
-"""Elements from which the fused kernel is faster.
-
-TensorFlow prepares the kernel and copies γ and β at every call: 130 to 190 µs whatever the size. Nine public ops take
-40 to 60 µs for small inputs and draw level at 58,000 elements (width 384) to 65,000 (768), on two AVX-512 cores.
-"""
+from tfvllm.graph.rewriter import NodePass
 
 
-class UnfuseSmallLayerNorm(Pass):
+class UnfuseSmallLayerNorm(NodePass):
     """layernorm(x, γ, β) -> _MklLayerNorm(x, γ, β) if x has 2¹⁶ elements or more, else (x - μ)·r·γ + β.
 
     Chosen while rewriting where the size is known, and when the graph runs (`StatelessIf`) where it is not.
@@ -29,46 +22,34 @@ class UnfuseSmallLayerNorm(Pass):
     guarantee = Reordered()
     targets = ("onednn",)
     emits = ("_MklLayerNorm",)
+    ops = frozenset({"_MklLayerNorm"})
 
-    def run(self, rewriter):
-        graph = rewriter.graph
-        many: dict[Any, Value] = {}  # shape -> whether it has that many elements
-        changed = False
-        for node in graph.order():
-            x = node.inputs[0] if node.op == "_MklLayerNorm" else None
-            if x is None or x.rank is None or not isinstance(x.shape[-1], int) or not rewriter.allowed(self, node):
-                continue
-            b, size = Builder(graph, node.name), dims.product(x.shape)
-            if isinstance(size, int):
-                if size >= WORTH:
-                    continue
-                new = plain(b, node)
-            else:
-                # In the order of the graph: nothing that decides can follow from what it decides on.
-                if x.shape not in many:
-                    count = b.Size(x, out_type=tf.int64)
-                    many[x.shape] = b.GreaterEqual(count, b.const(WORTH, tf.int64))
-                new = either(
-                    rewriter,
-                    f"{node.name}/by_rows",
-                    many[x.shape],
-                    node.inputs,
-                    [
-                        ("layer_norm_fused", lambda b, v, n=node: b.op(n.op, v, epsilon=n.attr("epsilon"))[0]),  # type: ignore[misc]
-                        ("layer_norm_plain", lambda b, v, n=node: plain(b, n, v)),  # type: ignore[misc]
-                    ],
-                    node.output,
-                    node.op,
-                )
-            self.substitute(rewriter, node, new)
-            changed = True
-        return changed
+    def begin(self, rewriter):
+        return partial(_chosen, BySize(rewriter, "by_rows", onednn_costs.LAYER_NORM_ELEMENTS, None, kept=0))
 
 
-def plain(b: Builder, node: Node, inputs: Sequence[Value] | None = None) -> Value:
+def _chosen(sizes: BySize, b: Builder, node: Node) -> dict[Value, Value] | None:
+    x = node.inputs[0]
+    if x.rank is None or not isinstance(x.shape[-1], int):
+        return None
+    fused, apart = partial(as_it_is, node=node), partial(plain, node=node)
+    new = sizes.choose(
+        b,
+        dims.product(x.shape),
+        lambda b: b.Size(x, out_type=tf.int64),
+        node.inputs,
+        [("layer_norm_fused", fused), ("layer_norm_plain", apart)],
+        node.output,
+        node.op,
+        key=x.shape,
+    )
+    return None if new is None else {node.output: new}
+
+
+def plain(b: Builder, values: Sequence[Value], node: Node) -> Value:
     """What a `_MklLayerNorm` computes, with public ops, in float32; not a form that `FuseLayerNorm` takes back."""
     kind = node.output.dtype
-    x, gamma, beta = (v if kind == tf.float32 else b.Cast(v, DstT=tf.float32) for v in inputs or node.inputs)
+    x, gamma, beta = (v if kind == tf.float32 else b.Cast(v, DstT=tf.float32) for v in values)
     axis = b.ints(-1)
     mean = b.Mean(x, axis, keep_dims=True)
     centred = b.Sub(x, mean)

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 import tensorflow as tf
 
-from tfvllm.graph import dims
-from tfvllm.graph.branches import either
+from tfvllm.graph import dims, onednn_costs
+from tfvllm.graph.branches import BySize, as_it_is
 from tfvllm.graph.builder import Builder
 from tfvllm.graph.guarantee import Approximate
 from tfvllm.graph.ir import Node, Value
-from tfvllm.graph.rewriter import Pass
-
-WORTH = 1 << 16
-"""Elements from which QuantizeV2 is faster.
-
-oneDNN prepares its kernel at every call: 45 to 64 µs whatever the size. Five other ops take 5 µs for 6,144 elements, 15
-for 24,576, 33 for 49,152, 35 for 98,304 and 180 for 196,608, on two AVX-512 cores.
-"""
+from tfvllm.graph.rewriter import NodePass
 
 
-class UnfuseSmallQuantize(Pass):
+class UnfuseSmallQuantize(NodePass):
     """QuantizeV2(x, low, high) -> byte(clip(rint(x·s - low·s), 0, 255)), s = 255 / (high - low).
 
     For fewer than 2¹⁶ elements; chosen while rewriting where the size is known, and when the graph runs (`StatelessIf`)
@@ -34,38 +27,27 @@ class UnfuseSmallQuantize(Pass):
         source="ties may fall the other way: one byte in 10⁴ or fewer",
     )
     targets = ("onednn",)
+    ops = frozenset({"QuantizeV2"})
 
-    def run(self, rewriter):
-        graph = rewriter.graph
-        few: dict[Any, Value] = {}  # shape -> whether it has fewer elements than that
-        changed = False
-        for node in graph.order():
-            if node.op != "QuantizeV2" or not rewriter.allowed(self, node) or not _known(node):
-                continue
-            x, size = node.inputs[0], dims.product(node.inputs[0].shape)
-            b = Builder(graph, node.name)
-            if isinstance(size, int):
-                if size >= WORTH:
-                    continue
-                new = plain(b, node, x)
-            else:
-                if x.shape not in few:
-                    few[x.shape] = b.Less(b.Size(x, out_type=tf.int64), b.const(WORTH, tf.int64))
-                new = either(
-                    rewriter,
-                    f"{node.name}/by_size",
-                    few[x.shape],
-                    [x],
-                    [
-                        ("quantize_few", lambda b, v, n=node: plain(b, n, v[0])),  # type: ignore[misc]
-                        ("quantize", lambda b, v, n=node: _same(b, n, v[0])),  # type: ignore[misc]
-                    ],
-                    node.outputs[0],
-                    node.op,
-                )
-            self.substitute(rewriter, node, new)
-            changed = True
-        return changed
+    def begin(self, rewriter):
+        return partial(_chosen, BySize(rewriter, "by_size", None, onednn_costs.QUANTIZE_ELEMENTS))
+
+
+def _chosen(sizes: BySize, b: Builder, node: Node) -> dict[Value, Value] | None:
+    if not _known(node):
+        return None
+    x = node.inputs[0]
+    new = sizes.choose(
+        b,
+        dims.product(x.shape),
+        lambda b: b.Size(x, out_type=tf.int64),
+        [x],
+        [("quantize_few", partial(plain, node=node)), ("quantize", partial(_same, node=node))],
+        node.output,
+        node.op,
+        key=x.shape,
+    )
+    return None if new is None else {node.output: new}
 
 
 def _known(node: Node) -> bool:
@@ -81,15 +63,14 @@ def _ends(node: Node) -> list[float]:
     return [float(v.node.attr("value")) for v in node.inputs[1:]]
 
 
-def plain(b: Builder, node: Node, x: Value) -> Value:
+def plain(b: Builder, values: list[Value], node: Node) -> Value:
     """The bytes of a `QuantizeV2` whose range is constant, with ops that oneDNN does not prepare."""
     low, high = _ends(node)
     steps = 255.0 / (high - low)
-    y = b.AddV2(b.Mul(x, b.const(steps, tf.float32)), b.const(-low * steps, tf.float32))
+    y = b.AddV2(b.Mul(values[0], b.const(steps, tf.float32)), b.const(-low * steps, tf.float32))
     y = b.ClipByValue(b.Rint(y), b.const(0.0, tf.float32), b.const(255.0, tf.float32))
     return b.Bitcast(b.Cast(y, DstT=tf.uint8), type=tf.quint8)
 
 
-def _same(b: Builder, node: Node, x: Value) -> Value:
-    attrs = node.own_attrs()
-    return b.op("QuantizeV2", [x, *(b.const(end, tf.float32) for end in _ends(node))], **attrs)[0]
+def _same(b: Builder, values: list[Value], node: Node) -> Value:
+    return as_it_is(b, [*values, *(b.const(end, tf.float32) for end in _ends(node))], node)

@@ -13,6 +13,7 @@ def strings(texts):
     return np.array([text.encode() for text in texts], object)
 
 
+@pytest.mark.thorough
 def test_classify_signature_reads_examples(text_export, text_classifier):
     from tfvllm.export.classify import example_of
 
@@ -41,6 +42,7 @@ def test_every_kind_of_tensor(tmp_path):
         run(tmp_path / "1", "picky", {"x": np.array([-1.0])})
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("target", ["portable", pytest.param("onednn", marks=pytest.mark.thorough)])
 def test_both_targets_of_the_simplifier(text_export, text_classifier, tmp_path, target):
     tfvllm.simplify_saved_model(text_export, tmp_path / "1", target=target)

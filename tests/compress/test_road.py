@@ -49,6 +49,7 @@ def steps(out) -> set[str]:
     return {entry.name for entry in (out / "steps").iterdir()}
 
 
+@pytest.mark.thorough
 def test_every_stage_is_reported_with_its_accuracy(report):
     stages = {stage["stage"]: stage for stage in report["stages"]}
     assert list(stages) == ["teacher", "student", "distill", "shrink"]
@@ -61,6 +62,7 @@ def test_every_stage_is_reported_with_its_accuracy(report):
     assert len(stages["teacher"]["history"]) == 4
 
 
+@pytest.mark.thorough
 def test_saved_models_are_measured_side_by_side(report):
     names = ["teacher (Keras export)", "distilled", "shrunk", "simplified"]
     assert list(report["saved_models"]) == list(report["accuracy"]) == names
@@ -80,6 +82,7 @@ def test_saved_models_are_measured_side_by_side(report):
     assert ratio == medians["teacher (Keras export)"]["median_ms"] / medians["simplified"]["median_ms"]
 
 
+@pytest.mark.thorough
 def test_the_student_is_servable_and_says_where_it_came_from(out):
     from tfvllm.bench.models import ServedModel
 
@@ -95,6 +98,7 @@ def test_the_student_is_servable_and_says_where_it_came_from(out):
     assert (out / "teacher" / "1" / "saved_model.pb").is_file()
 
 
+@pytest.mark.thorough
 @pytest.mark.slow  # of an export: tests/export/test_classify_export.py::test_nothing_but_tensorflow_is_needed
 def test_the_model_loads_with_tensorflow_alone(out):
     program = (
@@ -108,6 +112,7 @@ def test_the_model_loads_with_tensorflow_alone(out):
     assert answer.stdout.strip() == "[1, 0]"
 
 
+@pytest.mark.thorough
 def test_the_html_report_is_self_contained_and_honest(out):
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "Masks alone do not speed up serving" in page
@@ -120,6 +125,7 @@ def test_the_html_report_is_self_contained_and_honest(out):
         assert figure in page
 
 
+@pytest.mark.thorough
 def test_the_terminal_shows_tables(out):
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(terminal_summary(json.loads((out / "report.json").read_text()), out))
@@ -153,6 +159,7 @@ def test_resume_redoes_what_changed_and_what_follows(out, recipe_file, capsys):
     assert "× at (1, 8)" in told and "report.html" in told
 
 
+@pytest.mark.thorough
 def test_an_existing_run_is_refused_and_left_alone(out, recipe_file, capsys):
     before = (out / "report.json").read_bytes()
     code, told, log = run(capsys, "compress", recipe_file, "--out", out)
@@ -163,6 +170,7 @@ def test_an_existing_run_is_refused_and_left_alone(out, recipe_file, capsys):
     assert code == 2 and "found both" in log
 
 
+@pytest.mark.thorough
 def test_report_command(out, tmp_path, capsys):
     code, told, _ = run(capsys, "report", out)
     assert code == 0 and "SavedModel" in told

@@ -89,6 +89,7 @@ def test_what_stands_beside_a_model_is_read(tmp_path, name, content, labels):
     assert stated_labels(tmp_path) == stated_labels(tmp_path / "model.keras") == labels
 
 
+@pytest.mark.thorough
 def test_a_trained_classifier_reads_as_many_tokens_as_the_data_ask(text_classifier, tmp_path):
     text_classifier.save(tmp_path / "t.keras")
     text_classifier.save_to_preset(str(tmp_path / "preset"))

@@ -157,6 +157,7 @@ class _Stop(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.thorough
 def test_an_interrupted_training_ends_as_if_it_had_not_been(tmp_path):
     whole = compiled(steps=32)
     expected = fit(whole, tmp_path / "whole")

@@ -99,6 +99,7 @@ def test_workers_write_one_cache(tmp_path, duo):
     assert shared.data == whole.data
 
 
+@pytest.mark.thorough
 def test_stale_caches_are_refused_with_the_reason(tmp_path, duo):
     teacher, _ = duo
     x, y = batch(10)

@@ -20,6 +20,7 @@ def curves_of(folder):
     return curves
 
 
+@pytest.mark.thorough
 def test_parts_weights_and_validation_are_written(duo, tmp_path):
     x, y = batch()
     halving = keras.optimizers.schedules.PiecewiseConstantDecay([2], [1.0, 0.5])

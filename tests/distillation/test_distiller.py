@@ -41,7 +41,13 @@ FAMILIES = {
 }
 
 
-@pytest.fixture(params=["classifier", pytest.param("causal_lm", marks=pytest.mark.slow), "seq2seq"])
+@pytest.fixture(
+    params=[
+        "classifier",
+        pytest.param("causal_lm", marks=pytest.mark.slow),
+        pytest.param("seq2seq", marks=pytest.mark.thorough),
+    ]
+)
 def family(request):
     models, data = FAMILIES[request.param]
     return (*models(), data)
@@ -115,6 +121,7 @@ def test_projections_belong_to_the_distiller_alone(pair):
     assert all(np.abs(g).sum() > 0 for v, g in zip(distiller.trainable_variables, found) if any(v is e for e in extra))
 
 
+@pytest.mark.thorough
 def test_taps_leave_the_models_as_they_were(duo):
     distiller = make(*duo)
     x, y = batch()
@@ -146,6 +153,7 @@ def test_raw_strings_equal_preprocessed_batches(duo):
     assert "task_loss" in history and np.isfinite(history["loss"][0])
 
 
+@pytest.mark.thorough
 def test_raw_strings_go_through_the_students_preprocessor(duo):
     distiller = make(*duo, {"logits": losses.ForwardKL()})
     texts, y = ["the film was good", "a very BAD film", "", "很好"], np.array([0, 1, 2, 0])
@@ -163,6 +171,7 @@ def test_unlabelled_batches_train_on_the_teacher_alone(duo):
     assert logs["loss"] == pytest.approx(logs["logits_loss"]) and logs["loss"] > 0
 
 
+@pytest.mark.thorough
 def test_student_regularization_is_kept(pair):
     teacher, student = pair
     distiller = make(teacher, student, {"logits": losses.ForwardKL()})
@@ -232,6 +241,7 @@ def test_sample_weight_zero_gives_zero_gradient(family):
             assert np.abs(tf.convert_to_tensor(gradient)).max() == 0.0
 
 
+@pytest.mark.thorough
 def test_sample_weight_zero_equals_leaving_out(pair):
     distiller = make(*pair)
     x, y = batch(6)
@@ -325,6 +335,7 @@ def test_scheduled_weights_and_temperature(pair):
         assert gradients(distiller, x, y)[0] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.thorough
 def test_several_teachers_are_averaged(pair):
     first, student = pair
     second = classifier(3, heads=2, width=16)
@@ -424,6 +435,7 @@ def test_backup_and_restore(duo, tmp_path):
         np.testing.assert_allclose(one, two, atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_cross_entropy_by_name_takes_logits(duo):
     distiller = tfvllm.Distiller(*duo)
     distiller.compile("sgd", loss="sparse_categorical_crossentropy")

@@ -66,6 +66,7 @@ def test_sentence_pairs(duo, arrays):
     assert found.worst[0].text == f"{FIRST[found.worst[0].index]} ||| {SECOND[found.worst[0].index]}"
 
 
+@pytest.mark.thorough
 def test_a_preprocessor_is_traced_once_until_it_changes(duo):
     student = duo[1]
     reader = inputs.Reader()

@@ -16,6 +16,7 @@ losses = tfvllm.losses
 TEXTS = ["the film was good", "a very bad film", "", "很好", "not dull", "a bright film", "the bad", "very very good"]
 
 
+@pytest.mark.thorough
 def test_compare_by_hand(pair):
     teacher, student = pair
     x, y = batch(7)
@@ -151,6 +152,7 @@ def test_student_from_copies_what_it_keeps(pair):
     np.testing.assert_array_equal(student.predict(TEXTS, verbose=0).shape, (8, 3))
 
 
+@pytest.mark.thorough
 def test_a_student_with_all_layers_is_the_teacher(pair):
     teacher, _ = pair
     x, _ = batch()

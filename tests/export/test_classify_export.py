@@ -122,6 +122,7 @@ def test_manifest(exported):
     assert document["warmup"] == {"records": 7, "replayed": 7}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("activation", ["softmax", pytest.param("sigmoid", marks=pytest.mark.slow)])
 def test_activation_in_the_model_is_not_applied_twice(tmp_path, activation):
     model = tiny_models.bert_classifier(activation=activation, seed=2)
@@ -141,6 +142,7 @@ def test_max_length(tmp_path, classifier):
     np.testing.assert_allclose(outputs["scores"], expected, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_fnet_keeps_its_fixed_length(tmp_path):
     """FNet mixes padding into every position: the export must notice, and stay equal to the model."""
     proto = tmp_path / "unigram.model"

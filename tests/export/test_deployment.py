@@ -153,6 +153,7 @@ def story(tmp_path_factory):
     return tfvllm.export(build(gpt2), path, "generate", max_length=32, check=None, warmup=False)
 
 
+@pytest.mark.thorough
 def test_batching_is_off_where_lint_says_that_the_server_refuses(story):
     found = written(story)
     assert not on(found)

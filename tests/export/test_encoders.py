@@ -84,6 +84,7 @@ def traced(model, length=None):
     return call.get_concrete_function(spec, spec)
 
 
+@pytest.mark.thorough
 def test_the_ends_of_the_longest_text_are_as_far_apart_as_in_keras(tmp_path):
     model = encoders.backbone("deberta_v3")
     inputs = far_apart(model)
@@ -131,7 +132,10 @@ def test_fnet_embeds_at_its_one_length(tmp_path):
 
 @pytest.mark.parametrize(
     "dtype",
-    ["mixed_bfloat16", *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in ("mixed_float16", "bfloat16"))],
+    [
+        pytest.param("mixed_bfloat16", marks=pytest.mark.thorough),
+        *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in ("mixed_float16", "bfloat16")),
+    ],
 )
 def test_coarser_types_are_not_refused_nor_padded_to_full_length(tmp_path, dtype):
     model = encoders.classifier("bert", dtype=dtype)
@@ -158,7 +162,7 @@ def test_coarser_embedders(tmp_path, dtype):
 @pytest.mark.parametrize(
     ("family", "truncate"),
     [
-        ("bert", "round_robin"),
+        pytest.param("bert", "round_robin", marks=pytest.mark.thorough),
         pytest.param("roberta", "waterfall", marks=pytest.mark.slow),
         pytest.param("deberta_v3", "waterfall", marks=pytest.mark.slow),
         pytest.param("roformer_v2", "round_robin", marks=pytest.mark.slow),

@@ -152,6 +152,7 @@ def test_float64(tmp_path):
     assert finding.what.startswith("2 op(s) compute in float64")
 
 
+@pytest.mark.thorough
 def test_large_constants(tmp_path):
     weights = np.random.rand(2, 10_000_000).astype(np.float32)
     report = lint(save(tmp_path / "1", lambda x: {"y": tf.matmul(x, weights)}, FLOATS), run=False)
@@ -207,6 +208,7 @@ def test_wrong_calls(tmp_path, good):
         lint(tmp_path)
 
 
+@pytest.mark.thorough
 def test_allow_list_is_what_this_tensorflow_registers():
     """The shipped list of the installed version against the libraries themselves, in a process of its own."""
     script = "import json, tfvllm.serving.served_ops as ops; print(json.dumps(ops.registered()))"

@@ -115,9 +115,13 @@ CAUSAL = (gpt2, opt, bloom, phi3, llama, llama3, mistral, qwen, qwen3, gemma, ge
 SEQ2SEQ = (bart, t5, t5_untied)
 
 
-def families(makes, quick):
-    """Test parameters: all of `makes`, those not in `quick` marked slow."""
-    return [pytest.param(make, id=make.__name__, marks=[] if make in quick else pytest.mark.slow) for make in makes]
+def families(makes, quick=(), thorough=()):
+    """Test parameters: all of `makes`, those in `thorough` marked so, those in neither marked slow."""
+
+    def marks(make):
+        return () if make in quick else pytest.mark.thorough if make in thorough else pytest.mark.slow
+
+    return [pytest.param(make, id=make.__name__, marks=marks(make)) for make in makes]
 
 
 def build(make, seed: int = 1, **options):

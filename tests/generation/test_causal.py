@@ -29,7 +29,7 @@ def caches_of(state):
     return {name: value for name, value in state.items() if name.startswith(("key_", "value_"))}
 
 
-@pytest.mark.parametrize("make", families(CAUSAL, quick=(gpt2, mistral, gemma3)))
+@pytest.mark.parametrize("make", families(CAUSAL, quick=(gpt2,), thorough=(mistral, gemma3)))
 def test_greedy_tokens_are_keras_own(make):
     model = build(make)
     ids, mask = prompts([3, 9, 1, 17, 6])
@@ -41,7 +41,7 @@ def test_greedy_tokens_are_keras_own(make):
     np.testing.assert_array_equal(lengths, [12] * 5)
 
 
-@pytest.mark.parametrize("make", families((gpt2, bloom, mistral, gemma2, gemma3), quick=(gpt2, gemma2)))
+@pytest.mark.parametrize("make", families((gpt2, bloom, mistral, gemma2, gemma3), quick=(gpt2,), thorough=(gemma2,)))
 def test_prompts_long_enough_for_attention_by_parts(make, monkeypatch):
     monkeypatch.setattr(network, "LONG", 4)
     model = build(make)
@@ -60,7 +60,9 @@ def small():
     return model, Generator(read(model))
 
 
-@pytest.mark.parametrize("batch", [1, pytest.param(3, marks=pytest.mark.slow), 8])
+@pytest.mark.parametrize(
+    "batch", [pytest.param(1, marks=pytest.mark.thorough), pytest.param(3, marks=pytest.mark.slow), 8]
+)
 def test_any_batch_size_and_side_of_padding(small, batch):
     model, generator = small
     ids, mask = prompts([5, 2, 16, 1, 9, 9, 3, 12][:batch], seed=batch)
@@ -120,6 +122,7 @@ def test_length_limits(small):
     assert [loop.FINISH_REASONS[r] for r in reasons] == ["length", "length"]
 
 
+@pytest.mark.thorough
 def test_a_prompt_too_long_keeps_its_last_tokens(small):
     model, _ = small
     ids, mask = prompts([30, 4])
@@ -151,6 +154,7 @@ def test_empty_rows_and_empty_batches(small):
     np.testing.assert_array_equal(generate(generator, no_columns, no_columns, 3)[1], [0, 0])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("make", families((gpt2, llama, mistral), quick=(gpt2,)))
 @pytest.mark.parametrize("options", [{"target": "onednn"}, {"dtype": "bfloat16", "target": "onednn"}])
 def test_fused_kernels_give_the_same_scores(make, options):

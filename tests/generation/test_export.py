@@ -112,6 +112,7 @@ def test_strings_in_strings_out_in_a_fresh_process(text_model, text_export):
     assert " quick fox" in long["texts"][0].decode()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "names",
     [["generate"], pytest.param(["serving_default", "score", "prefill", "decode"], marks=pytest.mark.slow)],
@@ -196,6 +197,7 @@ def test_optional_inputs_have_defaults_for_a_server(text_export):
     np.testing.assert_array_equal(found["completions"], greedy)
 
 
+@pytest.mark.thorough
 def test_streaming_gives_the_same_text(text_export):
     signatures = tf.saved_model.load(str(text_export)).signatures
     prompts_ = tf.constant(PROMPTS)
@@ -269,6 +271,7 @@ def test_caches_change_rows_in_one_copy():
     assert not grown[:, :, 4:].any()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_ids_interface_is_the_one_in_the_contract(tmp_path, precision):
     model = build(gpt2)
@@ -362,6 +365,7 @@ def test_embeddings_do_not_depend_on_padding(pooling):
     np.testing.assert_array_equal(found[2], np.zeros(4))
 
 
+@pytest.mark.thorough
 def test_embed_text_and_ids(tmp_path):
     vocabulary = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]", "a", "film", "fine", "##s"]
     tokens = M.BertTokenizer(vocabulary)

@@ -108,7 +108,7 @@ def qwen3_5():
 
 FAMILIES = (falcon, gpt_neo_x, mixtral, qwen_moe, qwen3_moe, gpt_oss, smollm3, rwkv7, qwen3_5)
 QUICK = (falcon,)
-SLOW = (qwen3_5,)  # its step is traced for minutes
+THOROUGH = (mixtral, rwkv7)
 FIXED = (qwen3_5,)  # must know how long rows are
 
 
@@ -150,7 +150,7 @@ def keras_greedy(model, ids: np.ndarray, mask: np.ndarray, room: int = COUNT) ->
 
 
 def marked(make):
-    marks = [] if make in QUICK else [pytest.mark.slow if make in SLOW else pytest.mark.thorough]
+    marks = () if make in QUICK else pytest.mark.thorough if make in THOROUGH else pytest.mark.slow
     return pytest.param(make, marks=marks, id=make.__name__)
 
 

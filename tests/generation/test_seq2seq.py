@@ -29,7 +29,7 @@ def run(translator, ids, mask, count, beams=1, penalty=0.0):
     return [x.numpy() for x in concrete(tf.constant(ids), tf.constant(mask), tf.constant(count))]
 
 
-@pytest.mark.parametrize("make", families(SEQ2SEQ, quick=(bart, t5)))
+@pytest.mark.parametrize("make", families(SEQ2SEQ, quick=(bart,), thorough=(t5,)))
 def test_greedy_and_beam_are_keras_own(make):
     model = build(make)
     start = START.get(make.__name__, (0,))
@@ -42,6 +42,7 @@ def test_greedy_and_beam_are_keras_own(make):
     np.testing.assert_array_equal(run(translator, ids, mask, 14, beams=3)[0], beam)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("make", families((bart, t5), quick=(bart,)))
 @pytest.mark.parametrize(
     "penalty", [pytest.param(0.0, marks=pytest.mark.slow), 1.0, pytest.param(2.0, marks=pytest.mark.slow)]

@@ -16,6 +16,7 @@ from .small_tokenizers import tokenizer_of
 
 M = keras_nlp.models
 LENGTH = 48
+thorough = pytest.mark.thorough
 
 
 def scripted(tokenizer, prompt: str, answer: str) -> tuple[Generator, list[int]]:
@@ -58,7 +59,7 @@ def streamed(generator, prompts, count):
         yield state
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "bloom", "gemma"])
+@pytest.mark.parametrize("family", ["gpt2", *(pytest.param(n, marks=thorough) for n in ("llama", "bloom", "gemma"))])
 def test_characters_across_tokens(family):
     tokenizer = tokenizer_of(family)
     answer = " quick \U0001f600 na\u00efve \u4e16\u754c"  # neither a token nor learnt: bytes
@@ -78,6 +79,7 @@ def test_characters_across_tokens(family):
     assert whole["finish_reasons"][0].numpy() == b"stop"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_half_a_character_at_the_limit(family):
     tokenizer = tokenizer_of(family)
@@ -104,7 +106,7 @@ def test_spaces_of_sentence_piece():
     assert whole["texts"][0].numpy() == b"a lazy dog"
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("family", [pytest.param("gpt2", marks=thorough), "llama"])
 @pytest.mark.parametrize(
     ("stop", "kept"), [("k br", " quic"), ("\u4f60", " quick brown "), ("n \u4f60\u597d", " quick brow"), ("", None)]
 )

@@ -146,6 +146,7 @@ def test_by_python(folder, tmp_path):
     check(folder, "old_own", tmp_path / "1")
 
 
+@pytest.mark.thorough
 def test_by_every_command_without_keras(folder):
     said = child(WITHOUT_KERAS, str(folder), *QUICK)
     assert "unrestored" not in said and "Traceback" not in said

@@ -176,6 +176,7 @@ def test_equal_signatures_have_one_fingerprint(bert_saved):
     assert executable.fingerprint(first) != executable.fingerprint(second)
 
 
+@pytest.mark.thorough
 def test_fresh_process_with_plain_tensorflow(bert_saved, tmp_path):
     import tfvllm
 

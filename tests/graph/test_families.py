@@ -13,6 +13,7 @@ from tests.models import zoo
 M = keras_nlp.models
 TARGETS = ("portable", "onednn")
 FAST = ("bert", "gpt2", "llama")
+QUICK = ("bert", pytest.param("gpt2", marks=pytest.mark.thorough), "llama")
 LANGUAGE = ("distil_bert", "roberta", "albert", "deberta_v3", "gemma", "mistral", "qwen", "t5", "bart")
 slow = pytest.mark.slow
 
@@ -66,7 +67,7 @@ def _once(report):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("name", [*FAST, *(pytest.param(n, marks=slow) for n in LANGUAGE)])
+@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(n, marks=slow) for n in LANGUAGE)])
 def test_language_models(name, target):
     model = _language(name)
     fast = tfvllm.simplify(model, target=target)
@@ -90,6 +91,7 @@ def test_language_models_as_saved_models(name, tmp_path):
         _same(list(run_saved(tmp_path / "a", inputs).values()), list(result.values()))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", FAST)
 def test_what_must_merge_does(name):
     rules = tfvllm.simplify(_language(name), target="onednn").report.rules

@@ -15,7 +15,8 @@ from tfvllm.graph.pattern import op
 from tfvllm.graph.rewriter import Rule, Step
 
 GRAPHS_IN_ONE = 10  # programs traced into one function: tracing and compiling cost more than running
-EXAMPLES = int(os.environ.get("TFVLLM_RANDOM_GRAPHS", "1000")) // GRAPHS_IN_ONE
+USUAL = "1000" if os.environ.get("TFVLLM_THOROUGH") else "200"
+EXAMPLES = int(os.environ.get("TFVLLM_RANDOM_GRAPHS", USUAL)) // GRAPHS_IN_ONE
 
 instruction = st.tuples(st.integers(0, len(random_graphs.OPERATIONS) - 1), st.integers(0, 2), st.integers(0, 5))
 programs = st.lists(st.lists(instruction, min_size=1, max_size=7), min_size=GRAPHS_IN_ONE, max_size=GRAPHS_IN_ONE)

@@ -144,6 +144,7 @@ def test_what_cannot_be_rolled_back_writes_nothing(bert_saved, tmp_path):
     assert not (tmp_path / "out").exists() and not list(tmp_path.iterdir())
 
 
+@pytest.mark.thorough
 def test_rules_can_be_chosen_and_left_out(bert):
     report = tfvllm.simplify(bert, target="onednn", rules=["-HoistSlices", "-fuse"]).report
     assert "HoistSlices" not in report.rules and "_FusedMatMul" not in report.after["ops"]
@@ -170,6 +171,7 @@ def test_saved_model_to_saved_model(bert_saved, tmp_path):
     assert total == report.after["parameters"], "two signatures share one copy of every weight"
 
 
+@pytest.mark.thorough
 def test_calibration_inputs_are_used(bert_saved, tmp_path):
     rows = [bert_inputs(2, 4), bert_inputs(1, 8)]
     report = tfvllm.simplify_saved_model(bert_saved, tmp_path / "fast", calibration=rows)

@@ -67,7 +67,8 @@ def _inputs(model, masks):
 @pytest.mark.parametrize(
     "family, pooling",
     [
-        *(("bert", pooling) for pooling in POOLINGS),
+        ("bert", POOLINGS[0]),
+        *(pytest.param("bert", pooling, marks=pytest.mark.thorough) for pooling in POOLINGS[1:]),
         *(pytest.param(*pair, marks=pytest.mark.thorough) for pair in THOROUGH),
         *(pytest.param(*pair, marks=pytest.mark.slow) for pair in OTHERS),
     ],

@@ -85,7 +85,6 @@ LONGER = {
     "generation/network.py": "one network: a step and a prefill share every piece",
     "models/base.py": "the vocabulary of the adapters",
     "serving/lint.py": "one check after another",
-    "simplifier/verify.py": "one comparison of two graphs and its words",
 }
 
 

@@ -9,6 +9,7 @@ __all__ = [
     "diagram",
     "dispatch",
     "engine",
+    "example_inputs",
     "float64",
     "memory",
     "quantize",

@@ -100,7 +100,7 @@ def run(ways: Sequence[Variant], specs: tuple[tuple, dict], verifier: verify.Ver
 
     Args:
         ways: verified ways to compute the same; the original is the last.
-        specs: (args, kwargs) of the signature, as for `convert.to_concrete`.
+        specs: (args, kwargs) of the signature, as for `executable.to_concrete`.
         verifier: holds the original and the samples that every result is compared on.
 
     The result is one of the ways, unchanged, where choosing does not pay.

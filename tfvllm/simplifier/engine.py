@@ -8,6 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfvllm import timing
 from tfvllm.errors import InputError, VerificationError
 from tfvllm.graph import executable, targets
 from tfvllm.graph.guarantee import Approximate
@@ -199,7 +200,7 @@ class Engine:
             self.steps, self.shared_weights = select(self.steps, f"-{rule}"), dict(self.shared_weights)
             trial = self.rewrite(graph, frozenset(skip))
             with verifier.state.kept():
-                duel = cost.duel(verifier.calls(best.graph), verifier.calls(trial.graph))
+                duel = timing.duel(verifier.calls(best.graph), verifier.calls(trial.graph))
             pays = duel.winner == "first" or (duel.winner is None and not _burdens(best.graph, trial.graph))
             comparison = found if pays else verifier.compare(trial.graph, self._slack(trial))
             drop = not pays and comparison.agrees

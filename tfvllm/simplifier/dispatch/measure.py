@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tfvllm import timing
 from tfvllm.simplifier import trial
 from tfvllm.simplifier.dispatch.requests import RequestShape
 from tfvllm.simplifier.dispatch.variants import Variant
@@ -17,7 +18,7 @@ from tfvllm.simplifier.state import State
 FEATURES = ("batch × length", "length", "batch")
 
 
-_FEWEST, _MOST = 7, 200  # rounds of one measurement
+_MOST = 200  # rounds of one measurement
 
 
 _CONTENDER = 1.15  # what takes more than this times the fastest after the fewest rounds is not measured further
@@ -41,15 +42,8 @@ class Point:
         return statistics.median(self.rounds[way])
 
     def ratio(self, way: str, other: str) -> tuple[float, float]:
-        """How many times as long `way` takes as `other`, and how far from it the truth may lie.
-
-        The median over the rounds, in each of which both were measured; three standard errors of it, taken from the
-        median absolute deviation, and one percent at least.
-        """
-        ratios = [a / b for a, b in zip(self.rounds[way], self.rounds[other])]
-        middle = statistics.median(ratios)
-        deviation = 1.4826 * statistics.median(abs(r - middle) for r in ratios)
-        return middle, max(0.01, 3 * 1.2533 * deviation / math.sqrt(len(ratios)))
+        """How many times as long `way` takes as `other`, and the noise; see `tfvllm.timing.ratio`."""
+        return timing.ratio(self.rounds[way], self.rounds[other])
 
     def relative(self, way: str, other: str) -> float:
         """The ratio where it stands out from the noise, else 1."""
@@ -59,28 +53,6 @@ class Point:
     def feature(self, name: str) -> int:
         length = self.length or 1
         return {FEATURES[0]: self.batch * length, FEATURES[1]: length, FEATURES[2]: self.batch}[name]
-
-
-def take_turns(calls: Mapping[str, Callable[[], Any]], rounds: int, seconds: float, warm: int = 0) -> Rounds:
-    """Milliseconds of every call in each round; the order turns from round to round.
-
-    `warm` untimed rounds, then `rounds`, or as many as are done in `seconds` (seven at least).
-    """
-    names = list(calls)
-    times: Rounds = {name: [] for name in names}
-    for _ in range(warm):
-        for name in names:
-            calls[name]()
-    end = time.perf_counter() + seconds
-    for turn in range(rounds):
-        shift = turn % len(names)
-        for name in names[shift:] + names[:shift]:
-            began = time.perf_counter()
-            calls[name]()
-            times[name].append(1000 * (time.perf_counter() - began))
-        if turn >= _FEWEST - 1 and time.perf_counter() > end:
-            break
-    return times
 
 
 def measure(points: Sequence[Point], ways: Sequence[Variant], specs: tuple[tuple, dict], seconds: float) -> None:
@@ -95,13 +67,13 @@ def measure(points: Sequence[Point], ways: Sequence[Variant], specs: tuple[tuple
 def _measure(points: Sequence[Point], calls: Sequence[Mapping[str, Callable[[], Any]]], seconds: float) -> None:
     began = time.perf_counter()
     for point, mine in zip(points, calls):
-        point.rounds = take_turns(mine, _FEWEST, 0.0, warm=2)
+        point.rounds = timing.take_turns(mine, timing.FEWEST_ROUNDS, warm=2)
     left = (seconds - (time.perf_counter() - began)) / len(points)
     overall = sorted(calls[0], key=lambda name: sum(p.kind.count * math.log(p.median(name)) for p in points))
     for point, mine in zip(points, calls):
         bar = _CONTENDER * min(point.median(name) for name in mine)
         chosen = [name for name in mine if name in overall[:2] or point.median(name) <= bar]
-        for name, times in take_turns({n: mine[n] for n in chosen}, _MOST, left).items():
+        for name, times in timing.take_turns({n: mine[n] for n in chosen}, _MOST, left).items():
             point.rounds[name].extend(times)
 
 

@@ -12,6 +12,7 @@ __all__ = [
     "example_inputs",
     "float64",
     "memory",
+    "plan",
     "quantize",
     "report",
     "report_data",

@@ -24,12 +24,12 @@ _MOST = 200  # rounds of one measurement
 _CONTENDER = 1.15  # what takes more than this times the fastest after the fewest rounds is not measured further
 
 
-Rounds = dict[str, list[float]]  # way -> milliseconds in each round
+Rounds = dict[str, list[float]]  # variant -> milliseconds in each round
 
 
 @dataclass
 class Point:
-    """One kind of request, as measured: milliseconds of each round by way."""
+    """One kind of request, as measured: milliseconds of each round by variant."""
 
     kind: RequestShape
     batch: int
@@ -38,16 +38,16 @@ class Point:
     sample: list[Any]
     rounds: Rounds = field(default_factory=dict)
 
-    def median(self, way: str) -> float:
-        return statistics.median(self.rounds[way])
+    def median(self, variant: str) -> float:
+        return statistics.median(self.rounds[variant])
 
-    def ratio(self, way: str, other: str) -> tuple[float, float]:
-        """How many times as long `way` takes as `other`, and the noise; see `tfvllm.timing.ratio`."""
-        return timing.ratio(self.rounds[way], self.rounds[other])
+    def ratio(self, variant: str, other: str) -> tuple[float, float]:
+        """How many times as long `variant` takes as `other`, and the noise; see `tfvllm.timing.ratio`."""
+        return timing.ratio(self.rounds[variant], self.rounds[other])
 
-    def relative(self, way: str, other: str) -> float:
+    def relative(self, variant: str, other: str) -> float:
         """The ratio where it stands out from the noise, else 1."""
-        middle, noise = self.ratio(way, other)
+        middle, noise = self.ratio(variant, other)
         return middle if abs(middle - 1) > noise else 1.0
 
     def feature(self, name: str) -> int:
@@ -55,10 +55,10 @@ class Point:
         return {FEATURES[0]: self.batch * length, FEATURES[1]: length, FEATURES[2]: self.batch}[name]
 
 
-def measure(points: Sequence[Point], ways: Sequence[Variant], specs: tuple[tuple, dict], seconds: float) -> None:
-    """Times all ways at all points: a few rounds each, then more for those that may be the best somewhere."""
-    state = State.of(ways[0].graph)
-    made = {way.name: trial.Trial(way.graph, specs, state) for way in ways}
+def measure(points: Sequence[Point], variants: Sequence[Variant], specs: tuple[tuple, dict], seconds: float) -> None:
+    """Times all variants at all points: a few rounds each, then more for those that may be the best somewhere."""
+    state = State.of(variants[0].graph)
+    made = {variant.name: trial.Trial(variant.graph, specs, state) for variant in variants}
     calls = [{name: _fetched(attempt.call(point.sample)) for name, attempt in made.items()} for point in points]
     with state.kept():
         _measure(points, calls, seconds)

@@ -86,10 +86,10 @@ def saved(everything, tmp_path_factory):
 
 @pytest.fixture
 def clock(monkeypatch):
-    from tfvllm.simplifier import cost
+    from tfvllm import timing
 
-    real = cost.duel
-    monkeypatch.setattr(cost, "duel", lambda first, second: real(first, second, seconds=0.0))
+    real = timing.duel
+    monkeypatch.setattr(timing, "duel", lambda first, second: real(first, second, seconds=0.0))
 
 
 @pytest.mark.parametrize(

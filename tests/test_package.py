@@ -82,10 +82,8 @@ LONGEST_FILE = 450  # lines
 LONGER = {
     "bench/serve.py": "one load generator, whose parts share its counters",
     "distillation/distiller.py": "one Keras Model, most of it what `fit`, `evaluate` and `predict` are overridden with",
-    "generation/network.py": "one network: a step and a prefill share every piece",
     "models/base.py": "the vocabulary of the adapters",
     "serving/lint.py": "one check after another",
-    "simplifier/verify.py": "one comparison of two graphs and its words",
 }
 
 

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from tfvllm.errors import InputError
-from tfvllm.generation import loop, network
+from tfvllm.generation import layers, loop
 from tfvllm.generation.generator import Generator
 from tfvllm.graph.probes import check_runs
 from tfvllm.models import read
@@ -43,7 +43,7 @@ def test_greedy_tokens_are_keras_own(make):
 
 @pytest.mark.parametrize("make", families((gpt2, bloom, mistral, gemma2, gemma3), quick=(gpt2,), thorough=(gemma2,)))
 def test_prompts_long_enough_for_attention_by_parts(make, monkeypatch):
-    monkeypatch.setattr(network, "LONG", 4)
+    monkeypatch.setattr(layers, "LONG", 4)
     model = build(make)
     ids, mask = prompts([3, 33, 17, 1])
     expected = keras_generate(model, ids, mask, 6)

@@ -12,10 +12,11 @@ import tfvllm
 from tests.rules.checks import weight
 from tests.rules.test_pack_tokens import SPECS, batch, first
 from tests.tiny_models import TEXTS, keras_scores
+from tfvllm import timing
 from tfvllm.cli import main
 from tfvllm.errors import InputError
 from tfvllm.graph import executable, importer
-from tfvllm.simplifier.dispatch import branch, decision_tree, driver, measure, requests, variants
+from tfvllm.simplifier.dispatch import branch, decision_tree, driver, requests, variants
 from tfvllm.simplifier.dispatch.decision_tree import Leaf, Split
 from tfvllm.simplifier.dispatch.measure import Point
 from tfvllm.simplifier.dispatch.requests import RequestShape
@@ -141,7 +142,7 @@ def test_taking_turns_measures_everyone_as_often():
     def call(name):
         calls[name] += 1
 
-    times = measure.take_turns({n: lambda n=n: call(n) for n in calls}, 50, 0.0, warm=2)
+    times = timing.take_turns({n: lambda n=n: call(n) for n in calls}, 50, 0.0, warm=2)
     assert calls == {"a": 9, "b": 9, "c": 9} and {len(t) for t in times.values()} == {7}
 
 

@@ -6,11 +6,11 @@ import tensorflow as tf
 
 import tfvllm
 from tests.rules.checks import f32, weight
+from tfvllm import timing
 from tfvllm.graph.builder import Skip
 from tfvllm.graph.guarantee import Exact
 from tfvllm.graph.pattern import op
 from tfvllm.graph.rewriter import Rule
-from tfvllm.simplifier import cost
 
 
 class SlowRelu(Rule):
@@ -58,7 +58,7 @@ def test_a_rule_that_costs_time_is_dropped_and_said_so(tmp_path):
 
 
 def test_without_measure_nothing_is_timed(monkeypatch):
-    monkeypatch.setattr(cost, "duel", lambda *a, **k: pytest.fail("timed"))
+    monkeypatch.setattr(timing, "duel", lambda *a, **k: pytest.fail("timed"))
     report = tfvllm.simplify(_function(), rules=[*_rules(), SlowRelu()]).report
     assert report.rules["SlowRelu"] == 1 and not report.main.measured
 
@@ -73,7 +73,7 @@ def _rules():
 )
 def test_what_the_times_decide(monkeypatch, ratio, dropped):
     """Within the noise the counted cost decides: neither rule adds nodes. Clean-ups are never judged."""
-    monkeypatch.setattr(cost, "duel", lambda first, second: cost.Duel(1.0, ratio, ratio, 0.01))
+    monkeypatch.setattr(timing, "duel", lambda first, second: timing.Duel(1.0, ratio, ratio, 0.01))
     fast = tfvllm.simplify(_function(), rules=_rules(), measure=True)
     assert {m["rule"] for m in fast.report.main.measured} == {"Signs", "MergeParallelMatMuls"}
     assert sorted(fast.report.dropped) == sorted(dropped)
@@ -82,7 +82,7 @@ def test_what_the_times_decide(monkeypatch, ratio, dropped):
 
 
 def test_within_the_noise_a_rule_that_adds_nodes_for_nothing_goes(monkeypatch):
-    monkeypatch.setattr(cost, "duel", lambda first, second: cost.Duel(1.0, 1.001, 1.001, 0.01))
+    monkeypatch.setattr(timing, "duel", lambda first, second: timing.Duel(1.0, 1.001, 1.001, 0.01))
     report = tfvllm.simplify(_function(), rules=[*_rules(), SlowRelu()], measure=True).report
     assert report.dropped == ["SlowRelu"]
 
@@ -92,9 +92,9 @@ def test_a_rule_is_judged_once_for_all_signatures(monkeypatch, tmp_path):
 
     def duel(first, second):
         asked.append(len(first))
-        return cost.Duel(2.0, 1.0, 0.5, 0.01)
+        return timing.Duel(2.0, 1.0, 0.5, 0.01)
 
-    monkeypatch.setattr(cost, "duel", duel)
+    monkeypatch.setattr(timing, "duel", duel)
     module = tf.Module()
     module.w = weight(8, 8)
 
@@ -117,8 +117,8 @@ def test_a_rule_is_judged_once_for_all_signatures(monkeypatch, tmp_path):
 
 def test_duel_takes_turns():
     order = []
-    result = cost.duel([lambda: order.append("a")], [lambda: order.append("b")], seconds=0.0)
+    result = timing.duel([lambda: order.append("a")], [lambda: order.append("b")], seconds=0.0)
     assert order[:8] == list("baabbaab") and order.count("a") == order.count("b") == 9
     assert result.noise >= 0.01 and result.first_ms > 0
-    assert cost.Duel(1, 2, 2.0, 0.1).winner == "first" and cost.Duel(2, 1, 0.5, 0.1).winner == "second"
-    assert cost.Duel(1, 1, 1.05, 0.1).winner is None
+    assert timing.Duel(1, 2, 2.0, 0.1).winner == "first" and timing.Duel(2, 1, 0.5, 0.1).winner == "second"
+    assert timing.Duel(1, 1, 1.05, 0.1).winner is None

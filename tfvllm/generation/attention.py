@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import numpy as np
@@ -35,20 +34,41 @@ def softmax(scores: tf.Tensor) -> tf.Tensor:
     return tf.cond(few, lambda: tf.exp(tf.nn.log_softmax(scores)), lambda: tf.nn.softmax(scores))
 
 
-def folded(attention: specs.Attention) -> specs.Attention:
-    """The scale of the scores inside the query weights, where that changes no bit: where it is a power of two."""
-    scale = attention.scale
-    if scale == 1.0 or math.frexp(scale)[0] != 0.5:
-        return attention
-    norm, linear = attention.query_norm, attention.query_key_value
-    if norm is not None:
-        norm = dataclasses.replace(norm, scale=norm.scale * scale)
-    else:
-        factors = np.ones(linear.kernel.shape[1], np.float32)
-        factors[: attention.heads * attention.head_dim] = scale
-        bias = None if linear.bias is None else linear.bias * factors
-        linear = specs.Linear(linear.kernel * factors, bias)
-    return dataclasses.replace(attention, scale=1.0, query_norm=norm, query_key_value=linear)
+def causal_masks(stack: specs.Stack, query_positions: tf.Tensor, keys) -> dict[int | None, tf.Tensor]:
+    """What is added to the scores of causal attention, for each window that occurs in the stack.
+
+    query_positions int32[queries] -> float32[1 or heads, queries, keys]; int32[batch, 1] -> [batch, .., 1, keys]
+
+    The mask of whole sequences has no axis for the batch: TensorFlow fuses the addition of four axes with scaled
+    products before it, and oneDNN has nothing but its reference code for [1, 1, queries, keys]: 200 times as slow.
+    """
+    key_positions = tf.range(keys)
+    distance = query_positions[..., :, tf.newaxis] - key_positions  # >= 0: the key is not in the future
+    bias = relative_bias(stack, distance)
+    masks = {}
+    for window in {block.attention.window for block in stack.blocks}:
+        seen = distance >= 0
+        if window is not None:
+            seen &= distance < window
+        mask = tf.where(seen, 0.0, MASKED)[..., tf.newaxis, :, :]
+        if bias is not None:
+            mask += bias
+        masks[window] = mask
+    return masks
+
+
+def relative_bias(stack: specs.Stack, distance: tf.Tensor) -> tf.Tensor | None:
+    """distance int32[.., queries, keys] = query - key -> float32[.., heads, queries, keys], or None."""
+    if stack.alibi is not None:
+        slopes = tf.constant(stack.alibi, tf.float32, [len(stack.alibi), 1, 1])
+        return -slopes * tf.cast(distance, tf.float32)[..., tf.newaxis, :, :]
+    bias = stack.relative_bias
+    if bias is None:
+        return None
+    bucket = relative_bucket(-distance, bias.table.shape[0], bias.max_distance, bias.bidirectional)
+    values = tf.cast(tf.gather(bias.table, bucket), tf.float32)
+    order = [0, 3, 1, 2] if values.shape.rank == 4 else [2, 0, 1]
+    return tf.transpose(values, order)
 
 
 def relative_bucket(relative_position: tf.Tensor, buckets: int, max_distance: int, bidirectional: bool) -> tf.Tensor:

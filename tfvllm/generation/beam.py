@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import tensorflow as tf
 
 from tfvllm.generation.cache import EncoderOutput, allocate, grow_caches, relaxed_shapes, to_context, to_parts
@@ -36,42 +38,148 @@ def beam_search(
 
     Args: as `tfvllm.generation.loop.generate`; beams: a Python number; length_penalty: float32[], at least 0.
     """
-    penalty = tf.convert_to_tensor(length_penalty, tf.float32)
-    limits = [limit for limit in (max_length, network.max_positions) if limit is not None]
-    batch = tf.shape(ids)[0]
-    max_new_tokens = tf.maximum(max_new_tokens, 0)
-    width = tf.maximum(max_new_tokens, 1)  # scattering into tensors without elements is an error
-    steps = max_new_tokens
-    empty = lengths < 1
-    if limits:
-        # All rows of a search run for the same number of steps: what the longest prompt leaves.
-        longest = tf.reduce_max(tf.concat([lengths, [0]], 0))
-        steps = tf.clip_by_value(min(limits) - longest, 0, steps)
-    steps = tf.where(batch > 0, steps, 0)
-    ids, lengths = bucketed(ids, lengths, pad_id) if context is None else (ids, lengths)
-    hidden, keys, values = network.prefill(ids, lengths, context)
-    capacity = (tf.shape(ids)[1] + steps + BUCKET - 1) // BUCKET * BUCKET
-    caches = allocate(
-        [tf.repeat(key, beams, 0) for key in keys], [tf.repeat(value, beams, 0) for value in values], capacity
+    search = BeamSearch(
+        *(network, ids, lengths, max_new_tokens),
+        beams=beams,
+        length_penalty=length_penalty,
+        stop_ids=stop_ids,
+        max_length=max_length,
+        pad_id=pad_id,
     )
-    shapes = network.cache_shapes
-    vocabulary = network.vocabulary_size
+    done, done_scores, done_lengths, done_ended = search.run(context)
+    empty = lengths < 1
+    counts = tf.where(empty, 0, done_lengths)
+    best = tf.where(tf.sequence_mask(counts, search.width), done, pad_id)[:, : search.steps_asked]
+    reasons = tf.where(empty, EMPTY, tf.where(done_ended, STOP, LENGTH))
+    return Result(best, counts, reasons, None), done_scores
 
-    def scored(log_probs, length):
-        return log_probs / tf.pow(tf.cast(length, tf.float32), penalty)
 
-    def advance(step, logits, live, live_scores, done, done_scores, done_lengths, done_ended):
-        """Chooses the next token of every beam. live int32[rows, beams, steps]; -> (parents, tokens, the rest)."""
-        rows = tf.shape(live)[0]
-        log_probs = tf.reshape(tf.nn.log_softmax(logits), [rows, beams, vocabulary]) + live_scores[..., tf.newaxis]
+class Beams(NamedTuple):
+    """The answers that a row's search holds, best first.
+
+    live: int32[rows, beams, width], the unfinished ones; live_scores: float32[rows, beams], their log-probabilities.
+    done: int32[rows, beams, width], the finished ones; done_scores: float32[rows, beams], with the penalty.
+    done_lengths: int32[rows, beams]; done_ended: bool[rows, beams], whether by an end token.
+    """
+
+    live: tf.Tensor
+    live_scores: tf.Tensor
+    done: tf.Tensor
+    done_scores: tf.Tensor
+    done_lengths: tf.Tensor
+    done_ended: tf.Tensor
+
+    def finished(self) -> tuple[tf.Tensor, ...]:
+        return self[2:]
+
+
+class BeamSearch:
+    """One call of `beam_search`, which has the same arguments.
+
+    Attributes:
+        steps_asked: int32[], `max_new_tokens`, not less than 0.
+        steps: int32[], how many there will be at most.
+        width: int32[], how many tokens an answer has room for.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        ids: tf.Tensor,
+        lengths: tf.Tensor,
+        max_new_tokens: tf.Tensor,
+        *,
+        beams: int,
+        length_penalty: Any,
+        stop_ids: tuple[int, ...],
+        max_length: int | None,
+        pad_id: int,
+    ):
+        self.network, self.ids, self.lengths = network, ids, lengths
+        self.beams, self.stop_ids, self.pad_id = beams, stop_ids, pad_id
+        self.penalty = tf.convert_to_tensor(length_penalty, tf.float32)
+        limits = [limit for limit in (max_length, network.max_positions) if limit is not None]
+        self.batch = tf.shape(ids)[0]
+        self.steps_asked = tf.maximum(max_new_tokens, 0)
+        self.width = tf.maximum(self.steps_asked, 1)  # scattering into tensors without elements is an error
+        steps = self.steps_asked
+        if limits:
+            # All rows of a search run for the same number of steps: what the longest prompt leaves.
+            longest = tf.reduce_max(tf.concat([lengths, [0]], 0))
+            steps = tf.clip_by_value(min(limits) - longest, 0, steps)
+        self.steps = tf.where(self.batch > 0, steps, 0)
+
+    def run(self, context: EncoderOutput | None) -> list[tf.Tensor]:
+        """The best finished answer of each row: `Beams.finished` without the axis of beams."""
+        network, beams, ids, lengths = self.network, self.beams, self.ids, self.lengths
+        if context is None:
+            ids, lengths = bucketed(ids, lengths, self.pad_id)
+        hidden, keys, values = network.prefill(ids, lengths, context)
+        capacity = (tf.shape(ids)[1] + self.steps + BUCKET - 1) // BUCKET * BUCKET
+        caches = allocate(
+            [tf.repeat(key, beams, 0) for key in keys], [tf.repeat(value, beams, 0) for value in values], capacity
+        )
+
+        def body(step, rows, final, tokens, state, parts, caches):
+            positions = tf.repeat(tf.gather(lengths, rows), beams)
+            hidden, caches = network.step(
+                tf.reshape(tokens, [-1]), positions + step - 1, list(caches), capacity, to_context(parts), beams=beams
+            )
+            parents, tokens, state = self._advance(step, network.logits(hidden), state)
+            places = tf.range(tf.shape(rows)[0])[:, tf.newaxis] * beams + parents
+            rows, final, tokens, state, parts, kept = self._drop_settled(step + 1, rows, final, tokens, state, parts)
+            # Beams change their parents at every step, so the rows that leave cost no further copy.
+            places = tf.reshape(tf.gather(places, kept), [-1])
+            caches = grow_caches(caches, network.cache_shapes, capacity, capacity, places)
+            return step + 1, rows, final, tokens, state, parts, caches
+
+        start = self._start()
+        logits = tf.repeat(network.logits(hidden), beams, axis=0)
+        tokens, state = tf.cond(
+            self.steps > 0,
+            lambda: self._advance(0, logits, start)[1:],
+            lambda: (tf.zeros([self.batch, beams], tf.int32), start),
+        )
+        rows = tf.range(self.batch)
+        final = [value[:, 0] for value in start.finished()]
+        rows, final, tokens, state, parts, kept = self._drop_settled(1, rows, final, tokens, state, to_parts(context))
+        places = tf.reshape(kept[:, tf.newaxis] * beams + tf.range(beams), [-1])
+        caches = grow_caches(caches, network.cache_shapes, capacity, capacity, places)
+        variables = (tf.constant(1), rows, final, tokens, state, parts, caches)
+        _, _, final, *_ = tf.while_loop(
+            lambda step, rows, *_: tf.shape(rows)[0] > 0, body, variables, shape_invariants=relaxed_shapes(variables)
+        )
+        return final
+
+    def _start(self) -> Beams:
+        one_beam = tf.constant([[0.0] + [_IMPOSSIBLE] * (self.beams - 1)])
+        nothing = tf.fill([self.batch, self.beams, self.width], self.pad_id)
+        return Beams(
+            live=nothing,
+            live_scores=tf.tile(one_beam, [self.batch, 1]),
+            done=nothing,
+            done_scores=tf.fill([self.batch, self.beams], _IMPOSSIBLE),
+            done_lengths=tf.zeros([self.batch, self.beams], tf.int32),
+            done_ended=tf.zeros([self.batch, self.beams], tf.bool),
+        )
+
+    def _scored(self, log_probs, length):
+        return log_probs / tf.pow(tf.cast(length, tf.float32), self.penalty)
+
+    def _advance(self, step, logits: tf.Tensor, state: Beams) -> tuple[tf.Tensor, tf.Tensor, Beams]:
+        """The next token of every beam: parents and tokens int32[rows, beams], and the answers with them."""
+        beams, vocabulary = self.beams, self.network.vocabulary_size
+        rows = tf.shape(state.live)[0]
+        log_probs = tf.reshape(tf.nn.log_softmax(logits), [rows, beams, vocabulary])
+        log_probs += state.live_scores[..., tf.newaxis]
         count = min(2 * beams, beams * vocabulary)
         scores, flat = tf.math.top_k(tf.reshape(log_probs, [rows, beams * vocabulary]), count)
         parents, tokens = flat // vocabulary, flat % vocabulary
         ended = tf.zeros_like(tokens, tf.bool)
-        for stop in stop_ids:
+        for stop in self.stop_ids:
             ended |= tokens == stop
-        grown = tf.gather(live, parents, batch_dims=1)
-        place = tf.range(tf.shape(live)[2]) == step
+        grown = tf.gather(state.live, parents, batch_dims=1)
+        place = tf.range(tf.shape(state.live)[2]) == step
         grown = tf.where(place, tokens[..., tf.newaxis], grown)
 
         # The best that go on.
@@ -81,70 +189,30 @@ def beam_search(
         next_tokens = tf.gather(tokens, on, batch_dims=1)
 
         # The best that have ended; at the last step those that go on end as well.
-        last = step + 1 >= steps
+        last = step + 1 >= self.steps
         joins = (ended | last) & (scores > _IMPOSSIBLE / 2)
-        new_scores = tf.where(joins, scored(scores, step + 1), _IMPOSSIBLE)
-        pool = tf.concat([done_scores, new_scores], axis=1)
+        new_scores = tf.where(joins, self._scored(scores, step + 1), _IMPOSSIBLE)
+        pool = tf.concat([state.done_scores, new_scores], axis=1)
         done_scores, kept = tf.math.top_k(pool, beams)
-        done = tf.gather(tf.concat([done, grown], axis=1), kept, batch_dims=1)
-        lengths_pool = tf.concat([done_lengths, tf.fill(tf.shape(tokens), step + 1)], axis=1)
-        ended_pool = tf.concat([done_ended, ended], axis=1)
+        done = tf.gather(tf.concat([state.done, grown], axis=1), kept, batch_dims=1)
+        lengths_pool = tf.concat([state.done_lengths, tf.fill(tf.shape(tokens), step + 1)], axis=1)
+        ended_pool = tf.concat([state.done_ended, ended], axis=1)
         done_lengths = tf.gather(lengths_pool, kept, batch_dims=1)
         done_ended = tf.gather(ended_pool, kept, batch_dims=1)
-        return next_parents, next_tokens, live, on_scores, done, done_scores, done_lengths, done_ended
+        return next_parents, next_tokens, Beams(live, on_scores, done, done_scores, done_lengths, done_ended)
 
-    def drop_settled(step, rows, final, tokens, state, parts):
+    def _drop_settled(self, step, rows, final, tokens, state: Beams, parts):
         """Writes down each row's best answer and leaves out the rows whose answer nothing can change any more.
 
         -> (rows, final, tokens, state, parts, kept int32[rows left]). final: [batch, ..], the rest: [rows, ..].
         """
-        _, live_scores, done, done_scores, done_lengths, done_ended = state
-        found = done[:, 0], done_scores[:, 0], done_lengths[:, 0], done_ended[:, 0]
+        found = [value[:, 0] for value in state.finished()]
         final = [tf.tensor_scatter_nd_update(a, rows[:, tf.newaxis], b) for a, b in zip(final, found)]
         # Scores only fall, and the most an unfinished answer can gain from the penalty is that of the greatest length.
-        attainable = scored(tf.reduce_max(live_scores, axis=1), steps)
-        going_on = (tf.reduce_min(done_scores, axis=1) < attainable) & (step < steps)
+        attainable = self._scored(tf.reduce_max(state.live_scores, axis=1), self.steps)
+        going_on = (tf.reduce_min(state.done_scores, axis=1) < attainable) & (step < self.steps)
         kept = tf.reshape(tf.cast(tf.where(going_on), tf.int32), [-1])
         # What is attended to is copied only where a row leaves; the rest is small.
         parts = tf.cond(tf.reduce_all(going_on), lambda: parts, lambda: [tf.gather(part, kept) for part in parts])
-        rows, tokens, *state = (tf.gather(value, kept) for value in (rows, tokens, *state))
-        return rows, final, tokens, state, parts, kept
-
-    def body(step, rows, final, tokens, state, parts, caches):
-        positions = tf.repeat(tf.gather(lengths, rows), beams)
-        hidden, caches = network.step(
-            tf.reshape(tokens, [-1]), positions + step - 1, list(caches), capacity, to_context(parts), beams=beams
-        )
-        parents, tokens, *state = advance(step, network.logits(hidden), *state)
-        places = tf.range(tf.shape(rows)[0])[:, tf.newaxis] * beams + parents
-        rows, final, tokens, state, parts, kept = drop_settled(step + 1, rows, final, tokens, state, parts)
-        # Beams change their parents at every step, so the rows that leave cost no further copy.
-        places = tf.reshape(tf.gather(places, kept), [-1])
-        caches = grow_caches(caches, shapes, capacity, capacity, places)
-        return step + 1, rows, final, tokens, state, parts, caches
-
-    one_beam = tf.constant([[0.0] + [_IMPOSSIBLE] * (beams - 1)])
-    nothing = tf.fill([batch, beams, width], pad_id)
-    pool = tf.fill([batch, beams], _IMPOSSIBLE)
-    start: list = [nothing, tf.tile(one_beam, [batch, 1]), nothing, pool, tf.zeros([batch, beams], tf.int32)]
-    start = [*start, tf.zeros([batch, beams], tf.bool)]
-    logits = tf.repeat(network.logits(hidden), beams, axis=0)
-    tokens, *state = tf.cond(
-        steps > 0,
-        lambda: advance(0, logits, *start)[1:],
-        lambda: (tf.zeros([batch, beams], tf.int32), *start),
-    )
-    rows = tf.range(batch)
-    final = [value[:, 0] for value in start[2:]]
-    rows, final, tokens, state, parts, kept = drop_settled(1, rows, final, tokens, state, to_parts(context))
-    places = tf.reshape(kept[:, tf.newaxis] * beams + tf.range(beams), [-1])
-    caches = grow_caches(caches, shapes, capacity, capacity, places)
-    variables = (tf.constant(1), rows, final, tokens, state, parts, caches)
-    _, _, final, *_ = tf.while_loop(
-        lambda step, rows, *_: tf.shape(rows)[0] > 0, body, variables, shape_invariants=relaxed_shapes(variables)
-    )
-    done, done_scores, done_lengths, done_ended = final
-    counts = tf.where(empty, 0, done_lengths)
-    best = tf.where(tf.sequence_mask(counts, width), done, pad_id)[:, :max_new_tokens]
-    reasons = tf.where(empty, EMPTY, tf.where(done_ended, STOP, LENGTH))
-    return Result(best, counts, reasons, None), done_scores
+        rows, tokens = tf.gather(rows, kept), tf.gather(tokens, kept)
+        return rows, final, tokens, Beams(*(tf.gather(value, kept) for value in state)), parts, kept

@@ -8,11 +8,13 @@ room for tokens that never come cost time.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from tfvllm.generation import sampling
 from tfvllm.generation.cache import EncoderOutput, allocate, grow_caches, relaxed_shapes, to_context, to_parts
+from tfvllm.generation.kernels import Portable
 from tfvllm.generation.network import Network
 from tfvllm.generation.sampling import SamplingParams
 
@@ -71,152 +73,226 @@ def generate(
         log_probs: whether to return log-probabilities.
         pad_id: fills what is beyond a row's length.
     """
-    with tf.control_dependencies([] if controls is None else sampling.valid(controls)):
-        max_new_tokens = tf.maximum(max_new_tokens, 0)
-    batch = tf.shape(ids)[0]
-    limits = [limit for limit in (max_length, network.max_positions) if limit is not None]
-    room = tf.fill([batch], max_new_tokens)
-    if limits:
-        room = tf.clip_by_value(min(limits) - lengths, 0, max_new_tokens)
-    room = tf.where(lengths > 0, room, 0)
-    steps = tf.reduce_max(tf.concat([room, [0]], 0))
-    penalised = controls is not None
-    uniform = sampling.uniforms(controls.seed, batch, max_new_tokens) if controls is not None else tf.zeros([batch, 0])
+    loop = DecodeLoop(
+        *(network, ids, lengths, max_new_tokens),
+        controls=controls,
+        stop_ids=stop_ids,
+        stops=stops,
+        max_length=max_length,
+        log_probs=log_probs,
+        pad_id=pad_id,
+    )
+    state = loop.run(context)
+    return Result(
+        token_ids=tf.transpose(state.tokens),
+        lengths=state.counts,
+        reasons=_settled(state),
+        log_probs=tf.transpose(state.scores) if log_probs else None,
+    )
 
-    ids, lengths_read = bucketed(ids, lengths, pad_id) if context is None else (ids, lengths)
-    hidden, keys, values = network.prefill(ids, lengths_read, context)
-    prompt = tf.shape(ids)[1]
-    history = tf.zeros([batch, 0], tf.int32)
-    if penalised:
-        history = tf.pad(ids, [[0, 0], [0, max_new_tokens]])
 
-    def next_tokens(hidden, rows, history, position, step):
-        """Tokens [rows], their log-probabilities; position int32[rows] is where the token will stand."""
-        logits = network.logits(hidden)
-        if controls is None:
-            tokens = tf.argmax(logits, axis=-1, output_type=tf.int32)
-        else:
-            changed = sampling.apply_penalties(logits, history, position, controls)
-            tokens = sampling.sample_next(changed, tf.gather(uniform[:, step], rows), controls)
-        return tokens, sampling.log_probability(logits, tokens) if log_probs else tf.zeros([tf.shape(rows)[0], 0])
+class State(NamedTuple):
+    """What is known of the rows. Finished ones leave the loop: [active] counts those that are still in it.
 
-    def record(state, tokens, scores, step):
-        """Writes the tokens of this step and finds out who has finished."""
-        rows = state["rows"]
-        place = tf.stack([tf.fill(tf.shape(rows), step), rows], axis=1)
-        running = state["reasons"] == RUNNING
-        kept = tf.where(running, tokens, pad_id)
-        state["tokens"] = tf.tensor_scatter_nd_update(state["tokens"], place, kept)
-        if log_probs:
-            state["scores"] = tf.tensor_scatter_nd_update(
-                state["scores"], place, tf.where(running, scores, tf.zeros_like(scores))
-            )
-        state["counts"] = tf.tensor_scatter_nd_add(state["counts"], rows[:, tf.newaxis], tf.cast(running, tf.int32))
-        reasons = state["reasons"]
-        ended = tf.zeros_like(running)
-        for stop in stop_ids:
-            ended |= tokens == stop
-        if stops is not None:
-            found, state["tails"] = stops.found(state["tails"], tokens)
-            ended |= found
-        full = step + 1 >= tf.gather(room, rows)
-        new = tf.where(ended, STOP, tf.where(full, LENGTH, RUNNING))
-        state["reasons"] = tf.where(running, new, reasons)
-        if penalised:
-            place = tf.stack([tf.range(tf.shape(rows)[0]), state["lengths"] + step], axis=1)
-            state["history"] = tf.tensor_scatter_nd_update(state["history"], place, tokens)
-        state["last"] = tokens
+    rows: int32[active], which row of the batch each one is.
+    lengths: int32[active], of the prompts.
+    last: int32[active], the last token.
+    reasons: int32[active].
+    history: int32[active, room], prompt and answer where they are looked at; else [active, 0].
+    tails: string[active], the ends of the answers as `stops` wants them.
+    tokens: int32[max_new_tokens, batch].
+    scores: float32[max_new_tokens, batch], log-probabilities where they are asked for; else [0, 0].
+    counts: int32[batch], how many tokens a row has got.
+    final: int32[batch], the reasons of those that have left.
+    """
+
+    rows: tf.Tensor
+    lengths: tf.Tensor
+    last: tf.Tensor
+    reasons: tf.Tensor
+    history: tf.Tensor
+    tails: tf.Tensor
+    tokens: tf.Tensor
+    scores: tf.Tensor
+    counts: tf.Tensor
+    final: tf.Tensor
+
+
+_OF_ACTIVE = ("rows", "lengths", "last", "reasons", "history", "tails")
+
+
+class DecodeLoop:
+    """The loops of one call of `generate`, which has the same arguments.
+
+    Attributes:
+        max_new_tokens: int32[], not less than 0.
+        room: int32[batch], how many tokens each row may get.
+        steps: int32[], the most of these.
+        uniform: float32[batch, max_new_tokens], what is drawn for each token; None where nothing is.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        ids: tf.Tensor,
+        lengths: tf.Tensor,
+        max_new_tokens: tf.Tensor,
+        *,
+        controls: SamplingParams | None,
+        stop_ids: tuple[int, ...],
+        stops: Any,
+        max_length: int | None,
+        log_probs: bool,
+        pad_id: int,
+    ):
+        self.network, self.ids, self.lengths = network, ids, lengths
+        self.controls, self.stop_ids, self.stops = controls, stop_ids, stops
+        self.log_probs, self.pad_id = log_probs, pad_id
+        with tf.control_dependencies([] if controls is None else sampling.valid(controls)):
+            self.max_new_tokens = tf.maximum(max_new_tokens, 0)
+        self.batch = tf.shape(ids)[0]
+        limits = [limit for limit in (max_length, network.max_positions) if limit is not None]
+        room = tf.fill([self.batch], self.max_new_tokens)
+        if limits:
+            room = tf.clip_by_value(min(limits) - lengths, 0, self.max_new_tokens)
+        self.room = tf.where(lengths > 0, room, 0)
+        self.steps = tf.reduce_max(tf.concat([self.room, [0]], 0))
+        self.uniform: Any = None
+        if controls is not None:
+            self.uniform = sampling.uniforms(controls.seed, self.batch, self.max_new_tokens)
+
+    def run(self, context: EncoderOutput | None) -> State:
+        """The state after the last token."""
+        ids, lengths = self.ids, self.lengths
+        if context is None:
+            ids, lengths = bucketed(ids, lengths, self.pad_id)
+        hidden, keys, values = self.network.prefill(ids, lengths, context)
+        start = self._start(ids, lengths)
+
+        def first():
+            tokens, scores = self._next_tokens(hidden, start, lengths, 0)
+            return self._record(start, tokens, scores, 0)
+
+        state = tf.cond(self.steps > 0, first, lambda: start)
+        capacity = _round_up(tf.shape(ids)[1] + tf.minimum(tf.maximum(self.steps - 1, 0), GROWTH))
+        caches = allocate(keys, values, capacity)
+
+        def unfinished(step, capacity, state, caches, parts):
+            return (step < self.steps) & tf.reduce_any(state.reasons == RUNNING)
+
+        def renew_and_step(step, capacity, state, caches, parts):
+            capacity, state, caches, parts = self._renew(step, capacity, state, caches, parts)
+            step, state, caches = self._step_on(step, capacity, state, caches, to_context(parts))
+            return step, capacity, state, caches, parts
+
+        variables = (tf.constant(1), capacity, state, caches, to_parts(context))
+        shapes = relaxed_shapes(variables)
+        _, _, state, _, _ = tf.while_loop(unfinished, renew_and_step, variables, shape_invariants=shapes)
         return state
 
-    rows = tf.range(batch)
-    start_reasons = tf.where(lengths > 0, tf.where(room > 0, RUNNING, LENGTH), EMPTY)
-    state = {
-        "rows": rows,  # int32[active]: which row of the batch each one is
-        "lengths": lengths_read,  # int32[active]: of the prompts
-        "last": tf.zeros([batch], tf.int32),
-        "reasons": start_reasons,  # int32[active]
-        "history": history,
-        "tails": tf.fill([batch], ""),
-        "tokens": tf.fill([max_new_tokens, batch], pad_id),
-        "counts": tf.zeros([batch], tf.int32),
-        "scores": tf.zeros([max_new_tokens, batch] if log_probs else [0, 0]),
-        "final": start_reasons,  # int32[batch]
-    }
+    def _start(self, ids: tf.Tensor, lengths: tf.Tensor) -> State:
+        """The state before the first token; prompts as they are read."""
+        history = tf.zeros([self.batch, 0], tf.int32)
+        if self.controls is not None:
+            history = tf.pad(ids, [[0, 0], [0, self.max_new_tokens]])
+        reasons = tf.where(self.lengths > 0, tf.where(self.room > 0, RUNNING, LENGTH), EMPTY)
+        return State(
+            rows=tf.range(self.batch),
+            lengths=lengths,
+            last=tf.zeros([self.batch], tf.int32),
+            reasons=reasons,
+            history=history,
+            tails=tf.fill([self.batch], ""),
+            tokens=tf.fill([self.max_new_tokens, self.batch], self.pad_id),
+            scores=tf.zeros([self.max_new_tokens, self.batch] if self.log_probs else [0, 0]),
+            counts=tf.zeros([self.batch], tf.int32),
+            final=reasons,
+        )
 
-    def first(state):
-        tokens, scores = next_tokens(hidden, rows, history, lengths_read, 0)
-        return record(dict(state), tokens, scores, 0)
-
-    state = tf.cond(steps > 0, lambda: first(state), lambda: dict(state))
-
-    cache_shapes = network.cache_shapes
-    capacity = _round_up(prompt + tf.minimum(tf.maximum(steps - 1, 0), GROWTH))
-    caches = allocate(keys, values, capacity)
-    per_row = ("rows", "lengths", "last", "reasons", "history", "tails")
-
-    def longest(state):
-        return tf.reduce_max(tf.concat([state["lengths"], [0]], 0))
-
-    def run(step, capacity, state, caches, context):
-        """Steps until the caches are full, a quarter of the rows have finished, or nothing is left to do."""
-        total = tf.shape(state["rows"])[0]
-        reach = longest(state)
-
-        def unhindered(step, state, caches):
-            running = tf.reduce_sum(tf.cast(state["reasons"] == RUNNING, tf.int32))
-            return (step < steps) & (running > 0) & (4 * running > 3 * total) & (reach + step <= capacity)
-
-        def advance(step, state, caches):
-            position = state["lengths"] + step - 1  # where the last chosen token stands
-            hidden, caches = network.step(
-                state["last"], tf.minimum(position, capacity - 1), list(caches), capacity, context
-            )
-            tokens, scores = next_tokens(hidden, state["rows"], state["history"], position + 1, step)
-            return step + 1, record(dict(state), tokens, scores, step), caches
-
-        def stepping():
-            held = [tf.cast(cache, network.loop_dtype) for cache in caches]
-            variables = (step, state, held)
-            ended, after, held = tf.while_loop(
-                unhindered, advance, variables, shape_invariants=relaxed_shapes(variables), maximum_iterations=steps
-            )
-            return ended, after, [tf.cast(cache, network.dtype) for cache in held]
-
-        return network.by_rows(total, stepping)
-
-    def unfinished(step, capacity, state, caches, parts):
-        return (step < steps) & tf.reduce_any(state["reasons"] == RUNNING)
-
-    def renew_and_run(step, capacity, state, caches, parts):
-        state = dict(state)
-        running = state["reasons"] == RUNNING
-        state["final"] = _settle(state)
+    def _renew(self, step, capacity, state: State, caches: list[tf.Tensor], parts: list[tf.Tensor]):
+        """Without the rows that have finished, and with wider caches where they are full."""
+        running = state.reasons == RUNNING
+        final = _settled(state)
         kept = tf.reshape(tf.cast(tf.where(running), tf.int32), [-1])
-        full = longest(state) + step > capacity
-        wider = tf.where(full, _round_up(capacity + tf.minimum(steps - step, GROWTH)), capacity)
+        full = _longest(state) + step > capacity
+        wider = tf.where(full, _round_up(capacity + tf.minimum(self.steps - step, GROWTH)), capacity)
 
         def renewed():
-            fields = {name: tf.gather(state[name], kept) for name in per_row}
-            fresh = grow_caches(caches, cache_shapes, capacity, wider, kept)
+            fields = {name: tf.gather(getattr(state, name), kept) for name in _OF_ACTIVE}
+            fresh = grow_caches(caches, self.network.cache_shapes, capacity, wider, kept)
             return fields, fresh, [tf.gather(part, kept) for part in parts]
 
         def same():
-            return {name: state[name] for name in per_row}, list(caches), list(parts)
+            return {name: getattr(state, name) for name in _OF_ACTIVE}, list(caches), list(parts)
 
         crowded = tf.shape(kept)[0] < tf.shape(running)[0]
         fields, caches, parts = tf.cond(crowded | full, renewed, same)
-        state.update(fields)
-        step, state, caches = run(step, wider, state, caches, to_context(parts))
-        return step, wider, state, caches, parts
+        return wider, state._replace(final=final, **fields), caches, parts
 
-    variables = (tf.constant(1), capacity, state, caches, to_parts(context))
-    _, _, state, _, _ = tf.while_loop(unfinished, renew_and_run, variables, shape_invariants=relaxed_shapes(variables))
-    return Result(
-        token_ids=tf.transpose(state["tokens"]),
-        lengths=state["counts"],
-        reasons=_settle(state),
-        log_probs=tf.transpose(state["scores"]) if log_probs else None,
-    )
+    def _step_on(self, step, capacity, state: State, caches: list[tf.Tensor], context: EncoderOutput | None):
+        """Steps until the caches are full, a quarter of the rows have finished, or nothing is left to do."""
+        total = tf.shape(state.rows)[0]
+        reach = _longest(state)
+
+        def unhindered(step, state, caches):
+            running = tf.reduce_sum(tf.cast(state.reasons == RUNNING, tf.int32))
+            return (step < self.steps) & (running > 0) & (4 * running > 3 * total) & (reach + step <= capacity)
+
+        def by(kernels):
+            def advance(step, state, caches):
+                position = state.lengths + step - 1  # where the last chosen token stands
+                within = tf.minimum(position, capacity - 1)
+                hidden, caches = self.network.step(state.last, within, list(caches), capacity, context, kernels=kernels)
+                tokens, scores = self._next_tokens(hidden, state, position + 1, step, kernels)
+                return step + 1, self._record(state, tokens, scores, step), caches
+
+            dtype = self.network.loop_dtype(kernels)
+            variables = (step, state, [tf.cast(cache, dtype) for cache in caches])
+            shapes = relaxed_shapes(variables)
+            ended, after, held = tf.while_loop(
+                unhindered, advance, variables, shape_invariants=shapes, maximum_iterations=self.steps
+            )
+            return ended, after, [tf.cast(cache, self.network.dtype) for cache in held]
+
+        return self.network.by_rows(total, by)
+
+    def _next_tokens(self, hidden, state: State, position, step, kernels: Portable | None = None):
+        """Tokens [active], their log-probabilities; position int32[active] is where the token will stand."""
+        logits = self.network.logits(hidden, kernels)
+        if self.controls is None:
+            tokens = tf.argmax(logits, axis=-1, output_type=tf.int32)
+        else:
+            changed = sampling.apply_penalties(logits, state.history, position, self.controls)
+            tokens = sampling.sample_next(changed, tf.gather(self.uniform[:, step], state.rows), self.controls)
+        if self.log_probs:
+            return tokens, sampling.log_probability(logits, tokens)
+        return tokens, tf.zeros([tf.shape(state.rows)[0], 0])
+
+    def _record(self, state: State, tokens: tf.Tensor, scores: tf.Tensor, step) -> State:
+        """With the tokens of this step, and who has finished by them."""
+        rows, running = state.rows, state.reasons == RUNNING
+        place = tf.stack([tf.fill(tf.shape(rows), step), rows], axis=1)
+        changed: dict[str, tf.Tensor] = {"last": tokens}
+        kept = tf.where(running, tokens, self.pad_id)
+        changed["tokens"] = tf.tensor_scatter_nd_update(state.tokens, place, kept)
+        if self.log_probs:
+            kept = tf.where(running, scores, tf.zeros_like(scores))
+            changed["scores"] = tf.tensor_scatter_nd_update(state.scores, place, kept)
+        added = tf.cast(running, tf.int32)
+        changed["counts"] = tf.tensor_scatter_nd_add(state.counts, rows[:, tf.newaxis], added)
+        ended = tf.zeros_like(running)
+        for stop in self.stop_ids:
+            ended |= tokens == stop
+        if self.stops is not None:
+            found, changed["tails"] = self.stops.found(state.tails, tokens)
+            ended |= found
+        full = step + 1 >= tf.gather(self.room, rows)
+        new = tf.where(ended, STOP, tf.where(full, LENGTH, RUNNING))
+        changed["reasons"] = tf.where(running, new, state.reasons)
+        if self.controls is not None:
+            place = tf.stack([tf.range(tf.shape(rows)[0]), state.lengths + step], axis=1)
+            changed["history"] = tf.tensor_scatter_nd_update(state.history, place, tokens)
+        return state._replace(**changed)
 
 
 def bucketed(ids: tf.Tensor, lengths: tf.Tensor, pad_id: int = 0) -> tuple[tf.Tensor, tf.Tensor]:
@@ -246,6 +322,11 @@ def _round_up(length: tf.Tensor) -> tf.Tensor:
     return (length + BUCKET - 1) // BUCKET * BUCKET
 
 
-def _settle(state: dict) -> tf.Tensor:
+def _longest(state: State) -> tf.Tensor:
+    """Of the prompts still in the loop."""
+    return tf.reduce_max(tf.concat([state.lengths, [0]], 0))
+
+
+def _settled(state: State) -> tf.Tensor:
     """The batch's reasons with those of the rows still in the loop written in."""
-    return tf.tensor_scatter_nd_update(state["final"], state["rows"][:, tf.newaxis], state["reasons"])
+    return tf.tensor_scatter_nd_update(state.final, state.rows[:, tf.newaxis], state.reasons)

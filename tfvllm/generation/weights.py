@@ -1,12 +1,16 @@
-"""Many small vectors held in one variable."""
+"""The arrays of a model as variables: matrices as kernels want them, many small vectors in one."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+
+from tfvllm.generation.kernels import Portable
+from tfvllm.models import spec as specs
 
 
 class Vectors:
@@ -56,3 +60,62 @@ class Vector:
 def read_vector(vector: Any) -> tf.Tensor | None:
     """A bias, scale or offset of a held stack."""
     return None if vector is None else vector.vectors.read(vector.index)
+
+
+def variable(value: np.ndarray, name: str, dtype: tf.DType) -> tf.Variable:
+    return tf.Variable(tf.cast(value, dtype), trainable=False, name=name)
+
+
+def matrix(value: np.ndarray, name: str, kernels: Portable) -> tf.Variable:
+    """A matrix [inputs, outputs] in the type and layout that `kernels` want."""
+    held = value.T if kernels.transposed(*value.shape) else value
+    return variable(np.ascontiguousarray(held), name, kernels.dtype)
+
+
+def hold(stack: specs.Stack, name: str, kernels: Portable) -> tuple[specs.Stack, list[tf.Variable]]:
+    """The same dataclasses with variables, and vectors of variables, in place of arrays; and these variables."""
+    held: list[tf.Variable] = []
+    # Norms are held as what they compute in, or every step would cast them.
+    biases, norms = Vectors(kernels.dtype), Vectors(tf.float32)
+
+    def put(value: Any, path: str, vectors: Vectors = biases) -> Any:
+        if isinstance(value, specs.Rotary):
+            return value  # a few numbers, kept as constants
+        if isinstance(value, specs.Attention):
+            value = _folded(value)
+        if isinstance(value, specs.Linear):
+            held.append(matrix(value.kernel, f"{path}/kernel", kernels))
+            return specs.Linear(held[-1], put(value.bias, f"{path}/bias"))
+        if isinstance(value, np.ndarray) and value.ndim == 1:
+            return vectors.add(value)
+        if isinstance(value, np.ndarray):
+            held.append(variable(value, path, kernels.dtype))
+            return held[-1]
+        if isinstance(value, list):
+            return [put(item, f"{path}/{i}") for i, item in enumerate(value)]
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+            vectors = norms if isinstance(value, specs.Norm) else biases
+            return dataclasses.replace(value, **{k: put(v, f"{path}/{k}", vectors) for k, v in fields.items()})
+        return value
+
+    stack = put(stack, name)
+    for vectors, what in ((biases, "biases"), (norms, "norms")):
+        held.extend(vectors.joined(f"{name}/{what}"))
+    return stack, held
+
+
+def _folded(attention: specs.Attention) -> specs.Attention:
+    """The scale of the scores inside the query weights, where that changes no bit: where it is a power of two."""
+    scale = attention.scale
+    if scale == 1.0 or math.frexp(scale)[0] != 0.5:
+        return attention
+    norm, linear = attention.query_norm, attention.query_key_value
+    if norm is not None:
+        norm = dataclasses.replace(norm, scale=norm.scale * scale)
+    else:
+        factors = np.ones(linear.kernel.shape[1], np.float32)
+        factors[: attention.heads * attention.head_dim] = scale
+        bias = None if linear.bias is None else linear.bias * factors
+        linear = specs.Linear(linear.kernel * factors, bias)
+    return dataclasses.replace(attention, scale=1.0, query_norm=norm, query_key_value=linear)

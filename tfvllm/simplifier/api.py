@@ -254,7 +254,7 @@ def inspect_saved_model(
         outputs = {k: {"dtype": v.dtype.name, "shape": shape_of(v.shape)} for k, v in entry.graph.outputs.items()}
         diagrams = {"before": diagram(entry.graph)}
         engine = Engine(target, "float32", None, None, None)
-        rewriter = engine.rewrite(entry.graph)
+        rewriter = engine.plan.rewrite(entry.graph)
         diagrams["after"] = diagram(rewriter.graph)
         result["signatures"][name] = {
             "method_name": entry.method_name,

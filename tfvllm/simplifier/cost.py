@@ -1,4 +1,4 @@
-"""What a graph costs: counted (nodes, floating-point operations, bytes of weights), and measured (time on this CPU).
+"""What a graph costs: nodes, floating-point operations, bytes of weights.
 
 One multiply-add counts as two operations. Elementwise work counts one operation an element (transcendental functions
 too). Sizes that are unknown until run time take the values of `sizes`: symbol -> number; see `example_sizes`.
@@ -7,11 +7,7 @@ too). Sizes that are unknown until run time take the values of `sizes`: symbol -
 from __future__ import annotations
 
 import math
-import statistics
-import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -119,56 +115,6 @@ def _shape(value: Value, sizes: dict[str, int]) -> tuple[int, ...]:
 
 def _elements(value: Value, sizes: dict[str, int]) -> int:
     return 0 if value.shape is None else math.prod(_shape(value, sizes))
-
-
-@dataclass(frozen=True)
-class Duel:
-    """Two ways to compute the same, timed in turns: the median milliseconds of each over all calls of a round.
-
-    `ratio` is the median over the rounds of second/first, `noise` how far from it the true ratio may lie.
-    """
-
-    first_ms: float
-    second_ms: float
-    ratio: float
-    noise: float
-
-    @property
-    def winner(self) -> str | None:
-        """ "first" or "second"; None where the difference does not stand out from the noise."""
-        if abs(self.ratio - 1) <= self.noise:
-            return None
-        return "first" if self.ratio > 1 else "second"
-
-
-def duel(
-    first: Sequence[Callable[[], Any]], second: Sequence[Callable[[], Any]], seconds: float = 1.5, rounds: int = 60
-) -> Duel:
-    """Times the calls of two candidates in turns, for about `seconds` (seven rounds at least, `rounds` at most).
-
-    They change places from round to round. The noise is three standard errors of the median, taken from the median
-    absolute deviation, and one percent at least.
-    """
-    times: list[tuple[float, float]] = []
-    end = math.inf
-    for turn in range(-2, rounds):
-        spent = [0.0, 0.0]
-        for pair in zip(first, second, strict=True):
-            for which in (0, 1) if turn % 2 else (1, 0):
-                began = time.perf_counter()
-                pair[which]()
-                spent[which] += 1000 * (time.perf_counter() - began)
-        if turn == -1:  # warm now
-            end = time.perf_counter() + seconds
-        if turn >= 0:
-            times.append((spent[0], spent[1]))
-        if len(times) >= 7 and time.perf_counter() > end:
-            break
-    ratios = [b / a for a, b in times]
-    ratio = statistics.median(ratios)
-    deviation = 1.4826 * statistics.median(abs(r - ratio) for r in ratios)
-    noise = max(0.01, 3 * 1.2533 * deviation / math.sqrt(len(ratios)))
-    return Duel(statistics.median(a for a, _ in times), statistics.median(b for _, b in times), ratio, noise)
 
 
 def packed_weights(graph: Graph) -> list[Value]:

@@ -166,12 +166,12 @@ class Report:
             if signature.dispatch.get("points"):
                 title = "Ways to compute it, ms by request" + (f" ({name})" if len(self.signatures) > 1 else "")
                 headers, rows = dispatch_table(signature)
-                ways = Table(title=title, title_justify="left")
+                table = Table(title=title, title_justify="left")
                 for i, column in enumerate(headers):
-                    ways.add_column(column, justify="right" if 0 < i < len(headers) - 1 else "left")
+                    table.add_column(column, justify="right" if 0 < i < len(headers) - 1 else "left")
                 for row in rows:
-                    ways.add_row(*row)
-                parts.append(ways)
+                    table.add_row(*row)
+                parts.append(table)
             parts.extend(escape(line) for line in dispatch_lines(signature))
         for name, signature in self.signatures.items():
             prefix = f"{name}: " if len(self.signatures) > 1 else ""

@@ -47,15 +47,15 @@ def lowering_lines(signature: SignatureReport) -> list[str]:
 
 
 def dispatch_table(signature: SignatureReport) -> tuple[list[str], list[list[str]]]:
-    """The decision table: a row for each kind of request, the milliseconds of each way, the choice."""
+    """The decision table: a row for each kind of request, the milliseconds of each variant, the choice."""
     points = signature.dispatch["points"]
-    ways = list(points[0]["ms"])
-    chooses = [n for n in points[0].get("again", {}) if n not in ways]
-    headers = ["batch × length", "tokens", "requests", *ways, *chooses, "choice"]
+    variants = list(points[0]["ms"])
+    chooses = [n for n in points[0].get("again", {}) if n not in variants]
+    headers = ["batch × length", "tokens", "requests", *variants, *chooses, "choice"]
     rows = []
     for point in points:
         size = f"{point['batch']}" if point["length"] is None else f"{point['batch']} × {point['length']}"
-        times = [f"{point['ms'][n]:.2f}" for n in ways] + [f"{point['again'][n]:.2f}" for n in chooses]
+        times = [f"{point['ms'][n]:.2f}" for n in variants] + [f"{point['again'][n]:.2f}" for n in chooses]
         rows.append([size, f"{point['tokens']}", f"{point['count']:g}", *times, point["choice"]])
     return headers, rows
 

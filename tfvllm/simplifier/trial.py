@@ -26,7 +26,7 @@ class Trial:
     Every run starts from the same state of variables, tables and generators, and with the same draws.
 
     Args:
-        specs: (args, kwargs) of TensorSpecs, as for `convert.to_concrete`.
+        specs: (args, kwargs) of TensorSpecs, as for `executable.to_concrete`.
         state: what the graph writes, if that is known; that of the original for a graph made from it.
 
     Raises InputError where the graph does what cannot be undone: see `State.outside`.

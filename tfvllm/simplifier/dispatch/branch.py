@@ -20,29 +20,29 @@ _SCOPE = "tfvllm_dispatch"
 
 
 class VariantMerger:
-    """Several ways side by side: what they compute alike, and where batch and length can be read off.
+    """Several variants side by side: what they compute alike, and where batch and length can be read off.
 
     Args:
-        ways: graphs of the same inputs and outputs, made from the same original, so that equal sizes have equal names.
+        variants: graphs of the same inputs and outputs, made from the same original: equal sizes have equal names.
 
-    Ways that cannot be branches (they have effects, or read variables that are written) are left out: see `declined`.
+    Those that cannot be branches (they have effects, or read variables that are written) are left out: see `declined`.
     """
 
-    def __init__(self, ways: Sequence[Variant]):
+    def __init__(self, variants: Sequence[Variant]):
         self.table: dict[Any, int] = {}
-        numbered = [(way, self._number(way.graph)) for way in ways]
+        numbered = [(variant, self._number(variant.graph)) for variant in variants]
         self.declined: dict[str, str] = {}
         self._settle(numbered)
-        for way, _ in numbered:
-            reason = self._why_not(way)
+        for variant, _ in numbered:
+            reason = self._why_not(variant)
             if reason:
-                self.declined[way.name] = reason
-        self._settle([(w, n) for w, n in numbered if w.name not in self.declined])
-        self.shape_value = self._shape_value() if self.ways else None
+                self.declined[variant.name] = reason
+        self._settle([(v, n) for v, n in numbered if v.name not in self.declined])
+        self.shape_value = self._shape_value() if self.variants else None
 
     def _settle(self, numbered: list[tuple[Variant, dict[str, int]]]) -> None:
-        self.ways = [way for way, _ in numbered]
-        self.numbers = {way.name: numbers for way, numbers in numbered}  # way -> name of a node -> its number
+        self.variants = [variant for variant, _ in numbered]
+        self.numbers = {variant.name: numbers for variant, numbers in numbered}  # variant -> node -> its number
         common = [set(numbers.values()) for _, numbers in numbered]
         self.common = set.intersection(*common) if common else set()
 
@@ -68,13 +68,13 @@ class VariantMerger:
             numbers[node.name] = self.table.setdefault(key, len(self.table))
         return numbers
 
-    def _is_common(self, way: Variant, node: Node) -> bool:
-        return self.numbers[way.name][node.name] in self.common
+    def _is_common(self, variant: Variant, node: Node) -> bool:
+        return self.numbers[variant.name][node.name] in self.common
 
-    def _why_not(self, way: Variant) -> str | None:
-        graph = way.graph
+    def _why_not(self, variant: Variant) -> str | None:
+        graph = variant.graph
         for node in graph.live():
-            if self._is_common(way, node):
+            if self._is_common(variant, node):
                 continue
             if node in graph.effects:
                 return f"it has an effect of its own: {node.op}"
@@ -87,22 +87,22 @@ class VariantMerger:
         return None
 
     def _shape_value(self) -> tuple[Value, bool] | None:
-        """The value whose first sizes are batch and length (whether it has a length), in the first way's graph."""
-        way = self.ways[0]
-        graph = way.graph
+        """The value whose first sizes are batch and length (whether it has a length), in the first variant's graph."""
+        variant = self.variants[0]
+        graph = variant.graph
         for value in graph.inputs.values():
             if value.shape is not None and len(value.shape) > 1 and isinstance(value.shape[1], dims.Dim):
                 return value, True
         wanted = [
             node.inputs[1].shape
-            for w in self.ways
-            for node in w.graph.live()
-            if node.op == "GatherV2" and w.graph.is_static(node.inputs[0])
+            for v in self.variants
+            for node in v.graph.live()
+            if node.op == "GatherV2" and v.graph.is_static(node.inputs[0])
         ]
         wanted = [s for s in wanted if s is not None and len(s) == 2 and isinstance(s[1], dims.Dim)]
         for node in graph.live():
             for value in node.outputs:
-                if value.shape is not None and value.shape[:2] in wanted and self._is_common(way, node):
+                if value.shape is not None and value.shape[:2] in wanted and self._is_common(variant, node):
                     return value, True
         for value in graph.inputs.values():
             if value.shape and isinstance(value.shape[0], dims.Dim):
@@ -113,7 +113,7 @@ class VariantMerger:
         """(batch, length) of a request, given as arrays in the order of the inputs."""
         assert self.shape_value is not None
         value, has_length = self.shape_value
-        graph = self.ways[0].graph.copy()
+        graph = self.variants[0].graph.copy()
         twin = graph.nodes[value.node.name].outputs[value.index]
         graph.outputs = {"shape": Builder(graph, _SCOPE).Shape(twin, out_type=tf.int32)}
         graph.effects = []
@@ -126,20 +126,21 @@ class VariantMerger:
         return measured
 
     def build(self, tree: Leaf | Split) -> Graph:
-        """The graph that chooses between the ways that `tree` names."""
+        """The graph that chooses between the variants that `tree` names."""
         assert self.shape_value is not None
-        named = list(dict.fromkeys(leaf.way for leaf in leaves(tree)))
-        used = [next(w for w in self.ways if w.name == name) for name in named]
+        named = list(dict.fromkeys(leaf.variant for leaf in leaves(tree)))
+        used = [next(v for v in self.variants if v.name == name) for name in named]
         crossing = self._crossing(used)
-        first = self.ways[0]
+        first = self.variants[0]
         graph = first.graph.copy()
         mine = {(self.numbers[first.name][n.name], v.index): v for n in graph.live() for v in n.outputs}
         arguments = [mine[key] for key in crossing]
-        captures: dict[int, tuple[str, Any]] = {}  # variable -> the capture, over all ways
-        for way in used:
-            live = {n.name for n in way.graph.live() if not self._is_common(way, n) or n.name in way.graph.captures}
-            for name, capture in way.graph.captures.items():
-                if name in live and self._needed(way, way.graph.nodes[name]):
+        captures: dict[int, tuple[str, Any]] = {}  # variable -> the capture, over all variants
+        for variant in used:
+            held = variant.graph.captures
+            live = {n.name for n in variant.graph.live() if not self._is_common(variant, n) or n.name in held}
+            for name, capture in held.items():
+                if name in live and self._needed(variant, variant.graph.nodes[name]):
                     captures.setdefault(id(capture.tensor), (name, capture))
         handles = []
         for key, (name, capture) in captures.items():
@@ -153,8 +154,8 @@ class VariantMerger:
         outputs = [k for k, v in first.graph.outputs.items() if not self._is_common(first, v.node)]
         signature = _signature([v.dtype for v in arguments], len(handles), [graph.outputs[k].dtype for k in outputs])
         branches = []
-        for way in used:
-            definition = self._branch(way, crossing, list(captures), outputs, signature, graph.library)
+        for variant in used:
+            definition = self._branch(variant, crossing, list(captures), outputs, signature, graph.library)
             graph.library[definition.signature.name] = definition
             branches.append(definition.signature.name)
         b = Builder(graph, _SCOPE)
@@ -173,36 +174,36 @@ class VariantMerger:
     def _crossing(self, used: Sequence[Variant]) -> list[tuple[int, int]]:
         """What goes into the branches, as (number, output): computed before them, and not made of weights alone."""
         found: dict[tuple[int, int], None] = {}
-        for way in used:
-            for node in way.graph.live():
-                if self._is_common(way, node):
+        for variant in used:
+            for node in variant.graph.live():
+                if self._is_common(variant, node):
                     continue
                 for value in node.inputs:
                     if (
-                        self._is_common(way, value.node)
-                        and not way.graph.is_static(value)
+                        self._is_common(variant, value.node)
+                        and not variant.graph.is_static(value)
                         and value.dtype != tf.resource
                     ):
-                        found[(self.numbers[way.name][value.node.name], value.index)] = None
+                        found[(self.numbers[variant.name][value.node.name], value.index)] = None
         return list(found)
 
-    def _needed(self, way: Variant, handle: Node) -> bool:
+    def _needed(self, variant: Variant, handle: Node) -> bool:
         """Whether a branch reads a variable, by itself or through what is made of weights alone."""
         stack, seen = [handle.output], set()
         while stack:
-            for reader in way.graph.readers(stack.pop()):
-                if reader in seen or reader.name not in self.numbers[way.name]:
+            for reader in variant.graph.readers(stack.pop()):
+                if reader in seen or reader.name not in self.numbers[variant.name]:
                     continue
                 seen.add(reader)
-                if not self._is_common(way, reader):
+                if not self._is_common(variant, reader):
                     return True
-                stack.extend(v for v in reader.outputs if way.graph.is_static(v))
+                stack.extend(v for v in reader.outputs if variant.graph.is_static(v))
         return False
 
-    def _branch(self, way: Variant, crossing, captured: list[int], outputs: list[str], signature, library):
-        """A way's own part as a function."""
-        graph = way.graph.copy()
-        numbers = self.numbers[way.name]
+    def _branch(self, variant: Variant, crossing, captured: list[int], outputs: list[str], signature, library):
+        """A variant's own part as a function."""
+        graph = variant.graph.copy()
+        numbers = self.numbers[variant.name]
         graph.effects = []
         inner: dict[str, Value] = {}
         graph.outputs = {f"out_{i}": graph.outputs[k] for i, k in enumerate(outputs)}
@@ -247,7 +248,7 @@ class VariantMerger:
 
         def number(part: Leaf | Split) -> Value:
             if isinstance(part, Leaf):
-                return b.const(named.index(part.way), tf.int32)
+                return b.const(named.index(part.variant), tf.int32)
             high = b.GreaterEqual(made[part.feature], b.const(part.threshold, tf.int32))
             return b.SelectV2(high, number(part.high), number(part.low))
 

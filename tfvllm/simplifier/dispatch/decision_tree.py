@@ -21,9 +21,9 @@ _WORTH_WEIGHTS = 0.10  # and this one if it brings weights of its own
 
 @dataclass
 class Leaf:
-    """The requests that come here are computed in this way."""
+    """The requests that come here are computed by this variant."""
 
-    way: str
+    variant: str
 
 
 @dataclass
@@ -45,56 +45,56 @@ def splits(tree: Leaf | Split) -> list[Split]:
 
 
 def chosen(tree: Leaf | Split, point: Point) -> str:
-    """The way that a request of this point's shape is computed in."""
+    """The variant that a request of this point's shape is computed by."""
     while isinstance(tree, Split):
         tree = tree.high if point.feature(tree.feature) >= tree.threshold else tree.low
-    return tree.way
+    return tree.variant
 
 
 def lines(tree: Leaf | Split, conditions: tuple[str, ...] = ()) -> list[str]:
     """The decisions as sentences: "batch × length < 220: padded"."""
     if isinstance(tree, Leaf):
-        return [f"{' and '.join(conditions) or 'always'}: {tree.way}"]
+        return [f"{' and '.join(conditions) or 'always'}: {tree.variant}"]
     below, above = f"{tree.feature} < {tree.threshold}", f"{tree.feature} ≥ {tree.threshold}"
     return [*lines(tree.low, (*conditions, below)), *lines(tree.high, (*conditions, above))]
 
 
-def best_single(ways: Sequence[Variant], points: Sequence[Point], limit: float) -> str:
-    """The way with the smallest mean of the logarithm of the time: each request counts alike, short or long."""
-    allowed = [w.name for w in ways if bytes_of([w]) <= limit] or [min(ways, key=lambda w: bytes_of([w])).name]
-    return min(allowed, key=lambda w: sum(p.kind.count * math.log(p.median(w)) for p in points))
+def best_single(variants: Sequence[Variant], points: Sequence[Point], limit: float) -> str:
+    """The variant with the smallest mean of the logarithm of the time: each request counts alike, short or long."""
+    allowed = [v.name for v in variants if bytes_of([v]) <= limit] or [min(variants, key=lambda v: bytes_of([v])).name]
+    return min(allowed, key=lambda v: sum(p.kind.count * math.log(p.median(v)) for p in points))
 
 
-def decide(ways: Sequence[Variant], points: Sequence[Point], limit: float) -> Leaf | Split:
+def decide(variants: Sequence[Variant], points: Sequence[Point], limit: float) -> Leaf | Split:
     """The decision tree: grown split by split, as long as one saves enough beyond the noise.
 
     Args:
-        limit: bytes that the weights of all chosen ways may take together.
+        limit: bytes that the weights of all chosen variants may take together.
     """
-    default = best_single(ways, points, limit)
-    by_name = {w.name: w for w in ways}
-    # The time of each way at each point, relative to the default's; within the noise it is the default's.
-    relative = {w.name: [p.relative(w.name, default) for p in points] for w in ways}
+    default = best_single(variants, points, limit)
+    by_name = {v.name: v for v in variants}
+    # The time of each variant at each point, relative to the default's; within the noise it is the default's.
+    relative = {v.name: [p.relative(v.name, default) for p in points] for v in variants}
     counts = [p.kind.count for p in points]
     first = Leaf(default)
     tree: Leaf | Split = first
     mine = {id(first): list(range(len(points)))}  # leaf -> the points that come there
     while len(leaves(tree)) < _LEAVES:
-        used = {leaf.way for leaf in leaves(tree)}
-        held = bytes_of([by_name[w] for w in used])
+        used = {leaf.variant for leaf in leaves(tree)}
+        held = bytes_of([by_name[v] for v in used])
         best: tuple[float, Leaf, Split] | None = None
         for leaf in leaves(tree):
             for feature, threshold in _thresholds([points[i] for i in mine[id(leaf)]]):
                 for high in (False, True):
                     moved = [i for i in mine[id(leaf)] if (points[i].feature(feature) >= threshold) == high]
-                    before = sum(counts[i] * relative[leaf.way][i] for i in moved)
+                    before = sum(counts[i] * relative[leaf.variant][i] for i in moved)
                     for name in by_name:
-                        together = bytes_of([by_name[w] for w in used | {name}])
+                        together = bytes_of([by_name[v] for v in used | {name}])
                         gain = before - sum(counts[i] * relative[name][i] for i in moved)
                         worth = _WORTH_WEIGHTS if together > held else _WORTH
                         if together > limit or gain < worth * before or (best is not None and gain <= best[0]):
                             continue
-                        sides = (Leaf(leaf.way), Leaf(name)) if high else (Leaf(name), Leaf(leaf.way))
+                        sides = (Leaf(leaf.variant), Leaf(name)) if high else (Leaf(name), Leaf(leaf.variant))
                         best = (gain, leaf, Split(feature, threshold, *sides))
         if best is None:
             break

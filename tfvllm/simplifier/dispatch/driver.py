@@ -1,12 +1,12 @@
-"""One graph that computes the same in several ways, and chooses at run time by batch and length.
+"""One graph that computes the same in several variants, and chooses at run time by batch and length.
 
 Packing tokens pays for a large batch and costs nodes for a single short request; a fused norm is faster over many rows
-and slower over few. So the ways are measured on this CPU at the shapes of the user's requests, and where no single one
-is best, the graph gets a branch: what all ways compute alike stands before it, the rest of each is a branch of one
-`StatelessCase`, over the same variables, and a few comparisons of batch, length and their product choose.
+and slower over few. So the variants are measured on this CPU at the shapes of the user's requests, and where no single
+one is best, the graph gets a branch: what all variants compute alike stands before it, the rest of each is a branch of
+one `StatelessCase`, over the same variables, and a few comparisons of batch, length and their product choose.
 
-The choice is a small decision tree. A branch has to earn its place: a way is chosen over the default only at shapes
-where it is faster beyond the noise, and the finished graph is measured once more against the best single way.
+The choice is a small decision tree. A branch has to earn its place: a variant is chosen over the default only at shapes
+where it is faster beyond the noise, and the finished graph is measured once more against the best single variant.
 """
 
 from __future__ import annotations
@@ -29,24 +29,12 @@ from tfvllm.simplifier.dispatch.measure import FEATURES, Point, measure
 from tfvllm.simplifier.dispatch.requests import RequestShape
 from tfvllm.simplifier.dispatch.variants import Variant, bytes_of
 
-MEMORY_LIMIT = 2.0  # all ways together, as a multiple of the original's bytes of weights
-
-
-# ----------------------------------------------------------------------------------------------------------- measuring
-
-
-# ------------------------------------------------------------------------------------------------------------ deciding
-
-
-# ------------------------------------------------------------------------------------------------------------ building
-
-
-# ------------------------------------------------------------------------------------------------------- all of it
+MEMORY_LIMIT = 2.0  # all variants together, as a multiple of the original's bytes of weights
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a user may choose: the requests, and how much memory all ways together may take."""
+    """What a user may choose: the requests, and how much memory all variants together may take."""
 
     kinds: tuple[RequestShape, ...]
     memory_limit: float = MEMORY_LIMIT  # a multiple of the original's bytes of weights
@@ -78,7 +66,7 @@ class Outcome:
     graph: Graph
     comparison: verify.Comparison
     details: dict[str, Any]
-    example: Graph | None = None  # the way that is chosen at batch 1, length 128; None where there is no choice
+    example: Graph | None = None  # the variant that is chosen at batch 1, length 128; None where there is no choice
 
 
 def count(outcome: Outcome) -> dict[str, Any]:
@@ -95,24 +83,24 @@ def count(outcome: Outcome) -> dict[str, Any]:
     return found
 
 
-def run(ways: Sequence[Variant], specs: tuple[tuple, dict], verifier: verify.Verifier, options: Options) -> Outcome:
-    """Measures the ways on the requests of the profile, and makes the graph that chooses between them.
+def run(variants: Sequence[Variant], specs: tuple[tuple, dict], verifier: verify.Verifier, options: Options) -> Outcome:
+    """Measures the variants on the requests of the profile, and makes the graph that chooses between them.
 
     Args:
-        ways: verified ways to compute the same; the original is the last.
-        specs: (args, kwargs) of the signature, as for `convert.to_concrete`.
+        variants: verified; the original is the last.
+        specs: (args, kwargs) of the signature, as for `executable.to_concrete`.
         verifier: holds the original and the samples that every result is compared on.
 
-    The result is one of the ways, unchanged, where choosing does not pay.
+    The result is one of the variants, unchanged, where choosing does not pay.
     """
-    original = ways[-1]
+    original = variants[-1]
     kinds = options.for_inputs(list(original.graph.inputs))
-    merged = VariantMerger(ways)
+    merged = VariantMerger(variants)
     if not kinds or merged.shape_value is None:
         why = "no size of its inputs is unknown: every request has one shape"
         if not kinds:
             why = "the profile holds no requests with these inputs"
-        return _single(ways[0], verifier, [], {"reason": why, "declined": merged.declined})
+        return _single(variants[0], verifier, [], {"reason": why, "declined": merged.declined})
     measured = merged.measurer(specs)
     kinds = requests.cluster([_seen(k, original.graph, measured) for k in kinds])
     points = []
@@ -120,18 +108,18 @@ def run(ways: Sequence[Variant], specs: tuple[tuple, dict], verifier: verify.Ver
         sample = requests.sample(original.graph, kind, measured)
         batch, length = measured(sample)
         points.append(Point(kind, batch, length, sum(kind.lengths) if kind.lengths else batch * (length or 1), sample))
-    measure(points, ways, specs, options.seconds)
+    measure(points, variants, specs, options.seconds)
     limit = options.limit(original)
-    tree = decide(merged.ways, points, limit)
-    default = best_single(merged.ways, points, limit)
+    tree = decide(merged.variants, points, limit)
+    default = best_single(merged.variants, points, limit)
     details: dict[str, Any] = {"declined": merged.declined, "limit": int(limit)}
-    by_name = {w.name: w for w in merged.ways}
+    by_name = {v.name: v for v in merged.variants}
     if isinstance(tree, Leaf):
         details["reason"] = "no other way is faster anywhere beyond the noise, by enough to pay"
         return _single(by_name[default], verifier, points, details)
     graph = merged.build(tree)
-    used = [by_name[name] for name in dict.fromkeys(leaf.way for leaf in leaves(tree))]
-    slack = max(w.slack for w in used)
+    used = [by_name[name] for name in dict.fromkeys(leaf.variant for leaf in leaves(tree))]
+    slack = max(v.slack for v in used)
     comparison = verifier.compare(graph, slack)
     shapes, empty = _check_shapes(original.graph, tree, points, verifier, measured)
     if shapes:
@@ -155,7 +143,7 @@ def run(ways: Sequence[Variant], specs: tuple[tuple, dict], verifier: verify.Ver
     details |= {
         "pays": True,
         "bytes": bytes_of(used),
-        "ways": _ways(used, points),
+        "ways": _listed(used),
         "decision": lines(tree),
         "points": _rows(points, tree, duels),
         "default": default,
@@ -226,23 +214,23 @@ def _check_shapes(graph: Graph, tree: Leaf | Split, points: Sequence[Point], ver
     return [*found, ((0, points[0].length), nothing)], "checked"
 
 
-def _single(way: Variant, verifier: verify.Verifier, points: Sequence[Point], details, duels=()) -> Outcome:
-    """One way for all requests."""
-    tree = Leaf(way.name)
+def _single(variant: Variant, verifier: verify.Verifier, points: Sequence[Point], details, duels=()) -> Outcome:
+    """One variant for all requests."""
+    tree = Leaf(variant.name)
     details = {
         **details,
         "pays": False,
-        "bytes": bytes_of([way]),
+        "bytes": bytes_of([variant]),
         "ways": [],
         "decision": lines(tree),
         "points": _rows(points, tree, duels),
-        "default": way.name,
+        "default": variant.name,
     }
-    return Outcome(way.graph, verifier.compare(way.graph, way.slack), details)
+    return Outcome(variant.graph, verifier.compare(variant.graph, variant.slack), details)
 
 
-def _ways(used: Sequence[Variant], points: Sequence[Point]) -> list[dict[str, Any]]:
-    return [{"name": w.name, "nodes": cost.count(w.graph)["nodes"], "bytes": bytes_of([w])} for w in used]
+def _listed(used: Sequence[Variant]) -> list[dict[str, Any]]:
+    return [{"name": v.name, "nodes": cost.count(v.graph)["nodes"], "bytes": bytes_of([v])} for v in used]
 
 
 def _rows(points: Sequence[Point], tree: Leaf | Split, duels: Sequence[Point] = ()) -> list[dict[str, Any]]:
@@ -266,5 +254,5 @@ def _rows(points: Sequence[Point], tree: Leaf | Split, duels: Sequence[Point] = 
 
 
 def _at_example(tree: Leaf | Split) -> str:
-    """The way at the shape that FLOPs are counted at: batch 1, length 128."""
+    """The variant at the shape that FLOPs are counted at: batch 1, length 128."""
     return chosen(tree, Point(RequestShape(1, 128), 1, 128, 128, []))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tfvllm import timing
 from tfvllm.simplifier import trial
 from tfvllm.simplifier.dispatch.requests import RequestShape
 from tfvllm.simplifier.dispatch.variants import Variant
@@ -17,18 +18,18 @@ from tfvllm.simplifier.state import State
 FEATURES = ("batch × length", "length", "batch")
 
 
-_FEWEST, _MOST = 7, 200  # rounds of one measurement
+_MOST = 200  # rounds of one measurement
 
 
 _CONTENDER = 1.15  # what takes more than this times the fastest after the fewest rounds is not measured further
 
 
-Rounds = dict[str, list[float]]  # way -> milliseconds in each round
+Rounds = dict[str, list[float]]  # variant -> milliseconds in each round
 
 
 @dataclass
 class Point:
-    """One kind of request, as measured: milliseconds of each round by way."""
+    """One kind of request, as measured: milliseconds of each round by variant."""
 
     kind: RequestShape
     batch: int
@@ -37,23 +38,16 @@ class Point:
     sample: list[Any]
     rounds: Rounds = field(default_factory=dict)
 
-    def median(self, way: str) -> float:
-        return statistics.median(self.rounds[way])
+    def median(self, variant: str) -> float:
+        return statistics.median(self.rounds[variant])
 
-    def ratio(self, way: str, other: str) -> tuple[float, float]:
-        """How many times as long `way` takes as `other`, and how far from it the truth may lie.
+    def ratio(self, variant: str, other: str) -> tuple[float, float]:
+        """How many times as long `variant` takes as `other`, and the noise; see `tfvllm.timing.ratio`."""
+        return timing.ratio(self.rounds[variant], self.rounds[other])
 
-        The median over the rounds, in each of which both were measured; three standard errors of it, taken from the
-        median absolute deviation, and one percent at least.
-        """
-        ratios = [a / b for a, b in zip(self.rounds[way], self.rounds[other])]
-        middle = statistics.median(ratios)
-        deviation = 1.4826 * statistics.median(abs(r - middle) for r in ratios)
-        return middle, max(0.01, 3 * 1.2533 * deviation / math.sqrt(len(ratios)))
-
-    def relative(self, way: str, other: str) -> float:
+    def relative(self, variant: str, other: str) -> float:
         """The ratio where it stands out from the noise, else 1."""
-        middle, noise = self.ratio(way, other)
+        middle, noise = self.ratio(variant, other)
         return middle if abs(middle - 1) > noise else 1.0
 
     def feature(self, name: str) -> int:
@@ -61,32 +55,10 @@ class Point:
         return {FEATURES[0]: self.batch * length, FEATURES[1]: length, FEATURES[2]: self.batch}[name]
 
 
-def take_turns(calls: Mapping[str, Callable[[], Any]], rounds: int, seconds: float, warm: int = 0) -> Rounds:
-    """Milliseconds of every call in each round; the order turns from round to round.
-
-    `warm` untimed rounds, then `rounds`, or as many as are done in `seconds` (seven at least).
-    """
-    names = list(calls)
-    times: Rounds = {name: [] for name in names}
-    for _ in range(warm):
-        for name in names:
-            calls[name]()
-    end = time.perf_counter() + seconds
-    for turn in range(rounds):
-        shift = turn % len(names)
-        for name in names[shift:] + names[:shift]:
-            began = time.perf_counter()
-            calls[name]()
-            times[name].append(1000 * (time.perf_counter() - began))
-        if turn >= _FEWEST - 1 and time.perf_counter() > end:
-            break
-    return times
-
-
-def measure(points: Sequence[Point], ways: Sequence[Variant], specs: tuple[tuple, dict], seconds: float) -> None:
-    """Times all ways at all points: a few rounds each, then more for those that may be the best somewhere."""
-    state = State.of(ways[0].graph)
-    made = {way.name: trial.Trial(way.graph, specs, state) for way in ways}
+def measure(points: Sequence[Point], variants: Sequence[Variant], specs: tuple[tuple, dict], seconds: float) -> None:
+    """Times all variants at all points: a few rounds each, then more for those that may be the best somewhere."""
+    state = State.of(variants[0].graph)
+    made = {variant.name: trial.Trial(variant.graph, specs, state) for variant in variants}
     calls = [{name: _fetched(attempt.call(point.sample)) for name, attempt in made.items()} for point in points]
     with state.kept():
         _measure(points, calls, seconds)
@@ -95,13 +67,13 @@ def measure(points: Sequence[Point], ways: Sequence[Variant], specs: tuple[tuple
 def _measure(points: Sequence[Point], calls: Sequence[Mapping[str, Callable[[], Any]]], seconds: float) -> None:
     began = time.perf_counter()
     for point, mine in zip(points, calls):
-        point.rounds = take_turns(mine, _FEWEST, 0.0, warm=2)
+        point.rounds = timing.take_turns(mine, timing.FEWEST_ROUNDS, warm=2)
     left = (seconds - (time.perf_counter() - began)) / len(points)
     overall = sorted(calls[0], key=lambda name: sum(p.kind.count * math.log(p.median(name)) for p in points))
     for point, mine in zip(points, calls):
         bar = _CONTENDER * min(point.median(name) for name in mine)
         chosen = [name for name in mine if name in overall[:2] or point.median(name) <= bar]
-        for name, times in take_turns({n: mine[n] for n in chosen}, _MOST, left).items():
+        for name, times in timing.take_turns({n: mine[n] for n in chosen}, _MOST, left).items():
             point.rounds[name].extend(times)
 
 

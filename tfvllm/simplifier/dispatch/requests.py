@@ -27,7 +27,7 @@ import tensorflow as tf
 from tfvllm.errors import InputError
 from tfvllm.graph import dims
 from tfvllm.graph.ir import Graph, Value
-from tfvllm.simplifier import verify
+from tfvllm.simplifier import example_inputs
 
 MAX_KINDS = 12  # so many kinds of requests are measured; more are summed up
 _LARGEST = 1 << 22  # tokens in one request: more is a mistake
@@ -224,9 +224,9 @@ def _made(graph: Graph, kind: RequestShape, rows: list[int]) -> list[Any]:
             for axis, d in enumerate(value.shape)
         )
         if value.dtype == tf.string:
-            made.append(verify.made_up(rng, graph, value, shape, [" ".join([_WORD] * n) for n in rows]))
+            made.append(example_inputs.made_up(rng, graph, value, shape, [" ".join([_WORD] * n) for n in rows]))
             continue
-        array = verify.made_up(rng, graph, value, shape)
+        array = example_inputs.made_up(rng, graph, value, shape)
         if len(shape) == 2 and len(rows) == shape[0] and isinstance(value.shape[1], dims.Dim):
             real = np.arange(shape[1])[None, :] < np.asarray(rows)[:, None]
             if value.dtype == tf.bool or "mask" in name:

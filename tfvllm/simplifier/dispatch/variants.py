@@ -49,13 +49,13 @@ def kernel_sets(target: str) -> list[tuple[str, str, tuple[str, ...]]]:
 
 
 def name_of(*parts: str | bool) -> str:
-    """A way's name: "float32, packed, fused"."""
+    """A variant's name: "float32, packed, fused"."""
     return ", ".join(str(p) for p in parts if p) or "rewritten"
 
 
-def bytes_of(ways: Sequence[Variant]) -> int:
-    """Of the weights of all ways together, and of the packed copies that kernels keep, each counted once."""
+def bytes_of(variants: Sequence[Variant]) -> int:
+    """Of the weights of all variants together, and of the packed copies that kernels keep, each counted once."""
     together: dict[Any, int] = {}
-    for way in ways:
-        together.update(way.weights)
+    for variant in variants:
+        together.update(variant.weights)
     return sum(together.values())

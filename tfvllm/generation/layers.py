@@ -1,0 +1,171 @@
+"""What the blocks of a network are made of, computed by one choice of kernels. Stock ops only."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from tfvllm.generation.attention import LONG, PARTS, Turns, one_row_each, softmax
+from tfvllm.generation.cache import EncoderOutput
+from tfvllm.generation.kernels import Portable, activate
+from tfvllm.generation.shared import SharedFunctions
+from tfvllm.generation.weights import read_vector
+from tfvllm.models import spec as specs
+
+_FEW_ROWS = Portable()
+
+
+@dataclasses.dataclass(frozen=True)
+class Layers:
+    """The layers of blocks whose weights are held.
+
+    Attributes:
+        dtype: of activations.
+        kernels: what multiplies and norms.
+        shared: functions traced before.
+        stepping: whether what comes is one token of each row.
+    """
+
+    dtype: tf.DType
+    kernels: Portable
+    shared: SharedFunctions
+    stepping: bool = False
+
+    def call(self, function, *tensors, inline: bool = True, **chosen):
+        """`function(*tensors, **chosen)` as a call of a function that is shared by all that has the same kernels."""
+        return self.shared(function, *tensors, key=self.kernels, inline=inline, **chosen)
+
+    def norm(self, norm: specs.Norm | None, x: tf.Tensor) -> tf.Tensor:
+        if norm is None:
+            return x
+        if norm.kind == "rms":
+            return self.kernels.rms_norm(x, read_vector(norm.scale), norm.epsilon)
+        # A fused norm is prepared anew at each call: for the few rows of a step that takes longer than the norm.
+        kernels = _FEW_ROWS if self.stepping else self.kernels
+        return kernels.layer_norm(x, read_vector(norm.scale), read_vector(norm.offset), norm.epsilon)
+
+    def linear(self, linear: specs.Linear, x: tf.Tensor, activation: str = "linear") -> tf.Tensor:
+        return self.kernels.linear(x, linear.kernel, read_vector(linear.bias), activation)
+
+    def feed_forward(self, block: specs.Block, x: tf.Tensor) -> tf.Tensor:
+        ffn = block.feed_forward
+        residual = x
+        if block.normalize_first:
+            x = self.norm(block.feed_forward_norm, x)
+        if ffn.gated:
+            gate, up = tf.split(self.linear(ffn.up, x), 2, axis=-1)
+            x = activate(gate, ffn.activation) * up
+        else:
+            x = self.linear(ffn.up, x, ffn.activation)
+        x = residual + self.norm(block.post_feed_forward_norm, self.linear(ffn.output, x))
+        return x if block.normalize_first else self.norm(block.feed_forward_norm, x)
+
+    def query_key_value(self, attention: specs.Attention, x, turns: Turns, shape: Callable[[int, int], Any] | None):
+        """x [batch * length, width] -> three [batch, heads, length, head_dim].
+
+        `shape(heads, head_dim)` is [batch, length, heads, head_dim]; None: a step, whose length is 1.
+        """
+        heads, kv_heads = attention.heads, attention.kv_heads
+        merged = self.linear(attention.query_key_value, x)
+        if shape is None:  # heads are already where they belong
+            merged = tf.reshape(merged, [-1, heads + 2 * kv_heads, 1, attention.head_dim])
+        else:
+            merged = tf.reshape(merged, shape(heads + 2 * kv_heads, attention.head_dim))
+            merged = tf.transpose(merged, [0, 2, 1, 3])
+        if attention.rotary is None or attention.query_norm is not None:
+            query, key, value = tf.split(merged, [heads, kv_heads, kv_heads], axis=1)
+            query, key = self.norm(attention.query_norm, query), self.norm(attention.key_norm, key)
+            if attention.rotary is not None:
+                query, key = turns.turn(attention.rotary, query), turns.turn(attention.rotary, key)
+            return query, key, value
+        rotated, value = tf.split(merged, [heads + kv_heads, kv_heads], axis=1)  # queries and keys turn together
+        query, key = tf.split(turns.turn(attention.rotary, rotated), [heads, kv_heads], axis=1)
+        return query, key, value
+
+    def attend(self, query, key, value, mask, scale: float, soft_cap: float | None = None) -> tf.Tensor:
+        """Attention with grouped heads.
+
+        query [batch, heads, queries, head_dim]; key, value [batch, kv_heads, keys, head_dim]; mask float32, broadcast
+        to [batch, heads, queries, keys] and added to the scores -> [batch * queries, heads * head_dim].
+        """
+        heads, head_dim, kv_heads = query.shape[1], query.shape[3], key.shape[1]
+        single, grouped = query.shape[2] == 1, heads != kv_heads
+        if not single:
+            batch, queries = tf.shape(query)[0], tf.shape(query)[2]
+        # The heads of a group stand where its queries do. A mask that is one for all heads fits them as they stand.
+        apart = grouped and not (single and mask.shape[-3] == 1)
+        if apart:
+            scores_shape = tf.stack([tf.shape(query)[0], heads, tf.shape(query)[2], tf.shape(key)[2]])
+        if scale != 1.0:
+            query *= tf.cast(scale, query.dtype)
+        query = tf.cast(query, key.dtype)
+        if grouped:
+            group = heads // kv_heads if single else (heads // kv_heads) * queries
+            query = tf.reshape(query, [-1 if single else batch, kv_heads, group, head_dim])
+        product = one_row_each if single and not grouped and key.dtype == tf.float32 else tf.matmul
+        scores = tf.cast(product(query, key, transpose_b=True), tf.float32)
+        if apart:
+            grouped_shape = tf.shape(scores)
+            scores = tf.reshape(scores, scores_shape)
+        if soft_cap is not None:
+            scores = soft_cap * tf.tanh(scores / soft_cap)
+        scores += mask
+        weights = self.call(softmax, scores) if single else tf.nn.softmax(scores)
+        weights = tf.cast(weights, value.dtype)
+        if apart:
+            weights = tf.reshape(weights, grouped_shape)
+        attended = tf.cast(product(weights, value), self.dtype)
+        if single:  # one query each: the heads already lie side by side
+            return tf.reshape(attended, [-1, heads * head_dim])
+        attended = tf.reshape(attended, [batch, heads, queries, head_dim])
+        return tf.reshape(tf.transpose(attended, [0, 2, 1, 3]), [-1, heads * head_dim])
+
+    def attend_causally(self, query, key, value, mask, scale: float, soft_cap: float | None = None) -> tf.Tensor:
+        """`attend` of as many queries as keys, none of which sees a later key.
+
+        The queries of a long sequence come in parts, and each part meets the keys up to its own end only: 5/8 of the
+        work on scores are left.
+        """
+        batch, length = tf.shape(query)[0], tf.shape(query)[2]
+        features = query.shape[1] * query.shape[3]
+
+        def whole():
+            return self.attend(query, key, value, mask, scale, soft_cap)
+
+        def by_parts():
+            size = -(-length // PARTS)
+            found = []
+            for part in range(PARTS):
+                # Too few positions for all parts leave the last ones empty.
+                start, end = tf.minimum(part * size, length), tf.minimum((part + 1) * size, length)
+                seen, last = slice(None, end), part == PARTS - 1
+                keys, values = (key, value) if last else (key[:, :, seen], value[:, :, seen])
+                some = self.attend(query[:, :, start:end], keys, values, mask[..., start:end, seen], scale, soft_cap)
+                found.append(tf.reshape(some, [batch, end - start, features]))
+            return tf.reshape(tf.concat(found, axis=1), [-1, features])
+
+        return tf.cond(length < LONG, whole, by_parts)
+
+    def after_attention(self, block: specs.Block, x: tf.Tensor, attended: tf.Tensor) -> tf.Tensor:
+        """Output projection, the norm that may follow it, and the residual. attended [rows, heads * head_dim]."""
+        attended = self.linear(block.attention.output, attended)
+        x = x + self.norm(block.post_attention_norm, attended)
+        return x if block.normalize_first else self.norm(block.attention_norm, x)
+
+    def cross(self, block: specs.Block, x: tf.Tensor, context: EncoderOutput | None, index: int, queries) -> tf.Tensor:
+        """Attention to the encoder. x [sources * queries, width]: several queries of one source share its keys."""
+        cross = block.cross_attention
+        if cross is None:
+            return x
+        assert context is not None, "a decoder with cross-attention needs what `encode` returned"
+        residual = x
+        if block.normalize_first:
+            x = self.norm(block.cross_norm, x)
+        query = tf.reshape(self.linear(cross.query, x), [-1, queries, cross.heads, cross.head_dim])
+        query = tf.transpose(query, [0, 2, 1, 3])
+        attended = self.attend(query, context.keys[index], context.values[index], context.mask, cross.scale)
+        x = residual + self.linear(cross.output, attended)
+        return x if block.normalize_first else self.norm(block.cross_norm, x)

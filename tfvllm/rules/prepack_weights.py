@@ -45,7 +45,7 @@ class PrepackWeightsSmallBatch(NodePass):
 
     For few rows as for many oneDNN packs w anew at every call, in another layout for few than for many: so the packed
     copy is used, and made, by the few alone. It takes as much memory as w once a request comes that uses it. What is
-    assigned to w after that is not seen. It is one of the ways that dispatch by shape measures for a SavedModel; by
+    assigned to w after that is not seen. It is one of the variants that dispatch by shape measures for a SavedModel; by
     itself `simplify` does not use it.
     """
 

@@ -104,7 +104,7 @@ def simplify(
         profile: requests to be fast on: a JSON-lines file or dicts, `{"batch": 8, "length": 37, "count": 120}` each;
             see `tfvllm.simplifier.dispatch.requests`. Variants of the graph are measured on them on this CPU, and where
             no single one is best, the result chooses by batch and length.
-        memory_limit: for `profile`: what the weights of all ways together may take, as a multiple of the original's
+        memory_limit: for `profile`: what the weights of all variants together may take, as a multiple of the original's
             bytes (default 2). A way with weights of its own has to save a tenth of the time.
         live: share all variables with the model: the result follows whatever is assigned to them. No rule may then make
             a new weight of old ones, so less is merged; float32 only.

@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import keras_nlp
 import numpy as np
 import tensorflow as tf
 from parts import fit_rows, lines
 
 import tfvllm
 from tfvllm.bench.results import peak_memory_bytes, write_json
+from tfvllm.models.gguf import load_gguf
 from tfvllm.models.products import flat_products
 from tfvllm.savedmodel import parity
 from tfvllm.simplifier.memory import trim
@@ -122,63 +122,7 @@ def smollm2(path: Path | None = None, length: int = 256) -> keras.Model:
         path: the GGUF file; default that of the installed package.
         length: tokens of prompt and answer for the preprocessor.
     """
-    from gguf import GGUFReader, dequantize
-
-    reader = GGUFReader(path or gguf_file())
-    about = {key.split(".", 1)[1]: field for key, field in reader.fields.items() if key.startswith(("llama.", "token"))}
-
-    def value(key: str) -> Any:
-        return about[key].contents()
-
-    heads, kv_heads = value("attention.head_count"), value("attention.head_count_kv")
-    words = value("ggml.tokens")
-    backbone = keras_nlp.models.Llama3Backbone(
-        vocabulary_size=len(words),
-        num_layers=value("block_count"),
-        num_query_heads=heads,
-        num_key_value_heads=kv_heads,
-        hidden_dim=value("embedding_length"),
-        intermediate_dim=value("feed_forward_length"),
-        rope_max_wavelength=value("rope.freq_base"),
-        layer_norm_epsilon=value("attention.layer_norm_rms_epsilon"),
-        tie_word_embeddings=True,
-    )
-    stored = {tensor.name: tensor for tensor in reader.tensors}
-
-    def weight(name: str) -> np.ndarray:
-        return dequantize(stored[name].data, stored[name].tensor_type).astype("float32")
-
-    def rotated(name: str, count: int) -> np.ndarray:
-        """llama.cpp turns neighbouring channels, Keras those of the two halves."""
-        rows = weight(name)
-        return rows.reshape(count, -1, 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
-
-    backbone.get_layer("token_embedding").embeddings.assign(weight("token_embd.weight"))
-    backbone.get_layer("sequence_output_layernorm").scale.assign(weight("output_norm.weight"))
-    for i in range(value("block_count")):
-        layer, of = backbone.get_layer(f"transformer_layer_{i}"), f"blk.{i}."
-        for name, dense, rows in (
-            ("attn_q", layer._self_attention_layer._query_dense, rotated(of + "attn_q.weight", heads)),
-            ("attn_k", layer._self_attention_layer._key_dense, rotated(of + "attn_k.weight", kv_heads)),
-            ("attn_v", layer._self_attention_layer._value_dense, None),
-            ("attn_output", layer._self_attention_layer._output_dense, None),
-            ("ffn_gate", layer._feedforward_gate_dense, None),
-            ("ffn_up", layer._feedforward_intermediate_dense, None),
-            ("ffn_down", layer._feedforward_output_dense, None),
-        ):
-            found = weight(f"{of}{name}.weight") if rows is None else rows
-            dense.kernel.assign(found.T.reshape(dense.kernel.shape))
-        layer._self_attention_layernorm.scale.assign(weight(of + "attn_norm.weight"))
-        layer._feedforward_layernorm.scale.assign(weight(of + "ffn_norm.weight"))
-    tokenizer = keras_nlp.models.Llama3Tokenizer(
-        {word: i for i, word in enumerate(words)},
-        value("ggml.merges"),
-        bos_token="<|im_start|>",
-        eos_token="<|im_end|>",
-        misc_special_tokens={"<|endoftext|>"},
-    )
-    preprocessor = keras_nlp.models.Llama3CausalLMPreprocessor(tokenizer, length, add_start_token=False)
-    return keras_nlp.models.Llama3CausalLM(backbone, preprocessor)
+    return load_gguf(path or gguf_file(), length)
 
 
 def exported(model: keras.Model, path: Path, **options: Any) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from tfvllm import cli
 from tfvllm.errors import InputError
 from tfvllm.export import PRECISIONS
 from tfvllm.export.exporter import fit_lengths
-from tfvllm.export.load import forgotten, load
+from tfvllm.models.load import forgotten, load
 from tfvllm.savedmodel import manifest
 
 M = keras_nlp.models

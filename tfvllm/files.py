@@ -1,8 +1,10 @@
-"""Outputs that are whole or absent: written beside their final name, then renamed."""
+"""Inputs by where they are; outputs that are whole or absent: written beside their final name, then renamed."""
 
 import contextlib
 import hashlib
+import importlib.util
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -96,3 +98,37 @@ def _replace(partial: Path, path: Path) -> None:
             raise
     finally:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def located(where: str | os.PathLike) -> Path | None:
+    """The file or folder that `where` says; None for what can only be the name of a keras-nlp preset.
+
+    Args:
+        where: a path, or `PACKAGE:PATH`, a path inside an installed package, which is not imported; PATH may hold * for
+            one name.
+    Raises:
+        InputError: there is nothing.
+    """
+    path = Path(where)
+    if path.exists():
+        return path
+    package, colon, inside = str(where).partition(":")
+    if re.match(r"\w+://", str(where)) or (not colon and re.fullmatch(r"\w+(\.\d\w*)*", str(where))):
+        return None
+    if not colon or not re.fullmatch(r"[A-Za-z_][\w.]*", package):
+        raise InputError(
+            f"no file {where}; expected a model saved by model.save('NAME.keras'), a preset folder, a GGUF file, "
+            "PACKAGE:PATH or the name of a keras-nlp preset."
+        )
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or spec.origin is None:
+        raise InputError(f"{where}: no package {package} is installed; expected PACKAGE:PATH. pip install it.")
+    root = Path(spec.origin).parent
+    found = sorted(root.glob(inside)) if inside else [root]
+    if len(found) == 1:
+        return found[0]
+    among = ", ".join(sorted(file.name for file in root.iterdir() if not file.name.startswith("_"))[:8])
+    raise InputError(f"{where}: expected one file or folder in {package}, found {len(found)}; it holds {among}.")

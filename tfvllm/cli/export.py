@@ -10,7 +10,7 @@ from tfvllm.export import PRECISIONS, TASKS
 
 
 @click.command("export", short_help="Turn a trained Keras task into a SavedModel that a stock TF Serving loads.")
-@click.argument("model", metavar="MODEL", type=click.Path(path_type=Path))
+@click.argument("model", metavar="MODEL")
 @click.argument("destination", metavar="DST", type=click.Path(path_type=Path))
 @click.option("--task", required=True, type=click.Choice(list(TASKS)), help="What the model is for.")
 @click.option(
@@ -49,14 +49,15 @@ from tfvllm.export import PRECISIONS, TASKS
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
 def command(model, destination, task, labels, max_length, max_source_length, precision, options, check, warmup,
             serving_kit, publish, overwrite, as_json):  # fmt: skip
-    """Writes a saved model as a SavedModel in DST. MODEL is a .keras file, a folder that save_to_preset wrote, or a
-    Hugging Face folder of a family that keras-nlp reads (its backbone: not for classify).
+    """Writes a saved model as a SavedModel in DST. MODEL is a .keras file, a folder that save_to_preset wrote, a
+    Hugging Face folder of a family that keras-nlp reads (its backbone: not for classify), a GGUF file, PACKAGE:PATH
+    (one of these inside an installed package), or the name of a keras-nlp preset.
 
     \b
     tfvllm export sentiment.keras saved_models/sentiment/1 --task classify --labels negative,positive
     tfvllm export sentiment.keras saved_models/sentiment --publish --task classify    # the next version
     """
-    from tfvllm.files import check_new
+    from tfvllm.files import check_new, located
     from tfvllm.quietly import import_tensorflow, no_stderr
 
     given = _options(options)
@@ -66,13 +67,12 @@ def command(model, destination, task, labels, max_length, max_source_length, pre
     if publish:
         destination = _next_version(destination)
     check_new(destination, overwrite=overwrite)
-    if not model.exists():
-        raise InputError(f"no file {model}; expected a model saved by model.save('NAME.keras') or a preset folder.")
+    where = located(model)
     import_tensorflow()
     with no_stderr():
         import keras_nlp  # noqa: F401
     from tfvllm.export.exporter import check_call, export
-    from tfvllm.export.load import forgotten, load, stated_options
+    from tfvllm.models.load import forgotten, load, stated_options
     from tfvllm.savedmodel import manifest
     from tfvllm.serving import kit
 
@@ -81,9 +81,9 @@ def command(model, destination, task, labels, max_length, max_source_length, pre
     asked = {"labels": named, "max_length": max_length}
     check_call(task, precision=precision, options=[*given, *(name for name in asked if asked[name] is not None)])
     with no_stderr():
-        loaded = load(model, task)
+        loaded = load(model if where is None else where, task)
     given = {**stated_options(loaded, task), **given}
-    for note in forgotten(loaded, model, [*given, *(name for name in asked if asked[name] is not None)]):
+    for note in forgotten(loaded, where or Path(model), [*given, *(name for name in asked if asked[name] is not None)]):
         click.echo(f"note: {note}", err=True)
     path = export(
         loaded,

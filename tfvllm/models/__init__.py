@@ -17,6 +17,8 @@ from tfvllm.models.base import (
     Weight,
     find_backbone,
 )
+from tfvllm.models.gguf import chat_template
+from tfvllm.models.load import load
 from tfvllm.models.registry import (
     adapter_for,
     families,
@@ -43,9 +45,11 @@ __all__ = [
     "Structure",
     "Weight",
     "adapter_for",
+    "chat_template",
     "families",
     "find_backbone",
     "has_reader",
+    "load",
     "original_class",
     "read",
     "shrunk_class",

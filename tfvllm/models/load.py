@@ -1,29 +1,63 @@
-"""Saved Keras models as a task needs them: a `.keras` file, a keras-nlp preset folder, a Hugging Face folder."""
+"""Models from where they are: a `.keras` file, a preset, a Hugging Face folder, a GGUF file, inside a package."""
 
 import json
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from tfvllm.errors import InputError
+from tfvllm.files import located
 
 _HUB_CLASS = {"classify": "TextClassifier", "generate": "CausalLM", "translate": "Seq2SeqLM"}
 _IN_PYTHON = "Load it in Python, where they are known, and call tfvllm.export(model, ...)."
 
 
-def load(path: Path, task: str) -> Any:
-    """The model saved in `path`, for `task`.
+def load(where: str | os.PathLike, task: str = "generate") -> Any:
+    """The model at `where`, for `task`.
 
-    A preset folder is what `save_to_preset` wrote, or a Hugging Face folder of a family that keras-nlp reads. Of the
-    latter it reads the backbone and the tokenizer, not the head of a classifier.
+    Args:
+        where: a file that `model.save` wrote; a folder that `save_to_preset` wrote, or a Hugging Face folder of a
+            family that keras-nlp reads (the backbone and the tokenizer, not the head of a classifier); a GGUF file of
+            llama.cpp's (Llama, Qwen 2 and 3, GPT-2; needs the package gguf); `PACKAGE:PATH`, one of these inside an
+            installed package, which is not imported (PATH may hold * for one name); the name of a keras-nlp preset.
+        task: one of `tfvllm.export.TASKS`.
 
     Raises:
         InputError: there is nothing, or no model that this process can load, or one that is for another task.
+
+    Example:
+        >>> tiny_bert().save(folder / "saved.keras")
+        >>> type(tfvllm.models.load(folder / "saved.keras", "classify")).__name__
+        'BertTextClassifier'
     """
-    if not path.exists():
-        raise InputError(f"no file {path}; expected a model saved by model.save('NAME.keras') or a preset folder.")
+    path = located(where)
+    if path is None:
+        return _from_preset(str(where), task)
+    if path.suffix == ".gguf":
+        if task != "generate":
+            raise InputError(f"{path} holds a causal language model; expected task 'generate', found {task!r}.")
+        from tfvllm.models.gguf import load_gguf
+
+        return load_gguf(path)
     return _from_folder(path, task) if path.is_dir() else _from_file(path)
+
+
+def _from_preset(name: str, task: str) -> Any:
+    import keras_nlp
+
+    known = set(keras_nlp.models.Backbone.presets) | set(keras_nlp.models.Task.presets)
+    if "://" not in name and name not in known:
+        raise InputError(
+            f"no file {name}, nor a keras-nlp preset of that name; expected a model saved by model.save('NAME.keras'), "
+            "a preset folder, a GGUF file or PACKAGE:PATH."
+        )
+    kind = "TextEmbedder" if task == "embed" else _HUB_CLASS[task]
+    try:
+        return getattr(keras_nlp.models, kind).from_preset(name)
+    except Exception as error:
+        raise InputError(f"the preset {name} does not load as a keras-nlp {kind}: {_line(error)}") from None
 
 
 def stated_options(model: Any, task: str) -> dict[str, Any]:
@@ -61,7 +95,7 @@ _POOLINGS = {"mean": "mean", "max": "max", "cls": "first"}
 def _from_file(path: Path) -> Any:
     import keras
 
-    import tfvllm.models  # noqa: F401  registers the classes of shrunk models
+    import tfvllm.models.registry  # noqa: F401  registers the classes of shrunk models
 
     try:
         return keras.saving.load_model(str(path), compile=False)
@@ -100,7 +134,7 @@ def _from_folder(path: Path, task: str) -> Any:
         _check_head(path, config)
     import keras_nlp
 
-    import tfvllm.models  # noqa: F401  registers the classes of shrunk models
+    import tfvllm.models.registry  # noqa: F401  registers the classes of shrunk models
 
     try:
         return getattr(keras_nlp.models, _HUB_CLASS[task]).from_preset(str(path))
@@ -130,7 +164,7 @@ def _embedder(path: Path) -> Any:
     """What has a backbone and a text preprocessor: keras-nlp's embedder, else the frame of a classifier."""
     import keras_nlp
 
-    import tfvllm.models  # noqa: F401  registers the classes of shrunk models
+    import tfvllm.models.registry  # noqa: F401  registers the classes of shrunk models
 
     first: Exception | None = None
     for name, options in (("TextEmbedder", {}), ("TextClassifier", {"num_classes": 2})):

@@ -26,6 +26,11 @@ def bloom(vocabulary=VOCABULARY, layers=2, preprocessor=None):
     return M.BloomCausalLM(backbone, preprocessor)
 
 
+def gpt_neo_x(vocabulary=VOCABULARY, layers=2, preprocessor=None, **options):
+    backbone = M.GPTNeoXBackbone(vocabulary, layers, 2, 32, 64, **options)  # a quarter of 16 channels turns
+    return M.GPTNeoXCausalLM(backbone, preprocessor)
+
+
 def phi3(vocabulary=VOCABULARY, layers=2, preprocessor=None):
     return M.Phi3CausalLM(M.Phi3Backbone(vocabulary, layers, 32, 64, 4, 2), preprocessor)
 
@@ -111,7 +116,7 @@ def t5_untied(vocabulary=VOCABULARY, layers=2, preprocessor=None):
     return M.T5Seq2SeqLM(M.T5Backbone(vocabulary, layers, 4, 32, 64, **options), preprocessor)
 
 
-CAUSAL = (gpt2, opt, bloom, phi3, llama, llama3, mistral, qwen, qwen3, gemma, gemma2, gemma3)
+CAUSAL = (gpt2, opt, bloom, gpt_neo_x, phi3, llama, llama3, mistral, qwen, qwen3, gemma, gemma2, gemma3)
 SEQ2SEQ = (bart, t5, t5_untied)
 
 

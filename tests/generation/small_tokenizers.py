@@ -19,6 +19,7 @@ BYTE_PAIRS = {
     "gpt2": ("GPT2", ["<unused>", "<|endoftext|>"]),
     "opt": ("OPT", ["<pad>", "</s>"]),
     "bloom": ("Bloom", ["<pad>", "<s>", "</s>"]),
+    "gpt_neo_x": ("GPTNeoX", ["<unused>", "<|endoftext|>"]),
     "llama3": (
         "Llama3",
         ["<unused>", "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"],

@@ -10,7 +10,7 @@ from tfvllm.generation.generator import Generator
 from tfvllm.graph.probes import check_runs
 from tfvllm.models import read
 
-from .models import CAUSAL, VOCABULARY, bloom, build, families, gemma2, gemma3, gpt2, llama, mistral, prompts
+from .models import CAUSAL, VOCABULARY, bloom, build, families, gemma2, gemma3, gpt2, gpt_neo_x, llama, mistral, prompts
 from .reference import keras_generate, log_probs
 
 
@@ -52,6 +52,20 @@ def test_prompts_long_enough_for_attention_by_parts(make, monkeypatch):
     one, all_of_it = prompts([5])
     found, _, _, _ = generate(Generator(read(model)), one, all_of_it, 6)
     np.testing.assert_array_equal(found, keras_generate(model, one, all_of_it, 6))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("percentage", [0.0, 0.5, 1.0])
+def test_rotary_positions_of_a_part_of_a_head(percentage):
+    model = build(gpt_neo_x, rotary_percentage=percentage)
+    ids, mask = prompts([3, 9, 1, 6])
+    expected = keras_generate(model, ids, mask, 6)
+    np.testing.assert_array_equal(generate(Generator(read(model)), ids, mask, 6)[0], expected)
+
+
+def test_an_odd_part_of_a_head_is_refused():
+    with pytest.raises(InputError, match="rotates 3 of the 16 channels of a head"):
+        read(build(gpt_neo_x, rotary_percentage=0.2))
 
 
 @pytest.fixture(scope="module")

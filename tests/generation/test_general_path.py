@@ -24,11 +24,6 @@ def falcon(**kept):
     return keras_nlp.models.FalconCausalLM(backbone, None)
 
 
-def gpt_neo_x():
-    backbone = keras_nlp.models.GPTNeoXBackbone(num_heads=4, max_sequence_length=64, **SMALL)
-    return keras_nlp.models.GPTNeoXCausalLM(backbone, None)
-
-
 def mixtral():
     return keras_nlp.models.MixtralCausalLM(keras_nlp.models.MixtralBackbone(**SMALL, **GROUPED, **EXPERTS), None)
 
@@ -106,7 +101,7 @@ def qwen3_5():
     return keras_nlp.models.Qwen3_5CausalLM(backbone, None)
 
 
-FAMILIES = (falcon, gpt_neo_x, mixtral, qwen_moe, qwen3_moe, gpt_oss, smollm3, rwkv7, qwen3_5)
+FAMILIES = (falcon, mixtral, qwen_moe, qwen3_moe, gpt_oss, smollm3, rwkv7, qwen3_5)
 QUICK = (falcon,)
 THOROUGH = (mixtral, rwkv7)
 FIXED = (qwen3_5,)  # must know how long rows are

@@ -177,6 +177,7 @@ _CAUSAL = {
     "bloom": _causal(
         "Bloom", _pairs("Bloom", "<s>", "</s>", "<pad>"), num_layers=2, num_heads=6, hidden_dim=48, intermediate_dim=64
     ),
+    "gpt_neo_x": _causal("GPTNeoX", _pairs("GPTNeoX", _END), **_SIZES),
     "llama": _causal("Llama", _pieces("Llama"), **_LLAMA),
     "llama3": _causal("Llama3", _pairs("Llama3", *_LLAMA3), **_LLAMA),
     "mistral": _causal("Mistral", _pieces("Mistral"), sliding_window=6, **_LLAMA),

@@ -50,9 +50,11 @@ class Layers:
     def linear(self, linear: specs.Linear, x: tf.Tensor, activation: str = "linear") -> tf.Tensor:
         return self.kernels.linear(x, linear.kernel, read_vector(linear.bias), activation)
 
-    def feed_forward(self, block: specs.Block, x: tf.Tensor) -> tf.Tensor:
+    def feed_forward(self, block: specs.Block, x: tf.Tensor, entered: tf.Tensor) -> tf.Tensor:
+        """x: after attention; entered: what the block was given. Both [rows, width]."""
         ffn = block.feed_forward
         residual = x
+        x = entered if block.parallel else x
         if block.normalize_first:
             x = self.norm(block.feed_forward_norm, x)
         if ffn.gated:

@@ -111,7 +111,7 @@ class Network(tf.Module):
             n = layers.norm(block.attention_norm, x) if block.normalize_first else x
             query, key, value = layers.query_key_value(block.attention, n, turns, shape)
             attended = layers.attend(query, key, value, mask, block.attention.scale, block.attention.soft_cap)
-            x = layers.feed_forward(block, layers.after_attention(block, x, attended))
+            x = layers.feed_forward(block, layers.after_attention(block, x, attended), x)
         x = layers.norm(stack.final_norm, x)
         keys, values = [], []
         for block in self._decoder.blocks:
@@ -168,8 +168,8 @@ class Network(tf.Module):
             attention = block.attention
             mask, scores = masks[attention.window], {"scale": attention.scale, "soft_cap": attention.soft_cap}
             attended = attend(query, key, value, mask, **scores)
-            x = layers.after_attention(block, x, attended)
-            x = layers.feed_forward(block, layers.cross(block, x, context, index, queries))
+            entered, x = x, layers.after_attention(block, x, attended)
+            x = layers.feed_forward(block, layers.cross(block, x, context, index, queries), entered)
         return layers.norm(stack.final_norm, x), keys, values
 
     # One step --------------------------------------------------------------------------------------------------------
@@ -232,8 +232,8 @@ class Network(tf.Module):
                 )
             key, value = (tf.reshape(cache, shape(kv_heads, head_dim)) for cache in caches[2 * index : 2 * index + 2])
             attended = layers.attend(query, key, value, masks[attention.window], attention.scale, attention.soft_cap)
-            x = layers.after_attention(block, x, attended)
-            x = layers.feed_forward(block, layers.cross(block, x, context, index, beams))
+            entered, x = x, layers.after_attention(block, x, attended)
+            x = layers.feed_forward(block, layers.cross(block, x, context, index, beams), entered)
         return layers.norm(stack.final_norm, x), caches
 
     # Both ends -------------------------------------------------------------------------------------------------------

@@ -33,7 +33,11 @@ class Norm:
 
 @dataclasses.dataclass
 class Rotary:
-    """Rotary position embedding of the two halves of a head (Su et al. 2021): angle = position * frequency."""
+    """Rotary position embedding of the two halves of a head (Su et al. 2021): angle = position * frequency.
+
+    A frequency of 0 leaves its two channels as they are. Where a family rotates a part of every head only, its reader
+    puts the channels of queries and keys in that order.
+    """
 
     inverse_frequencies: Array  # float32[head_dim / 2]
     magnitude: float = 1.0  # cos and sin are multiplied by this (YaRN)
@@ -89,7 +93,10 @@ class FeedForward:
 
 @dataclasses.dataclass
 class Block:
-    """One transformer block. `normalize_first`: x + f(norm(x)); otherwise norm(x + f(x))."""
+    """One transformer block. `normalize_first`: x + f(norm(x)); otherwise norm(x + f(x)).
+
+    `parallel`: both halves read the block's input, x + attention(norm(x)) + feed_forward(norm(x)).
+    """
 
     attention: Attention
     feed_forward: FeedForward
@@ -100,6 +107,7 @@ class Block:
     post_feed_forward_norm: Norm | None = None
     cross_attention: CrossAttention | None = None
     cross_norm: Norm | None = None
+    parallel: bool = False  # GPT-NeoX; with `normalize_first` and without cross-attention
 
 
 @dataclasses.dataclass

@@ -178,7 +178,8 @@ def _assert_close(old, new, wide, slack: float, finite_only: bool, where: str) -
     if wide is None:  # the very same bits; the payload of a NaN is of no account
         np.testing.assert_array_equal(np.isnan(new), np.isnan(old), err_msg=where)
         number = ~np.isnan(old)
-        np.testing.assert_array_equal(new[number].view(np.uint32), old[number].view(np.uint32), err_msg=where)
+        bits = f"u{old.dtype.itemsize}"
+        np.testing.assert_array_equal(new[number].view(bits), old[number].view(bits), err_msg=where)
         return
     if not finite_only:
         np.testing.assert_array_equal(np.isnan(new), np.isnan(old), err_msg=f"{where}: NaN")

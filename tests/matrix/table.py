@@ -25,8 +25,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "matrix.md"
 HEAD = """# What works
 
 Every cell was run: the SavedModel was written by its entry point, loaded by a process that has TensorFlow and
-TensorFlow Text only (REST: by `tfvllm serve`), and gave keras-nlp's own answers. In float32 that is the same greedy
-tokens, or scores and embeddings within 1e-4; in bfloat16 tokens whose logits lie within 0.5 of the best one's, or
+TensorFlow Text only (REST: by `tfvllm serve`), and gave keras-nlp's own answers (GPT-NeoX: its forward pass's). In
+float32 that is the same greedy tokens, or scores and embeddings within 1e-4; in bfloat16 tokens whose logits lie within 0.5 of the best one's, or
 scores and embeddings within 0.06. Models are tiny, with random weights. `python -m tests.matrix.table` makes this page.
 
 P: `tfvllm.export` (and `tfvllm.simplify_saved_model` for encoders) in Python; C: `tfvllm export` (and `tfvllm

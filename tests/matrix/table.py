@@ -26,8 +26,9 @@ HEAD = """# What works
 
 Every cell was run: the SavedModel was written by its entry point, loaded by a process that has TensorFlow and
 TensorFlow Text only (REST: by `tfvllm serve`), and gave keras-nlp's own answers (GPT-NeoX: its forward pass's). In
-float32 that is the same greedy tokens, or scores and embeddings within 1e-4; in bfloat16 tokens whose logits lie within 0.5 of the best one's, or
-scores and embeddings within 0.06. Models are tiny, with random weights. `python -m tests.matrix.table` makes this page.
+float32 that is the same greedy tokens, or scores and embeddings within 1e-4; in bfloat16 tokens whose logits lie
+within 0.5 of the best one's, or scores and embeddings within 0.06. Models are tiny, with random weights. `python -m
+tests.matrix.table` makes this page.
 
 P: `tfvllm.export` (and `tfvllm.simplify_saved_model` for encoders) in Python; C: `tfvllm export` (and `tfvllm
 simplify`) on a `.keras` file; R: `tfvllm serve`, asked over REST. A number is a cell that does not work, and why.

@@ -20,7 +20,11 @@ def taken_for_granted():
     return names
 
 
-@pytest.mark.parametrize("name", NAMES)
+TRAIN = ("tfvllm.shrink", "tfvllm.pruning.sparsify", "tfvllm.compress.run")  # for seconds
+assert set(TRAIN) <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.thorough if n in TRAIN else ()) for n in NAMES])
 def test_example(name, taken_for_granted, monkeypatch):
     monkeypatch.chdir(ROOT)
     thing = next(thing for _, other, thing in reference.public() if other == name)

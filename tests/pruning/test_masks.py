@@ -37,6 +37,7 @@ def zeros(variable):
 # ---------------------------------------------------------------- the same numbers as TFMOT
 
 
+@pytest.mark.thorough
 def test_keras_and_tf_keras_stay_what_they_were():
     code = """
         import os

@@ -214,6 +214,7 @@ def data_for(name, rows=8):
     return found, found["token_ids"], found["padding_mask"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["bert", "gpt2"])
 def test_taylor_is_the_gradient_of_a_switch(name):
     """Score of a neuron = (d loss / d gate)^2 at gate 1, checked by finite differences on its output row."""
@@ -239,6 +240,7 @@ def test_taylor_is_the_gradient_of_a_switch(name):
         np.testing.assert_allclose(scores[unit, place][2], slope**2, rtol=0.05, atol=1e-7)
 
 
+@pytest.mark.thorough
 def test_activation_scores_ignore_padding():
     from tfvllm.pruning.importance import unit_scores
 
@@ -267,6 +269,7 @@ def test_compensation_is_exact_for_constant_units():
     assert 5 in plan.keep["ffn", "encoder.0"]  # without compensation it matters
 
 
+@pytest.mark.thorough
 def test_compensated_shrunk_equals_compensated_masked():
     model = zoo.build("gpt2")
     plan = plan_shrink(model, heads=0.5, ffn=0.5, importance="activation", data=data_for("gpt2"), round_to=4)
@@ -274,6 +277,7 @@ def test_compensated_shrunk_equals_compensated_masked():
     close(apply_plan(model, plan)(zoo.inputs("gpt2")), masked(model, plan)(zoo.inputs("gpt2")))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["bert", "llama", pytest.param("bart", marks=pytest.mark.slow)])
 def test_fitted_shrunk_equals_fitted_masked(name):
     model = zoo.build(name)

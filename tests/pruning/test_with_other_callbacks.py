@@ -101,6 +101,7 @@ def test_checkpoints_carry_the_masks_of_their_epoch(before, tmp_path):
     assert zeros(again.trainable_variables) == 0.75
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("before", [True, False])
 def test_goes_on_from_a_backup(before, tmp_path):
     class Stop(keras.callbacks.Callback):
@@ -123,6 +124,7 @@ def test_goes_on_from_a_backup(before, tmp_path):
     assert results == [(12, 0.75), (12, 0.75)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("before", [True, False])
 @pytest.mark.parametrize("each_epoch", [True, False])
 def test_averages_of_the_optimizer_are_as_sparse(before, each_epoch, tmp_path):

@@ -247,7 +247,7 @@ def test_signatures_share_the_large_pieces(text_export):
     # What TensorFlow prepares once, not once a call: the attention to prompts and the tokenizer.
     apart = [f.signature.name for f in graph.library.function if f.attr["_noinline"].b]
     assert sorted(name.removeprefix("__inference_").rsplit("_", 1)[0] for name in apart) == [
-        "attend_causally",
+        "attend_by_parts",
         "encode",
     ]
 

@@ -131,25 +131,28 @@ class Layers:
         The queries of a long sequence come in parts, and each part meets the keys up to its own end only: 5/8 of the
         work on scores are left.
         """
+        tensors = (query, key, value, mask)
+        scores: dict[str, Any] = {"scale": scale, "soft_cap": soft_cap}
+        return tf.cond(
+            tf.shape(query)[2] < LONG,
+            lambda: self.attend(*tensors, **scores),
+            # Out of line: beside a long prompt the call is nothing, and short ones do not pay for it.
+            lambda: self.call(self.attend_by_parts, *tensors, inline=False, **scores),
+        )
+
+    def attend_by_parts(self, query, key, value, mask, scale: float, soft_cap: float | None = None) -> tf.Tensor:
         batch, length = tf.shape(query)[0], tf.shape(query)[2]
         features = query.shape[1] * query.shape[3]
-
-        def whole():
-            return self.attend(query, key, value, mask, scale, soft_cap)
-
-        def by_parts():
-            size = -(-length // PARTS)
-            found = []
-            for part in range(PARTS):
-                # Too few positions for all parts leave the last ones empty.
-                start, end = tf.minimum(part * size, length), tf.minimum((part + 1) * size, length)
-                seen, last = slice(None, end), part == PARTS - 1
-                keys, values = (key, value) if last else (key[:, :, seen], value[:, :, seen])
-                some = self.attend(query[:, :, start:end], keys, values, mask[..., start:end, seen], scale, soft_cap)
-                found.append(tf.reshape(some, [batch, end - start, features]))
-            return tf.reshape(tf.concat(found, axis=1), [-1, features])
-
-        return tf.cond(length < LONG, whole, by_parts)
+        size = -(-length // PARTS)
+        found = []
+        for part in range(PARTS):
+            # Too few positions for all parts leave the last ones empty.
+            start, end = tf.minimum(part * size, length), tf.minimum((part + 1) * size, length)
+            seen, last = slice(None, end), part == PARTS - 1
+            keys, values = (key, value) if last else (key[:, :, seen], value[:, :, seen])
+            some = self.attend(query[:, :, start:end], keys, values, mask[..., start:end, seen], scale, soft_cap)
+            found.append(tf.reshape(some, [batch, end - start, features]))
+        return tf.reshape(tf.concat(found, axis=1), [-1, features])
 
     def after_attention(self, block: specs.Block, x: tf.Tensor, attended: tf.Tensor) -> tf.Tensor:
         """Output projection, the norm that may follow it, and the residual. attended [rows, heads * head_dim]."""

@@ -157,7 +157,7 @@ class Network(tf.Module):
             keys.append(key)
             values.append(value)
             queries: Any = length
-            attend: Callable[..., tf.Tensor] = functools.partial(layers.call, layers.attend_causally, inline=False)
+            attend: Callable[..., tf.Tensor] = functools.partial(layers.call, layers.attend_causally)
             if last is not None and index == len(stack.blocks) - 1:
                 # Past its keys and values the last block owes one position of each row only.
                 query = tf.gather(query, last[:, tf.newaxis], axis=2, batch_dims=1)

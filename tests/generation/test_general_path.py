@@ -11,16 +11,17 @@ import tfvllm
 from tfvllm.errors import InputError
 from tfvllm.savedmodel import manifest, parity, protos
 
+from .models import VOCABULARY, build, prompts
 from .small_tokenizers import text_options
 
-VOCABULARY, ROOM, COUNT = 120, 32, 6
+ROOM, COUNT = 32, 6
 SMALL = {"vocabulary_size": VOCABULARY, "num_layers": 2, "hidden_dim": 32, "intermediate_dim": 48}
 GROUPED = {"num_query_heads": 4, "num_key_value_heads": 2}
 EXPERTS = {"num_experts": 4, "top_k": 2}
 
 
-def falcon(**kept):
-    backbone = keras_nlp.models.FalconBackbone(num_attention_heads=4, **{**SMALL, **kept})
+def falcon():
+    backbone = keras_nlp.models.FalconBackbone(num_attention_heads=4, **SMALL)
     return keras_nlp.models.FalconCausalLM(backbone, None)
 
 
@@ -107,22 +108,10 @@ THOROUGH = (mixtral, rwkv7)
 FIXED = (rwkv7, qwen3_5)  # must know how long rows are
 
 
-def built(make, **kept):
-    keras.utils.set_random_seed(11)
-    model = make(**kept)
-    random = np.random.default_rng(1)
-    for variable in model.variables:  # weights large enough to have opinions
-        if len(variable.shape) > 1:
-            variable.assign(random.normal(size=variable.shape) * 0.25)
+def built(make):
+    model = build(make)
     model.compile(sampler="greedy", jit_compile=False)
     return model
-
-
-def prompts(lengths) -> tuple[np.ndarray, np.ndarray]:
-    """(ids, mask), rows of these lengths, right-padded."""
-    ids = np.random.default_rng(3).integers(3, VOCABULARY, [len(lengths), max(lengths)]).astype("int32")
-    mask = np.arange(max(lengths)) < np.array(lengths)[:, np.newaxis]
-    return ids * mask, mask.astype("int32")
 
 
 def keras_greedy(model, ids: np.ndarray, mask: np.ndarray, room: int = COUNT) -> np.ndarray:

@@ -67,7 +67,7 @@ def command(model, destination, task, labels, max_length, max_source_length, pre
     if publish:
         destination = _next_version(destination)
     check_new(destination, overwrite=overwrite)
-    where = located(model)
+    source = located(model) or model
     import_tensorflow()
     with no_stderr():
         import keras_nlp  # noqa: F401
@@ -81,9 +81,9 @@ def command(model, destination, task, labels, max_length, max_source_length, pre
     asked = {"labels": named, "max_length": max_length}
     check_call(task, precision=precision, options=[*given, *(name for name in asked if asked[name] is not None)])
     with no_stderr():
-        loaded = load(model if where is None else where, task)
+        loaded = load(source, task)
     given = {**stated_options(loaded, task), **given}
-    for note in forgotten(loaded, where or Path(model), [*given, *(name for name in asked if asked[name] is not None)]):
+    for note in forgotten(loaded, Path(source), [*given, *(name for name in asked if asked[name] is not None)]):
         click.echo(f"note: {note}", err=True)
     path = export(
         loaded,

@@ -74,7 +74,7 @@ def export_task(
     spec = read(model, "CausalLM") if has_reader(model) else None
     if spec is None:
         refuse_more_than_text(model)
-    if spec is not None and spec.encoder is not None:
+    elif spec.encoder is not None:
         raise InputError(f"{type(model).__name__} is sequence to sequence; expected a causal LM. Use task='translate'.")
     if preprocessor is not None and max_length is None:
         max_length = preprocessor.sequence_length
@@ -104,7 +104,7 @@ def export_task(
     }
     generator: Generator
     if spec is None:
-        precision = own_precision(model, precision, target)
+        precision = _own_precision(model, precision, target)
         generator = _general(model, shared)
         entries = _general_entries(model, generator)
     else:
@@ -134,7 +134,7 @@ def export_task(
     return {**entries, "check": lambda: _check(model, generator, precision), "warmup": _warmup(generator)}
 
 
-def own_precision(model, precision: str, target: str) -> str:
+def _own_precision(model, precision: str, target: str) -> str:
     """The precision of a model that runs as it is. Raises InputError where another one, or fused kernels, are asked."""
     own = model.backbone.compute_dtype
     name, next_step = type(model.backbone).__name__, "Leave the option out; a reader for its family would offer it."

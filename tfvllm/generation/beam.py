@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from tfvllm.generation.cache import EncoderOutput, allocate, grow_caches, relaxed_shapes, to_context, to_parts
-from tfvllm.generation.loop import BUCKET, EMPTY, LENGTH, STOP, Result, bucketed
+from tfvllm.generation.loop import BUCKET, EMPTY, LENGTH, STOP, Result, bucketed, is_one_of, least
 from tfvllm.generation.network import Network
 
 _IMPOSSIBLE = -1e9
@@ -98,15 +98,15 @@ class BeamSearch:
         self.network, self.ids, self.lengths = network, ids, lengths
         self.beams, self.stop_ids, self.pad_id = beams, stop_ids, pad_id
         self.penalty = tf.convert_to_tensor(length_penalty, tf.float32)
-        limits = [limit for limit in (max_length, network.max_positions) if limit is not None]
+        limit = least(max_length, network.max_positions)
         self.batch = tf.shape(ids)[0]
         self.steps_asked = tf.maximum(max_new_tokens, 0)
         self.width = tf.maximum(self.steps_asked, 1)  # scattering into tensors without elements is an error
         steps = self.steps_asked
-        if limits:
+        if limit is not None:
             # All rows of a search run for the same number of steps: what the longest prompt leaves.
             longest = tf.reduce_max(tf.concat([lengths, [0]], 0))
-            steps = tf.clip_by_value(min(limits) - longest, 0, steps)
+            steps = tf.clip_by_value(limit - longest, 0, steps)
         self.steps = tf.where(self.batch > 0, steps, 0)
 
     def run(self, context: EncoderOutput | None) -> list[tf.Tensor]:
@@ -175,9 +175,7 @@ class BeamSearch:
         count = min(2 * beams, beams * vocabulary)
         scores, flat = tf.math.top_k(tf.reshape(log_probs, [rows, beams * vocabulary]), count)
         parents, tokens = flat // vocabulary, flat % vocabulary
-        ended = tf.zeros_like(tokens, tf.bool)
-        for stop in self.stop_ids:
-            ended |= tokens == stop
+        ended = is_one_of(tokens, self.stop_ids)
         grown = tf.gather(state.live, parents, batch_dims=1)
         place = tf.range(tf.shape(state.live)[2]) == step
         grown = tf.where(place, tokens[..., tf.newaxis], grown)

@@ -52,8 +52,7 @@ class Generator(tf.Module):
 
     def _hold(self, codec, limits, start_ids, stop_ids, pad_id) -> None:
         self.codec: Any = codec
-        known = [limit for limit in limits if limit is not None]
-        self.max_length = min(known) if known else None
+        self.max_length = loop.least(*limits)
         self.start_ids = tuple(start_ids)
         self.stop_ids = tuple(stop_ids)
         self.pad_id = pad_id
@@ -87,11 +86,8 @@ class Generator(tf.Module):
         self, ids, lengths, max_new_tokens, controls: SamplingParams | None = None, stops=None, log_probs=False
     ):
         """See `tfvllm.generation.loop.generate`."""
-        return loop.generate(
-            self.network,
-            ids,
-            lengths,
-            max_new_tokens,
+        return self._decoded(
+            *(ids, lengths, max_new_tokens),
             controls=controls,
             stop_ids=self.stop_ids,
             stops=stops,
@@ -99,6 +95,9 @@ class Generator(tf.Module):
             log_probs=log_probs,
             pad_id=self.pad_id,
         )
+
+    def _decoded(self, *prompts, **options) -> loop.Result:
+        return loop.generate(self.network, *prompts, **options)
 
     def generate_texts(self, prompts, max_new_tokens, controls=None, stops=None, log_probs=False) -> dict:
         """string[batch] prompts -> `texts` (prompt and answer), `completions`, `finish_reasons`, the loop's outputs.

@@ -148,14 +148,9 @@ class DecodeLoop:
         self.network, self.ids, self.lengths = network, ids, lengths
         self.controls, self.stop_ids, self.stops = controls, stop_ids, stops
         self.log_probs, self.pad_id = log_probs, pad_id
-        with tf.control_dependencies([] if controls is None else sampling.valid(controls)):
-            self.max_new_tokens = tf.maximum(max_new_tokens, 0)
+        self.max_new_tokens = asked_for(max_new_tokens, controls)
         self.batch = tf.shape(ids)[0]
-        limits = [limit for limit in (max_length, network.max_positions) if limit is not None]
-        room = tf.fill([self.batch], self.max_new_tokens)
-        if limits:
-            room = tf.clip_by_value(min(limits) - lengths, 0, self.max_new_tokens)
-        self.room = tf.where(lengths > 0, room, 0)
+        self.room = room_for(lengths, self.max_new_tokens, least(max_length, network.max_positions))
         self.steps = tf.reduce_max(tf.concat([self.room, [0]], 0))
         self.uniform: Any = None
         if controls is not None:
@@ -195,7 +190,7 @@ class DecodeLoop:
         history = tf.zeros([self.batch, 0], tf.int32)
         if self.controls is not None:
             history = tf.pad(ids, [[0, 0], [0, self.max_new_tokens]])
-        reasons = tf.where(self.lengths > 0, tf.where(self.room > 0, RUNNING, LENGTH), EMPTY)
+        reasons = first_reasons(self.lengths, self.room)
         return State(
             rows=tf.range(self.batch),
             lengths=lengths,
@@ -280,9 +275,7 @@ class DecodeLoop:
             changed["scores"] = tf.tensor_scatter_nd_update(state.scores, place, kept)
         added = tf.cast(running, tf.int32)
         changed["counts"] = tf.tensor_scatter_nd_add(state.counts, rows[:, tf.newaxis], added)
-        ended = tf.zeros_like(running)
-        for stop in self.stop_ids:
-            ended |= tokens == stop
+        ended = is_one_of(tokens, self.stop_ids)
         if self.stops is not None:
             found, changed["tails"] = self.stops.found(state.tails, tokens)
             ended |= found
@@ -293,6 +286,38 @@ class DecodeLoop:
             place = tf.stack([tf.range(tf.shape(rows)[0]), state.lengths + step], axis=1)
             changed["history"] = tf.tensor_scatter_nd_update(state.history, place, tokens)
         return state._replace(**changed)
+
+
+def least(*limits: int | None) -> int | None:
+    """The smallest of several limits; None where there is none."""
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def asked_for(max_new_tokens: tf.Tensor, controls: SamplingParams | None) -> tf.Tensor:
+    """int32[]: not less than 0, and only once the controls make sense."""
+    with tf.control_dependencies([] if controls is None else sampling.valid(controls)):
+        return tf.maximum(max_new_tokens, 0)
+
+
+def room_for(lengths: tf.Tensor, max_new_tokens: tf.Tensor, limit: int | None) -> tf.Tensor:
+    """int32[batch]: how many tokens each prompt may get within `limit`; one without tokens gets none."""
+    room = tf.fill(tf.shape(lengths), max_new_tokens)
+    if limit is not None:
+        room = tf.clip_by_value(limit - lengths, 0, max_new_tokens)
+    return tf.where(lengths > 0, room, 0)
+
+
+def first_reasons(lengths: tf.Tensor, room: tf.Tensor) -> tf.Tensor:
+    """int32[batch]: why rows have ended before the first token, or that they are running."""
+    return tf.where(lengths > 0, tf.where(room > 0, RUNNING, LENGTH), EMPTY)
+
+
+def is_one_of(tokens: tf.Tensor, stop_ids: tuple[int, ...]) -> tf.Tensor:
+    """bool, of the shape of `tokens`."""
+    found = tf.zeros_like(tokens, tf.bool)
+    for stop in stop_ids:
+        found |= tokens == stop
+    return found
 
 
 def bucketed(ids: tf.Tensor, lengths: tf.Tensor, pad_id: int = 0) -> tuple[tf.Tensor, tf.Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from tfvllm.errors import InputError
@@ -46,51 +45,24 @@ class ModelGenerator(Generator):
         self._hold(codec, (max_length, positions_of(model)), start_ids, stop_ids, pad_id)
         self.fixed = fixed
 
-    def generate(self, ids, lengths, max_new_tokens, controls=None, stops=None, log_probs=False) -> Result:
-        """See `tfvllm.generation.model_step.generate`."""
-        return model_step.generate(
-            self._model,
-            ids,
-            lengths,
-            max_new_tokens,
-            controls=controls,
-            stop_ids=self.stop_ids,
-            stops=stops,
-            max_length=self.max_length,
-            fixed=self.fixed,
-            log_probs=log_probs,
-            pad_id=self.pad_id,
-        )
+    def _decoded(self, *prompts, **options) -> Result:
+        return model_step.generate(self._model, *prompts, fixed=self.fixed, **options)
 
     def step_error(self, steps: int = 3) -> float:
         """How far log-probabilities of greedy tokens by the step, traced as it is stored, lie from the model's own.
 
         The own ones are those of the model's forward pass over the same tokens. One row, the largest difference.
         """
-        ids = np.array([[1, 2]], np.int32)
+        ids, lengths = tf.constant([[1, 2]]), tf.constant([2])
+        every, known = tf.TensorSpec([None, None], tf.int32), tf.TensorSpec([None], tf.int32)
 
-        @tf.function(input_signature=[tf.TensorSpec([None, None], tf.int32), tf.TensorSpec([None], tf.int32)])
-        @tf.autograph.experimental.do_not_convert
-        def run(ids, lengths):
-            found = model_step.generate(
-                self._model,
-                ids,
-                lengths,
-                tf.constant(steps),
-                max_length=self.max_length,
-                fixed=self.fixed,
-                log_probs=True,
-            )
+        def run(ids, lengths):  # whatever would end a row
+            found = self._decoded(ids, lengths, tf.constant(steps), max_length=self.max_length, log_probs=True)
             return found.token_ids, found.log_probs
 
-        tokens, scores = (found.numpy() for found in run(tf.constant(ids), tf.constant([2])))
-        row = np.concatenate([ids, tokens], axis=1)
-        width: int = self.max_length if self.fixed and self.max_length else row.shape[1]
-        mask = np.arange(width)[np.newaxis] < row.shape[1]
-        row = np.pad(row, [(0, 0), (0, width)])[:, :width]
-        logits = self._model({"token_ids": tf.constant(row), "padding_mask": tf.constant(mask)}, training=False)
-        own = tf.nn.log_softmax(tf.cast(logits, tf.float32))[:, 1 : 1 + steps].numpy()
-        return float(np.abs(np.take_along_axis(own, tokens[..., np.newaxis], axis=2)[..., 0] - scores).max())
+        tokens, scores = tf.function(run, input_signature=[every, known], autograph=False)(ids, lengths)
+        own = self.score(tf.concat([ids, tokens], axis=1), lengths + steps)["log_probs"][:, 2:]
+        return float(tf.reduce_max(tf.abs(own - scores)))
 
     def _scores_of(self, targets, ids, lengths, context) -> tf.Tensor:
         if self.fixed:

@@ -9,13 +9,24 @@ whose prompt is longer than others' reads on in its prompt while those answer al
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from tfvllm.generation import sampling
-from tfvllm.generation.loop import EMPTY, LENGTH, RUNNING, STOP, Result, bucketed
+from tfvllm.generation.loop import (
+    LENGTH,
+    RUNNING,
+    STOP,
+    Result,
+    asked_for,
+    bucketed,
+    first_reasons,
+    is_one_of,
+    room_for,
+)
 from tfvllm.generation.sampling import SamplingParams
 
 
@@ -41,35 +52,46 @@ def generate(
         model: a keras-nlp `CausalLM` that reads text alone.
         fixed: rows are `max_length` long whatever comes, for models that must know how long; else as long as needed.
     """
-    with tf.control_dependencies([] if controls is None else sampling.valid(controls)):
-        max_new_tokens = tf.maximum(max_new_tokens, 0)
+    max_new_tokens = asked_for(max_new_tokens, controls)
     batch = tf.shape(ids)[0]
-    room = tf.fill([batch], max_new_tokens)
-    if max_length is not None:
-        room = tf.clip_by_value(max_length - lengths, 0, max_new_tokens)
-    room = tf.where(lengths > 0, room, 0)
-    uniform = tf.zeros([batch, 0]) if controls is None else sampling.uniforms(controls.seed, batch, max_new_tokens)
     # Models may reduce over rows: an empty batch gets one to compute with.
     spare = tf.cast(batch == 0, tf.int32)
-    ids, read = bucketed(tf.pad(ids, [[0, spare], [0, 0]]), tf.pad(lengths, [[0, spare]]), pad_id)
-    lengths, room = tf.pad(lengths, [[0, spare]]), tf.pad(room, [[0, spare]])
-    uniform = tf.pad(uniform, [[0, spare], [0, 0]])
+    ids, lengths = tf.pad(ids, [[0, spare], [0, 0]]), tf.pad(lengths, [[0, spare]])
+    room = room_for(lengths, max_new_tokens, max_length)
+    uniform = None if controls is None else sampling.uniforms(controls.seed, batch + spare, max_new_tokens)
+    ids, read = bucketed(ids, lengths, pad_id)
     ids = tf.where(tf.sequence_mask(read, tf.shape(ids)[1]), ids, pad_id)
-    steps = tf.reduce_max(room)
     if fixed:
         assert max_length is not None, "a fixed length must be known"
         ids = tf.pad(ids[:, :max_length], [[0, 0], [0, max_length - tf.minimum(tf.shape(ids)[1], max_length)]])
         ids = tf.ensure_shape(ids, [None, max_length])
-    loop = _Loop(ids, lengths, read, room, steps, max_new_tokens, uniform, controls, stop_ids, stops, log_probs, pad_id)
+    loop = _Loop(
+        start=_State(
+            reasons=first_reasons(lengths, room),
+            counts=tf.zeros_like(lengths),
+            tails=tf.fill(tf.shape(lengths), ""),
+            tokens=tf.fill([batch + spare, max_new_tokens], pad_id),
+            scores=tf.zeros([batch + spare, max_new_tokens if log_probs else 0]),
+            history=ids[:, :0] if controls is None else tf.pad(ids, [[0, 0], [0, max_new_tokens]]),
+        ),
+        read=read,
+        room=room,
+        uniform=uniform,
+        controls=controls,
+        stop_ids=stop_ids,
+        stops=stops,
+        log_probs=log_probs,
+        pad_id=pad_id,
+    )
     with sampled_by(model, loop):
-        model.generate_step(features(model)(ids, read, steps, fixed), stop_token_ids=None)
-    found = loop.result
-    assert found is not None, "the model did not ask its sampler"
+        model.generate_step(features(model)(ids, read, tf.reduce_max(room), fixed), stop_token_ids=None)
+    end = loop.end
+    assert end is not None, "the model did not ask its sampler"
     return Result(
-        token_ids=found.token_ids[:batch],
-        lengths=found.lengths[:batch],
-        reasons=found.reasons[:batch],
-        log_probs=None if found.log_probs is None else found.log_probs[:batch],
+        token_ids=end.tokens[:batch],
+        lengths=end.counts[:batch],
+        reasons=end.reasons[:batch],
+        log_probs=end.scores[:batch] if log_probs else None,
     )
 
 
@@ -119,83 +141,78 @@ def _two_sequences(ids: tf.Tensor, lengths: tf.Tensor, steps: tf.Tensor, fixed: 
     }
 
 
-class _Loop:
-    """In the place of a keras-nlp sampler: the loop over new tokens. `result` is what it found."""
+class _State(NamedTuple):
+    """What is known of the rows: reasons, counts int32[rows]; tails string[rows], as `stops` wants them.
 
-    def __init__(
-        self, ids, lengths, read, room, steps, max_new_tokens, uniform, controls, stop_ids, stops, log_probs, pad_id
-    ):
-        self.ids, self.lengths, self.read, self.room, self.steps = ids, lengths, read, room, steps
-        self.max_new_tokens, self.uniform, self.controls = max_new_tokens, uniform, controls
-        self.stop_ids, self.stops, self.log_probs, self.pad_id = stop_ids, stops, log_probs, pad_id
-        self.result: Result | None = None
+    tokens int32[rows, max_new_tokens] and scores float32, its shape or [rows, 0]: the answers; history int32, [rows,
+    room] or [rows, 0]: prompts and answers.
+    """
+
+    reasons: tf.Tensor
+    counts: tf.Tensor
+    tails: tf.Tensor
+    tokens: tf.Tensor
+    scores: tf.Tensor
+    history: tf.Tensor
+
+
+@dataclasses.dataclass
+class _Loop:
+    """In the place of a keras-nlp sampler: the loop over new tokens, from `start` to `end`."""
+
+    start: _State
+    read: tf.Tensor
+    room: tf.Tensor
+    uniform: tf.Tensor | None
+    controls: SamplingParams | None
+    stop_ids: tuple[int, ...]
+    stops: Any
+    log_probs: bool
+    pad_id: int
+    end: _State | None = None
 
     def __call__(self, next, prompt, cache=None, index=0, mask=None, **_):
-        rows, width = tf.shape(prompt)[0], tf.shape(prompt)[1]
+        width = tf.shape(prompt)[1]
         # How far a row's prompt goes in what this model steps over, which need not be the prompt alone.
         behind = tf.reduce_sum(tf.cast(mask, tf.int32), axis=-1)
-        every = tf.range(rows)
-        running = tf.where(self.lengths > 0, tf.where(self.room > 0, RUNNING, LENGTH), EMPTY)
-        state = {
-            "reasons": running,
-            "counts": tf.zeros([rows], tf.int32),
-            "tails": tf.fill([rows], ""),
-            "tokens": tf.fill([self.max_new_tokens, rows], self.pad_id),
-            "scores": tf.zeros([self.max_new_tokens, rows] if self.log_probs else [0, 0]),
-            "history": tf.pad(self.ids, [[0, 0], [0, self.max_new_tokens]]) if self.controls else tf.zeros([rows, 0]),
-        }
+        first_cache = () if cache is None else cache
 
         def unfinished(index, prompt, cache, state):
-            return (index < width) & tf.reduce_any(state["reasons"] == RUNNING)
+            return (index < width) & tf.reduce_any(state.reasons == RUNNING)
 
         def advance(index, prompt, cache, state):
-            state = dict(state)
             logits, _, cache = next(prompt, cache, index)
-            logits = tf.cast(logits, tf.float32)
             step = index - behind  # int32[rows], below 0 while a row's prompt is read
-            place = tf.clip_by_value(step, 0, tf.maximum(self.max_new_tokens - 1, 0))
-            answering = (step >= 0) & (state["reasons"] == RUNNING)
-            tokens = self._next_tokens(logits, place, state["history"])
-            written = tf.where(answering, tokens, self.pad_id)
-            cell = tf.stack([place, every], axis=1)
-            kept = tf.gather_nd(state["tokens"], cell)
-            state["tokens"] = tf.tensor_scatter_nd_update(state["tokens"], cell, tf.where(answering, written, kept))
-            if self.log_probs:
-                score = sampling.log_probability(logits, tokens)
-                kept = tf.gather_nd(state["scores"], cell)
-                score = tf.where(answering, score, kept)
-                state["scores"] = tf.tensor_scatter_nd_update(state["scores"], cell, score)
-            if self.controls is not None:
-                cell = tf.stack([every, self.read + place], axis=1)
-                kept = tf.gather_nd(state["history"], cell)
-                changed = tf.where(answering, written, kept)
-                state["history"] = tf.tensor_scatter_nd_update(state["history"], cell, changed)
-            state["counts"] += tf.cast(answering, tf.int32)
-            ended = tf.zeros_like(answering)
-            for stop in self.stop_ids:
-                ended |= tokens == stop
-            if self.stops is not None:
-                found, tails = self.stops.found(state["tails"], tokens)
-                state["tails"] = tf.where(answering, tails, state["tails"])
-                ended |= found
-            reason = tf.where(ended, STOP, tf.where(step + 1 >= self.room, LENGTH, RUNNING))
-            state["reasons"] = tf.where(answering, reason, state["reasons"])
-            here = tf.range(width) == index
-            new = tf.where(step >= 0, written, prompt[:, index])
-            prompt = tf.where(here, tf.cast(new, prompt.dtype)[:, tf.newaxis], prompt)
-            cache = tf.nest.map_structure(_shaped_as, cache, first_cache)
-            return index + 1, prompt, cache, state
+            tokens, state = self._record(tf.cast(logits, tf.float32), step, state)
+            new = tf.where(step >= 0, tokens, tf.cast(prompt[:, index], tf.int32))
+            prompt = tf.where(tf.range(width) == index, tf.cast(new, prompt.dtype)[:, tf.newaxis], prompt)
+            return index + 1, prompt, tf.nest.map_structure(_shaped_as, cache, first_cache), state
 
-        first_cache = () if cache is None else cache
-        variables = (tf.cast(index, tf.int32), prompt, first_cache, state)
-        _, prompt, _, state = tf.while_loop(unfinished, advance, variables)
-        self.result = Result(
-            token_ids=tf.transpose(state["tokens"]),
-            lengths=state["counts"],
-            reasons=state["reasons"],
-            log_probs=tf.transpose(state["scores"]) if self.log_probs else None,
-        )
+        variables = (tf.cast(index, tf.int32), prompt, first_cache, self.start)
+        _, prompt, _, self.end = tf.while_loop(unfinished, advance, variables)
         return prompt
+
+    def _record(self, logits: tf.Tensor, step: tf.Tensor, state: _State) -> tuple[tf.Tensor, _State]:
+        """The next tokens int32[rows] of the rows that are answering, and what is known of the rows with them."""
+        answering = (step >= 0) & (state.reasons == RUNNING)
+        place = tf.clip_by_value(step, 0, tf.maximum(tf.shape(state.tokens)[1] - 1, 0))
+        tokens = self._next_tokens(logits, place, state.history)
+        changed: dict[str, tf.Tensor] = {
+            "tokens": _put(state.tokens, place, tokens, answering),
+            "counts": state.counts + tf.cast(answering, tf.int32),
+        }
+        if self.log_probs:
+            changed["scores"] = _put(state.scores, place, sampling.log_probability(logits, tokens), answering)
+        if self.controls is not None:
+            changed["history"] = _put(state.history, self.read + place, tokens, answering)
+        ended = is_one_of(tokens, self.stop_ids)
+        if self.stops is not None:
+            found, tails = self.stops.found(state.tails, tokens)
+            changed["tails"] = tf.where(answering, tails, state.tails)
+            ended |= found
+        reason = tf.where(ended, STOP, tf.where(step + 1 >= self.room, LENGTH, RUNNING))
+        changed["reasons"] = tf.where(answering, reason, state.reasons)
+        return tf.where(answering, tokens, self.pad_id), state._replace(**changed)
 
     def _next_tokens(self, logits, place, history):
         if self.controls is None:
@@ -203,6 +220,12 @@ class _Loop:
         changed = sampling.apply_penalties(logits, history, self.read + place, self.controls)
         uniform = tf.gather(self.uniform, place, batch_dims=1)
         return sampling.sample_next(changed, uniform, self.controls)
+
+
+def _put(table: tf.Tensor, place: tf.Tensor, values: tf.Tensor, where: tf.Tensor) -> tf.Tensor:
+    """`table` [rows, room] with values [rows] in the columns place [rows] of the rows where bool[rows] says so."""
+    here = (tf.range(tf.shape(table)[1]) == place[:, tf.newaxis]) & where[:, tf.newaxis]
+    return tf.where(here, values[:, tf.newaxis], table)
 
 
 def _shaped_as(new: tf.Tensor, old: tf.Tensor) -> tf.Tensor:

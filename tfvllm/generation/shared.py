@@ -16,8 +16,8 @@ class SharedFunctions:
     A SavedModel then holds each of these large pieces once, however many signatures and loops read it: it is smaller
     and loaded sooner. TensorFlow puts the pieces back in line when it prepares to run a signature.
 
-    What is called for every layer and takes long beside a call (some 20 µs) is better left out of line: TensorFlow then
-    prepares it once. With the attention of 30 layers in line a first prompt took twice as long.
+    What is called for every layer and takes long beside a call is better left out of line: TensorFlow then prepares it
+    once. With the attention of 30 layers to long prompts in line a first prompt took twice as long.
     """
 
     def __init__(self) -> None:

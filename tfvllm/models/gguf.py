@@ -132,13 +132,14 @@ def _llama(file: _File, length: int) -> keras.Model:
     scaled = [name for name in ("rope.scaling.type", "rope.scale_linear") if f"llama.{name}" in file.fields]
     if scaled or file.holds("rope_freqs.weight"):
         raise InputError(f"{file.path} stretches its rotary positions, which is not read from GGUF files.")
-    heads, groups = file.value("attention.head_count"), file.value("attention.head_count_kv")
-    head_dim = file.value("embedding_length") // heads
+    sizes = _sizes(file)
+    heads, groups = sizes["num_query_heads"], sizes["num_key_value_heads"]
+    head_dim = sizes["hidden_dim"] // heads
     if file.value("rope.dimension_count", head_dim) != head_dim:
         raise InputError(f"{file.path} turns a part of each head's channels only; expected all {head_dim}.")
     words = _Words(file)
     pieces = words.kind == "llama"
-    backbone = (keras_nlp.models.LlamaBackbone if pieces else keras_nlp.models.Llama3Backbone)(**_sizes(file))
+    backbone = (keras_nlp.models.LlamaBackbone if pieces else keras_nlp.models.Llama3Backbone)(**sizes)
 
     def undo(name: str, weight: np.ndarray) -> np.ndarray:
         """llama.cpp turns neighbouring channels, Keras those of the two halves."""

@@ -82,7 +82,11 @@ def shrunk_task_class(task: Any, native_backbone: bool) -> type:
 
 def has_reader(model: Any) -> bool:
     """Whether `read` knows the model's family."""
-    return any(base.__name__ in READERS for base in type(getattr(model, "backbone", model)).__mro__)
+    return _reader_of(getattr(model, "backbone", model)) is not None
+
+
+def _reader_of(backbone: Any) -> Callable[[Any], LanguageModel] | None:
+    return next((READERS[base.__name__] for base in type(backbone).__mro__ if base.__name__ in READERS), None)
 
 
 def read(model: Any, kind: str | None = None) -> LanguageModel:
@@ -97,10 +101,10 @@ def read(model: Any, kind: str | None = None) -> LanguageModel:
             quantised by Keras.
     """
     backbone = getattr(model, "backbone", model)
-    for base in type(backbone).__mro__:
-        if base.__name__ in READERS:
-            refuse_quantised(backbone, "generation")
-            return READERS[base.__name__](backbone)
+    reader = _reader_of(backbone)
+    if reader is not None:
+        refuse_quantised(backbone, "generation")
+        return reader(backbone)
     fitting = [name for name in READERS if kind is None or (name in SEQ2SEQ) == (kind == "Seq2SeqLM")]
     within = f" in a keras-nlp {kind}" if kind else ""
     raise InputError(

@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 from functools import cache
 from pathlib import Path
 from urllib.parse import unquote
@@ -74,6 +75,19 @@ def test_both_readmes_show_the_same_code():
         FENCE.findall((ROOT / name).read_text(encoding="utf-8")) for name in ("README.md", "README.zh.md")
     )
     assert english == chinese, "copy the code blocks of README.md to README.zh.md: only README.md's are run"
+
+
+def test_python_blocks_name_only_what_they_import(tmp_path):
+    """Every block is run in a process of its own: it has the imports of no other. Found here in a second."""
+    for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")]:
+        text = page.read_text(encoding="utf-8")
+        for block in FENCE.finditer(text):
+            if block[1] == "python":
+                line = text[: block.start()].count("\n") + 1
+                (tmp_path / f"{page.name}:{line}.py").write_text(block[2], encoding="utf-8")
+    check = ["ruff", "check", "--isolated", "--no-cache", "--select=F821", "--output-format=concise", "."]
+    found = subprocess.run(check, cwd=tmp_path, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout + found.stderr
 
 
 def test_every_page_and_notebook_is_in_the_index():

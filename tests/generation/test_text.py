@@ -82,6 +82,32 @@ def test_byte_pairs(byte_pair):
     assert encode(codec, []).shape[0] == 0
 
 
+def test_many_special_tokens(byte_pair):
+    """keras-nlp's stand-ins for the second and the eleventh begin alike: it takes both for the second."""
+    special = [f"<|{name}|>" for name in "abcdefghijklmnopq"] + ["<|a|>b", "<|unknown|>"]
+    vocabulary = dict(byte_pair.vocabulary)
+    for token in special[:-1]:
+        vocabulary[token] = len(vocabulary)
+    tokenizer = keras_nlp.tokenizers.BytePairTokenizer(vocabulary, byte_pair.merges, unsplittable_tokens=special)
+    codec = codec_for(tokenizer)
+    the, dog = encode(codec, ["the", " dog"]).to_list()
+    assert the and dog
+    texts = [f"the{token} dog{token}" for token in special[:-1]]
+    assert encode(codec, texts).to_list() == [
+        [*the, vocabulary[token], *dog, vocabulary[token]] for token in special[:-1]
+    ]
+    assert encode(codec, ["<|a|><|a|>b<|b|>"]).to_list() == [[vocabulary[t] for t in ("<|a|>", "<|a|>b", "<|b|>")]]
+    unknown = encode(codec, ["the<|unknown|> dog"])  # in no vocabulary: a word like others
+    assert codec.decode(unknown).numpy()[0] == b"the<|unknown|> dog"
+    assert [text.decode() for text in codec.decode(encode(codec, [" the<|q|> dog"])).numpy()] == [" the dog"]
+
+
+def test_texts_with_the_letters_that_keras_nlp_needs_for_itself(byte_pair):
+    texts = ["\u0134A fox, \u0134B", "\u096c six", "1\u096c2 \u096c", "\u0134"]
+    codec = codec_for(byte_pair)
+    assert [text.decode() for text in codec.decode(encode(codec, texts)).numpy()] == texts
+
+
 def test_byte_pairs_keep_nothing_of_what_they_saw(byte_pair):
     codec = codec_for(byte_pair)
     encode(codec, TEXTS)

@@ -6,11 +6,16 @@ with every request. `BytePair` here computes the same tokens and keeps nothing.
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import tensorflow as tf
 import tensorflow_text as tf_text
 
 from tfvllm.errors import InputError
+
+# What a table of special tokens says of a word that is none, and of one that the vocabulary has not.
+_WORD, _NO_TOKEN = -1, -2
 
 
 class GraphTokenizer(tf.Module):
@@ -143,11 +148,10 @@ class BytePair(GraphTokenizer):
         self._merged = _table(np.array(keys, np.int64), np.array(merged, np.int64), 0)
         self._first = tf.constant(first, tf.int64)
         self._token_ids = tf.Variable([vocabulary.get(text, -1) for text in symbols], trainable=False, name="token_ids")
-        special = {token: vocabulary[token] for token in self._unsplittable if token in vocabulary}
-        self._special = (
-            _table(np.array(list(special), object), np.array(list(special.values()), np.int64), -1) if special else None
-        )
-        silent = special_ids(tokenizer) | set(special.values())
+        special = {token: vocabulary.get(token, _NO_TOKEN) for token in self._unsplittable}
+        ids = np.array(list(special.values()), np.int64)
+        self._special = _table(np.array(list(special), object), ids, _WORD) if special else None
+        silent = special_ids(tokenizer) | set(special.values()) - {_NO_TOKEN}
         pieces = [b""] * (max(vocabulary.values()) + 1)
         for text, index in vocabulary.items():
             if index not in silent:
@@ -155,18 +159,37 @@ class BytePair(GraphTokenizer):
         self._hold(pieces)
 
     def _encode(self, texts):
-        from keras_hub.src.tokenizers.byte_pair_tokenizer import split_strings_for_bpe
-
         texts = valid_utf8(texts)
         if self._prefix_space:
             texts = tf.strings.join([" ", texts])
-        words = split_strings_for_bpe(texts, self._unsplittable)
+        words = self._split(texts)
         distinct, which = tf.unique(words.flat_values)
         encoded = tf.cond(tf.size(distinct) > 0, lambda: self._words(distinct), lambda: tf.zeros([0, 1], tf.int32))
         # Rows of tokens, -1 where there is none; put each word's back in its place.
         flat = tf.RaggedTensor.from_tensor(tf.gather(encoded, which))
         kept = tf.ragged.boolean_mask(flat, flat >= 0)
         return tf.RaggedTensor.from_row_splits(kept.flat_values, tf.gather(kept.row_splits, words.row_splits))
+
+    def _split(self, texts: tf.Tensor) -> tf.RaggedTensor:
+        """string[n] -> its words and special tokens, string[n, (words)], as keras-nlp cuts text in a TensorFlow graph.
+
+        keras-nlp puts "ĴA", "ĴB", .. in the place of special tokens until all else is cut: from the eleventh on
+        ("ĴBA") the second is read within it, and texts that have these letters are changed. Here a piece is known to
+        be a special token by its place.
+        """
+        texts = _with_borders(texts)
+        if self._special is None:
+            return _without_borders(_cut(texts))
+        # RE2 takes the first that matches: of two that begin alike, the longer one.
+        either = "|".join(re.escape(token) for token in sorted(self._unsplittable, key=len, reverse=True))
+        pieces = tf_text.regex_split(texts, either, either)
+        special = self._special.lookup(pieces.flat_values) != _WORD
+        words = _cut(tf.where(special, "-", pieces.flat_values))  # one word in the place of each special token
+        of = words.value_rowids()
+        flat = tf.where(tf.gather(special, of), tf.gather(pieces.flat_values, of), words.flat_values)
+        return _without_borders(
+            tf.RaggedTensor.from_row_splits(flat, tf.gather(words.row_splits, pieces.row_splits), validate=False)
+        )
 
     def _words(self, words: tf.Tensor) -> tf.Tensor:
         """string[n] -> int32[n, longest], -1 beyond a word's tokens."""
@@ -206,6 +229,33 @@ class BytePair(GraphTokenizer):
             only = tf.concat([special[:, tf.newaxis], tf.fill([tf.shape(ids)[0], width - 1], -1)], axis=1)
             ids = tf.where(special[:, tf.newaxis] >= 0, only, ids)
         return ids
+
+
+# How keras-nlp's `split_strings_for_bpe` does without looking ahead: a border before a space that begins a word, so
+# that the spaces before it are words of their own. Its border is U+096C, a digit of texts; ours is none of a text.
+_BORDER = "\U0010ffff"
+
+
+def _with_borders(texts: tf.Tensor) -> tf.Tensor:
+    from keras_hub.src.tokenizers.byte_pair_tokenizer import SPECIAL_WHITESPACES
+
+    texts = tf.strings.regex_replace(texts, rf"( )([^\s{SPECIAL_WHITESPACES}])", rf"{_BORDER}\1\2")
+    return tf.strings.regex_replace(texts, rf"(\s{SPECIAL_WHITESPACES})$", rf"\1{_BORDER}")
+
+
+def _cut(texts: tf.Tensor) -> tf.RaggedTensor:
+    """string[n] -> string[n, (words)], borders among them."""
+    from keras_hub.src.tokenizers import byte_pair_tokenizer as keras_hub_pairs
+
+    words = texts
+    for pattern in (keras_hub_pairs.SPLIT_PATTERN_1, keras_hub_pairs.SPLIT_PATTERN_2):
+        pattern = pattern.replace("६", _BORDER)
+        words = tf_text.regex_split(words, pattern, pattern)
+    return words.merge_dims(1, 2)
+
+
+def _without_borders(words: tf.RaggedTensor) -> tf.RaggedTensor:
+    return tf.ragged.boolean_mask(words, words != _BORDER)
 
 
 class SentencePiece(GraphTokenizer):

@@ -103,6 +103,33 @@ def gemma3(vocabulary=VOCABULARY, layers=7, preprocessor=None):
     return M.Gemma3CausalLM(preprocessor=preprocessor, backbone=backbone)
 
 
+_GROUPED = {"num_query_heads": 4, "num_key_value_heads": 2, "hidden_dim": 32, "intermediate_dim": 48}
+_EXPERTS = {**_GROUPED, "num_experts": 4, "top_k": 2}
+
+
+def mixtral(vocabulary=VOCABULARY, layers=2, preprocessor=None, **options):
+    backbone = M.MixtralBackbone(vocabulary, num_layers=layers, sliding_window=6, **{**_EXPERTS, **options})
+    return M.MixtralCausalLM(backbone, preprocessor)
+
+
+def qwen_moe(vocabulary=VOCABULARY, layers=2, preprocessor=None):
+    """One layer with experts and one without."""
+    options = {"moe_intermediate_dim": 24, "shared_expert_intermediate_dim": 40, "layer_norm_epsilon": 1e-6}
+    backbone = M.QwenMoeBackbone(vocabulary, num_layers=layers, mlp_only_layers=[0], **options, **_EXPERTS)
+    return M.QwenMoeCausalLM(backbone, preprocessor)
+
+
+def qwen3_moe(vocabulary=VOCABULARY, layers=2, preprocessor=None):
+    options = {"head_dim": 12, "moe_intermediate_dim": 24, "norm_top_k_prob": True, "sliding_window_size": 6}
+    backbone = M.Qwen3MoeBackbone(vocabulary, num_layers=layers, **options, **_EXPERTS)
+    return M.Qwen3MoeCausalLM(backbone, preprocessor)
+
+
+def gpt_oss(vocabulary=VOCABULARY, layers=2, preprocessor=None):
+    backbone = M.GptOssBackbone(vocabulary, num_layers=layers, sliding_window=5, head_dim=12, **_EXPERTS)
+    return M.GptOssCausalLM(backbone, preprocessor)
+
+
 def bart(vocabulary=VOCABULARY, layers=2, preprocessor=None):
     return M.BartSeq2SeqLM(M.BartBackbone(vocabulary, layers, 4, 32, 64, max_sequence_length=64), preprocessor)
 
@@ -116,7 +143,10 @@ def t5_untied(vocabulary=VOCABULARY, layers=2, preprocessor=None):
     return M.T5Seq2SeqLM(M.T5Backbone(vocabulary, layers, 4, 32, 64, **options), preprocessor)
 
 
-CAUSAL = (gpt2, opt, bloom, gpt_neo_x, phi3, llama, llama3, mistral, qwen, qwen3, gemma, gemma2, gemma3)
+CAUSAL = (
+    *(gpt2, opt, bloom, gpt_neo_x, phi3, llama, llama3, mistral, qwen, qwen3, gemma, gemma2, gemma3),
+    *(mixtral, qwen_moe, qwen3_moe, gpt_oss),
+)
 SEQ2SEQ = (bart, t5, t5_untied)
 
 

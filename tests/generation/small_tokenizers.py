@@ -26,12 +26,16 @@ BYTE_PAIRS = {
     ),
     "qwen": ("Qwen", ["<unused>", "<|endoftext|>"]),
     "qwen3": ("Qwen3", ["<unused>", "<|im_end|>", "<|endoftext|>"]),
+    "qwen_moe": ("QwenMoe", ["<unused>", "<|endoftext|>"]),
+    "qwen3_moe": ("Qwen3Moe", ["<unused>", "<|im_end|>", "<|endoftext|>"]),
+    "gpt_oss": ("GptOss", ["<unused>", "<|endoftext|>"]),
     "bart": ("Bart", ["<pad>", "<s>", "</s>", "<mask>"]),
 }
 SENTENCE_PIECES = {
     "phi3": ("Phi3", "<unk>", "<s>", "</s>", ["<|endoftext|>"]),
     "llama": ("Llama", "<unk>", "<s>", "</s>", []),
     "mistral": ("Mistral", "<unk>", "<s>", "</s>", []),
+    "mixtral": ("Mixtral", "<unk>", "<s>", "</s>", []),
     "gemma": ("Gemma", "<pad>", "<bos>", "<eos>", []),
     "gemma2": ("Gemma", "<pad>", "<bos>", "<eos>", []),
     "gemma3": ("Gemma3", "<pad>", "<bos>", "<eos>", ["<start_of_turn>", "<end_of_turn>"]),

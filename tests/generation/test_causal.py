@@ -10,7 +10,21 @@ from tfvllm.generation.generator import Generator
 from tfvllm.graph.probes import check_runs
 from tfvllm.models import read
 
-from .models import CAUSAL, VOCABULARY, bloom, build, families, gemma2, gemma3, gpt2, gpt_neo_x, llama, mistral, prompts
+from .models import (
+    CAUSAL,
+    VOCABULARY,
+    bloom,
+    build,
+    families,
+    gemma2,
+    gemma3,
+    gpt2,
+    gpt_neo_x,
+    gpt_oss,
+    llama,
+    mistral,
+    prompts,
+)
 from .reference import keras_generate, log_probs
 
 
@@ -41,7 +55,9 @@ def test_greedy_tokens_are_keras_own(make):
     np.testing.assert_array_equal(lengths, [12] * 5)
 
 
-@pytest.mark.parametrize("make", families((gpt2, bloom, mistral, gemma2, gemma3), quick=(gpt2,), thorough=(gemma2,)))
+@pytest.mark.parametrize(
+    "make", families((gpt2, bloom, mistral, gemma2, gemma3, gpt_oss), quick=(gpt2,), thorough=(gemma2,))
+)
 def test_prompts_long_enough_for_attention_by_parts(make, monkeypatch):
     monkeypatch.setattr(layers, "LONG", 4)
     model = build(make)

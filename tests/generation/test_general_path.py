@@ -1,4 +1,7 @@
-"""Families that no reader knows: keras-nlp's own step inside the loop, through SavedModels in a fresh process."""
+"""Families that no reader knows: keras-nlp's own step inside the loop, through SavedModels in a fresh process.
+
+Some of these have a reader; here it is not looked for.
+"""
 
 import types
 
@@ -9,6 +12,7 @@ import pytest
 
 import tfvllm
 from tfvllm.errors import InputError
+from tfvllm.models import registry
 from tfvllm.savedmodel import manifest, parity, protos
 
 from .models import VOCABULARY, build, prompts
@@ -100,6 +104,13 @@ def qwen3_5():
         **GROUPED,
     )
     return keras_nlp.models.Qwen3_5CausalLM(backbone, None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_readers():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "READERS", {})
+        yield
 
 
 FAMILIES = (falcon, mixtral, qwen_moe, qwen3_moe, gpt_oss, smollm3, rwkv7, qwen3_5)

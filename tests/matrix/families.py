@@ -170,6 +170,7 @@ _ENCODERS = {
 _END = "<|endoftext|>"
 _LLAMA3 = ("<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>")
 _QWEN = {"num_layers": 2, "num_query_heads": 4, "num_key_value_heads": 2, "hidden_dim": 32, "intermediate_dim": 48}
+_EXPERTS = {**_QWEN, "num_experts": 4, "top_k": 2}
 _GEMMA = {"bos": "<bos>", "eos": "<eos>"}
 _CAUSAL = {
     "gpt2": _causal("GPT2", _pairs("GPT2", _END), **_SIZES),
@@ -184,6 +185,25 @@ _CAUSAL = {
     "qwen": _causal("Qwen", _pairs("Qwen", _END), **_QWEN),
     "qwen3": _causal("Qwen3", _pairs("Qwen3", "<|im_end|>", _END), head_dim=16, **_QWEN),
     "phi3": _causal("Phi3", _pieces("Phi3", _END), **_LLAMA),
+    "mixtral": _causal("Mixtral", _pieces("Mixtral"), sliding_window=6, **_EXPERTS),
+    "qwen_moe": _causal(
+        "QwenMoe",
+        _pairs("QwenMoe", _END),
+        moe_intermediate_dim=24,
+        shared_expert_intermediate_dim=40,
+        mlp_only_layers=[0],
+        layer_norm_epsilon=1e-6,
+        **_EXPERTS,
+    ),
+    "qwen3_moe": _causal(
+        "Qwen3Moe",
+        _pairs("Qwen3Moe", "<|im_end|>", _END),
+        head_dim=16,
+        moe_intermediate_dim=24,
+        norm_top_k_prob=True,
+        **_EXPERTS,
+    ),
+    "gpt_oss": _causal("GptOss", _pairs("GptOss", _END), sliding_window=5, head_dim=12, **_EXPERTS),
     "gemma": _causal("Gemma", _pieces("Gemma", **_GEMMA), head_dim=8, **_LLAMA),
     "gemma2": _causal(
         "Gemma",

@@ -28,6 +28,8 @@ def activate(x: tf.Tensor, activation: str) -> tf.Tensor:
         # gradient of its own: a SavedModel would hold a function for each use of it.
         wide = tf.cast(x, tf.float32)
         return tf.cast(wide * tf.sigmoid(wide), x.dtype)
+    if activation == "swish_1702":  # GPT-OSS
+        return x * tf.sigmoid(1.702 * x)
     return {"relu": tf.nn.relu, "tanh": tf.nn.tanh}[activation](x)
 
 

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from tfvllm.generation.attention import LONG, PARTS, Turns, one_row_each, softmax
 from tfvllm.generation.cache import EncoderOutput
+from tfvllm.generation.experts import each_for_its_own, route
 from tfvllm.generation.kernels import Portable, activate
 from tfvllm.generation.shared import SharedFunctions
 from tfvllm.generation.weights import read_vector
@@ -52,18 +53,46 @@ class Layers:
 
     def feed_forward(self, block: specs.Block, x: tf.Tensor, entered: tf.Tensor) -> tf.Tensor:
         """x: after attention; entered: what the block was given. Both [rows, width]."""
-        ffn = block.feed_forward
-        residual = x
+        residual, ffn = x, block.feed_forward
         x = entered if block.parallel else x
         if block.normalize_first:
             x = self.norm(block.feed_forward_norm, x)
+        x = self.experts(ffn, x) if isinstance(ffn, specs.Experts) else self.transform(ffn, x)
+        x = residual + self.norm(block.post_feed_forward_norm, x)
+        return x if block.normalize_first else self.norm(block.feed_forward_norm, x)
+
+    def transform(self, ffn: specs.FeedForward, x: tf.Tensor) -> tf.Tensor:
+        """[rows, width] -> the same."""
         if ffn.gated:
             gate, up = tf.split(self.linear(ffn.up, x), 2, axis=-1)
             x = activate(gate, ffn.activation) * up
         else:
             x = self.linear(ffn.up, x, ffn.activation)
-        x = residual + self.norm(block.post_feed_forward_norm, self.linear(ffn.output, x))
-        return x if block.normalize_first else self.norm(block.feed_forward_norm, x)
+        return self.linear(ffn.output, x)
+
+    def experts(self, experts: specs.Experts, x: tf.Tensor) -> tf.Tensor:
+        """[rows, width] -> the same."""
+        weights, chosen = route(self.linear(experts.router, x), experts.top, experts.normalized)
+        names = ("up", "output", "up_bias", "output_bias")
+        # Read once; one expert's part of what was read is no copy.
+        read = {name: tf.convert_to_tensor(v) for name in names if (v := getattr(experts, name)) is not None}
+
+        def product(x, name: str, expert):
+            y = tf.matmul(x, read[name][expert])
+            return y if f"{name}_bias" not in read else y + read[f"{name}_bias"][expert]
+
+        def compute(expert, x):
+            gate, up = tf.split(product(x, "up", expert), 2, axis=-1)
+            if (limit := experts.limit) is not None:
+                gate, up = tf.minimum(gate, limit), tf.clip_by_value(up, -limit, limit) + 1
+            return product(activate(gate, experts.activation) * up, "output", expert)
+
+        found = each_for_its_own(x, chosen, compute)
+        y = tf.reduce_sum(found * tf.cast(weights, x.dtype)[:, :, tf.newaxis], axis=1)
+        if experts.shared is None:
+            return y
+        shared = self.transform(experts.shared, x)
+        return y + (shared if experts.shared_gate is None else shared * tf.sigmoid(self.linear(experts.shared_gate, x)))
 
     def query_key_value(self, attention: specs.Attention, x, turns: Turns, shape: Callable[[int, int], Any] | None):
         """x [batch * length, width] -> three [batch, heads, length, head_dim].
@@ -87,8 +116,10 @@ class Layers:
         query, key = tf.split(turns.turn(attention.rotary, rotated), [heads, kv_heads], axis=1)
         return query, key, value
 
-    def attend(self, query, key, value, mask, scale: float, soft_cap: float | None = None) -> tf.Tensor:
-        """Attention with grouped heads.
+    def attend(
+        self, query, key, value, mask, sinks: tuple = (), *, scale: float, soft_cap: float | None = None
+    ) -> tf.Tensor:
+        """Attention with grouped heads. `sinks`: nothing, or [heads]: a score more in each softmax, without a value.
 
         query [batch, heads, queries, head_dim]; key, value [batch, kv_heads, keys, head_dim]; mask float32, broadcast
         to [batch, heads, queries, keys] and added to the scores -> [batch * queries, heads * head_dim].
@@ -98,7 +129,7 @@ class Layers:
         if not single:
             batch, queries = tf.shape(query)[0], tf.shape(query)[2]
         # The heads of a group stand where its queries do. A mask that is one for all heads fits them as they stand.
-        apart = grouped and not (single and mask.shape[-3] == 1)
+        apart = grouped and not (single and mask.shape[-3] == 1 and not sinks)
         if apart:
             scores_shape = tf.stack([tf.shape(query)[0], heads, tf.shape(query)[2], tf.shape(key)[2]])
         if scale != 1.0:
@@ -115,8 +146,11 @@ class Layers:
         if soft_cap is not None:
             scores = soft_cap * tf.tanh(scores / soft_cap)
         scores += mask
+        if sinks:
+            column = tf.cast(tf.reshape(sinks[0], [heads, 1, 1]), tf.float32)
+            scores = tf.concat([scores, tf.broadcast_to(column, [*tf.unstack(tf.shape(scores))[:3], 1])], axis=-1)
         weights = self.call(softmax, scores) if single else tf.nn.softmax(scores)
-        weights = tf.cast(weights, value.dtype)
+        weights = tf.cast(weights[..., :-1] if sinks else weights, value.dtype)
         if apart:
             weights = tf.reshape(weights, grouped_shape)
         attended = tf.cast(product(weights, value), self.dtype)
@@ -125,14 +159,13 @@ class Layers:
         attended = tf.reshape(attended, [batch, heads, queries, head_dim])
         return tf.reshape(tf.transpose(attended, [0, 2, 1, 3]), [-1, heads * head_dim])
 
-    def attend_causally(self, query, key, value, mask, scale: float, soft_cap: float | None = None) -> tf.Tensor:
+    def attend_causally(self, query, key, value, mask, sinks: tuple = (), **scores) -> tf.Tensor:
         """`attend` of as many queries as keys, none of which sees a later key.
 
         The queries of a long sequence come in parts, and each part meets the keys up to its own end only: 5/8 of the
         work on scores are left.
         """
-        tensors = (query, key, value, mask)
-        scores: dict[str, Any] = {"scale": scale, "soft_cap": soft_cap}
+        tensors = (query, key, value, mask, sinks)
         return tf.cond(
             tf.shape(query)[2] < LONG,
             lambda: self.attend(*tensors, **scores),
@@ -140,7 +173,7 @@ class Layers:
             lambda: self.call(self.attend_by_parts, *tensors, inline=False, **scores),
         )
 
-    def attend_by_parts(self, query, key, value, mask, scale: float, soft_cap: float | None = None) -> tf.Tensor:
+    def attend_by_parts(self, query, key, value, mask, sinks: tuple = (), **scores) -> tf.Tensor:
         batch, length = tf.shape(query)[0], tf.shape(query)[2]
         features = query.shape[1] * query.shape[3]
         size = -(-length // PARTS)
@@ -150,9 +183,13 @@ class Layers:
             start, end = tf.minimum(part * size, length), tf.minimum((part + 1) * size, length)
             seen, last = slice(None, end), part == PARTS - 1
             keys, values = (key, value) if last else (key[:, :, seen], value[:, :, seen])
-            some = self.attend(query[:, :, start:end], keys, values, mask[..., start:end, seen], scale, soft_cap)
+            some = self.attend(query[:, :, start:end], keys, values, mask[..., start:end, seen], sinks, **scores)
             found.append(tf.reshape(some, [batch, end - start, features]))
         return tf.reshape(tf.concat(found, axis=1), [-1, features])
+
+    def sinks(self, attention: specs.Attention) -> tuple:
+        """What `attend` takes as `sinks`."""
+        return () if attention.sinks is None else (read_vector(attention.sinks),)
 
     def after_attention(self, block: specs.Block, x: tf.Tensor, attended: tf.Tensor) -> tf.Tensor:
         """Output projection, the norm that may follow it, and the residual. attended [rows, heads * head_dim]."""
@@ -171,6 +208,6 @@ class Layers:
             x = self.norm(block.cross_norm, x)
         query = tf.reshape(self.linear(cross.query, x), [-1, queries, cross.heads, cross.head_dim])
         query = tf.transpose(query, [0, 2, 1, 3])
-        attended = self.attend(query, context.keys[index], context.values[index], context.mask, cross.scale)
+        attended = self.attend(query, context.keys[index], context.values[index], context.mask, scale=cross.scale)
         x = residual + self.linear(cross.output, attended)
         return x if block.normalize_first else self.norm(block.cross_norm, x)

@@ -110,7 +110,7 @@ class Network(tf.Module):
         for block in stack.blocks:
             n = layers.norm(block.attention_norm, x) if block.normalize_first else x
             query, key, value = layers.query_key_value(block.attention, n, turns, shape)
-            attended = layers.attend(query, key, value, mask, block.attention.scale, block.attention.soft_cap)
+            attended = layers.attend(query, key, value, mask, **_scores(block.attention))
             x = layers.feed_forward(block, layers.after_attention(block, x, attended), x)
         x = layers.norm(stack.final_norm, x)
         keys, values = [], []
@@ -166,8 +166,8 @@ class Network(tf.Module):
                 x = tf.gather(x, last + tf.range(batch) * length)
                 queries, attend = 1, layers.attend
             attention = block.attention
-            mask, scores = masks[attention.window], {"scale": attention.scale, "soft_cap": attention.soft_cap}
-            attended = attend(query, key, value, mask, **scores)
+            tensors = (query, key, value, masks[attention.window], layers.sinks(attention))
+            attended = attend(*tensors, **_scores(attention))
             entered, x = x, layers.after_attention(block, x, attended)
             x = layers.feed_forward(block, layers.cross(block, x, context, index, queries), entered)
         return layers.norm(stack.final_norm, x), keys, values
@@ -231,7 +231,8 @@ class Network(tf.Module):
                     v=tf.cast(tf.reshape(new, [-1, head_dim]), caches[which].dtype),
                 )
             key, value = (tf.reshape(cache, shape(kv_heads, head_dim)) for cache in caches[2 * index : 2 * index + 2])
-            attended = layers.attend(query, key, value, masks[attention.window], attention.scale, attention.soft_cap)
+            tensors = (query, key, value, masks[attention.window], layers.sinks(attention))
+            attended = layers.attend(*tensors, **_scores(attention))
             entered, x = x, layers.after_attention(block, x, attended)
             x = layers.feed_forward(block, layers.cross(block, x, context, index, beams), entered)
         return layers.norm(stack.final_norm, x), caches
@@ -271,6 +272,10 @@ class Network(tf.Module):
         logits = tf.cast(logits, tf.float32)
         cap = self._logit_soft_cap
         return logits if cap is None else cap * tf.tanh(logits / cap)
+
+
+def _scores(attention: specs.Attention) -> dict[str, Any]:
+    return {"scale": attention.scale, "soft_cap": attention.soft_cap}
 
 
 def _shapes(batch: tf.Tensor, length: tf.Tensor) -> Callable[[int, int], tf.Tensor]:

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 
 from tfvllm.errors import InputError
-from tfvllm.models.spec import Linear, Norm
+from tfvllm.models.spec import Attention, FeedForward, Linear, Norm
 
 
 def array(variable) -> np.ndarray:
@@ -44,6 +44,27 @@ def from_heads(layer) -> Linear:
     """An EinsumDense from heads back to the width, as [heads*head_dim, width]."""
     kernel = array(layer.kernel)
     return Linear(kernel.reshape(-1, kernel.shape[-1]), bias(layer))
+
+
+def self_attention(query, key, value, output, *, scale: float, **more) -> Attention:
+    """From the four EinsumDense layers of grouped-query attention; `more`: other fields of `spec.Attention`."""
+    kernels = [projection(layer) for layer in (query, key, value)]
+    _, _, heads, head_dim = kernels[0]
+    return Attention(
+        heads=heads,
+        kv_heads=kernels[1][2],
+        head_dim=head_dim,
+        query_key_value=merged(*[kernel[:2] for kernel in kernels]),
+        output=from_heads(output),
+        scale=scale,
+        **more,
+    )
+
+
+def gated(gate, up, output, activation) -> FeedForward:
+    """From the three Dense layers of `output(activation(gate(x)) * up(x))`."""
+    both = merged(*[(array(layer.kernel), bias(layer)) for layer in (gate, up)])
+    return FeedForward(up=both, output=dense(output), activation=activation_name(activation), gated=True)
 
 
 def dense(layer) -> Linear:

@@ -1,6 +1,6 @@
 """Llama 2 and 3, Mistral, Qwen 2 and 3: rotary positions, RMS norms, a gate, grouped-query attention."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -19,7 +19,7 @@ from keras_hub.models import (
 )
 
 from tfvllm.models import spec
-from tfvllm.models.arrays import activation_name, array, from_heads, merged, projection
+from tfvllm.models.arrays import array, gated, self_attention
 from tfvllm.models.base import (
     FFN,
     HEADS,
@@ -234,13 +234,18 @@ TASKS = {
 
 
 def read(backbone) -> spec.LanguageModel:
+    return decoder(backbone, _block)
+
+
+def decoder(backbone, block: Callable[[Any], spec.Block]) -> spec.LanguageModel:
+    """A model of blocks between an embedding and an RMS norm, as Llama's; `block` reads one of its layers."""
     embedding = backbone.token_embedding
     return spec.LanguageModel(
         family=type(backbone).__name__.removesuffix("Backbone").lower(),
         embedding=array(embedding.embeddings),
         head=None if embedding.tie_weights else array(embedding.reverse_embeddings),
         decoder=spec.Stack(
-            blocks=[_block(layer) for layer in backbone.transformer_layers],
+            blocks=[block(layer) for layer in backbone.transformer_layers],
             final_norm=rms_norm(backbone.layer_norm),
         ),
     )
@@ -261,38 +266,31 @@ def rms_norm(layer) -> spec.Norm:
 
 def _block(layer) -> spec.Block:
     attention = layer._self_attention_layer
-    query, query_bias, heads, head_dim = projection(attention._query_dense)
-    key, key_bias, kv_heads, _ = projection(attention._key_dense)
-    value, value_bias, _, _ = projection(attention._value_dense)
-    query_norm = getattr(attention, "_query_dense_layer_norm", None)
-    key_norm = getattr(attention, "_key_dense_layer_norm", None)
     return spec.Block(
         normalize_first=True,
-        attention=spec.Attention(
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
-            query_key_value=merged((query, query_bias), (key, key_bias), (value, value_bias)),
-            output=from_heads(attention._output_dense),
-            scale=float(attention._inv_norm_factor),
-            window=_window(layer, attention),
-            query_norm=None if query_norm is None else rms_norm(query_norm),
-            key_norm=None if key_norm is None else rms_norm(key_norm),
-            rotary=rotary(attention.rotary_embedding_layer, head_dim),
-        ),
+        attention=self_attention_of(attention, window=_window(layer, attention)),
         attention_norm=rms_norm(layer._self_attention_layernorm),
-        feed_forward=spec.FeedForward(
-            up=spec.Linear(
-                np.concatenate(
-                    [array(layer._feedforward_gate_dense.kernel), array(layer._feedforward_intermediate_dense.kernel)],
-                    axis=1,
-                )
-            ),
-            output=spec.Linear(array(layer._feedforward_output_dense.kernel)),
-            activation=activation_name(layer.activation),
-            gated=True,
+        feed_forward=gated(
+            layer._feedforward_gate_dense,
+            layer._feedforward_intermediate_dense,
+            layer._feedforward_output_dense,
+            layer.activation,
         ),
         feed_forward_norm=rms_norm(layer._feedforward_layernorm),
+    )
+
+
+def self_attention_of(layer, window: int | None) -> spec.Attention:
+    """Of an attention layer named as Llama's; norms of queries and keys where it has them (Qwen 3)."""
+    query_norm = getattr(layer, "_query_dense_layer_norm", None)
+    key_norm = getattr(layer, "_key_dense_layer_norm", None)
+    return self_attention(
+        *(layer._query_dense, layer._key_dense, layer._value_dense, layer._output_dense),
+        scale=float(layer._inv_norm_factor),
+        window=window,
+        query_norm=None if query_norm is None else rms_norm(query_norm),
+        key_norm=None if key_norm is None else rms_norm(key_norm),
+        rotary=rotary(layer.rotary_embedding_layer, int(layer._query_dense.kernel.shape[2])),
     )
 
 

@@ -11,14 +11,25 @@ from types import ModuleType
 from typing import Any
 
 from tfvllm.errors import InputError
-from tfvllm.models import bart, bloom, gemma, gpt_neo_x, llama, phi3, t5, transformer_decoder, transformer_encoder
+from tfvllm.models import (
+    bart,
+    bloom,
+    experts,
+    gemma,
+    gpt_neo_x,
+    llama,
+    phi3,
+    t5,
+    transformer_decoder,
+    transformer_encoder,
+)
 from tfvllm.models.base import Adapter, find_backbone
 from tfvllm.models.spec import LanguageModel
 from tfvllm.models.stored import refuse_quantised
 
 FAMILIES: tuple[ModuleType, ...] = (
     *(transformer_encoder, transformer_decoder, llama, gemma, bart, t5),
-    *(bloom, phi3, gpt_neo_x),
+    *(bloom, phi3, gpt_neo_x, experts),
 )
 _ADAPTED = tuple(family for family in FAMILIES if hasattr(family, "ADAPTER"))
 _BY_BACKBONE = {cls: family for family in _ADAPTED for pair in family.SHRUNK.items() for cls in pair}

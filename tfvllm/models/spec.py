@@ -67,6 +67,7 @@ class Attention:
     query_norm: Norm | None = None  # over head_dim, before the rotation
     key_norm: Norm | None = None
     rotary: Rotary | None = None
+    sinks: Array | None = None  # float32[heads], a logit beside every head's scores that no value belongs to (GPT-OSS)
 
 
 @dataclasses.dataclass
@@ -87,8 +88,28 @@ class FeedForward:
 
     up: Linear  # [width, inner], gated: [width, 2 * inner] = [gate | up]
     output: Linear
-    activation: str  # relu, gelu, gelu_approximate, silu, tanh, linear
+    activation: str  # relu, gelu, gelu_approximate, silu, swish_1702, tanh, linear
     gated: bool = False
+
+
+@dataclasses.dataclass
+class Experts:
+    """Feed-forwards of which each token takes the `top` that a router rates highest (Shazeer et al. 2017), all gated.
+
+    A token gets the sum of theirs, each times the router's softmax over all experts; `normalized`: over those chosen.
+    """
+
+    router: Linear  # [width, experts]
+    up: Array  # float32[experts, width, 2 * inner] = [gate | up]
+    output: Array  # float32[experts, inner, width]
+    activation: str
+    top: int
+    normalized: bool
+    up_bias: Array | None = None  # float32[experts, 2 * inner]
+    output_bias: Array | None = None  # float32[experts, width]
+    limit: float | None = None  # gates at most this, up within ±this, and then `up + 1` in its place (GPT-OSS)
+    shared: FeedForward | None = None  # one more that every token takes, times sigmoid(shared_gate(x)) (Qwen)
+    shared_gate: Linear | None = None  # [width, 1]
 
 
 @dataclasses.dataclass
@@ -99,7 +120,7 @@ class Block:
     """
 
     attention: Attention
-    feed_forward: FeedForward
+    feed_forward: FeedForward | Experts
     normalize_first: bool
     attention_norm: Norm
     feed_forward_norm: Norm

@@ -19,19 +19,17 @@ import numpy as np
 import tensorflow as tf
 
 from tfvllm.errors import InputError
-from tfvllm.export import float32
+from tfvllm.export import float32, general
 from tfvllm.generation.generator import Generator, finish_reasons
 from tfvllm.generation.model_generator import ModelGenerator, positions_of, refuse_more_than_text
 from tfvllm.generation.sampling import SamplingParams
 from tfvllm.generation.text import codec_for
 from tfvllm.graph.probes import check_runs, default_for
-from tfvllm.graph.targets import PORTABLE, check
+from tfvllm.graph.targets import check
 from tfvllm.models import has_reader, read
 from tfvllm.savedmodel import write
 
 PRECISIONS = {"float32": tf.float32, "bfloat16": tf.bfloat16}
-# How far log-probabilities may lie from the Keras model's. bfloat16 keeps 8 bits of each number.
-TOLERANCE = {"float32": 2e-3, "bfloat16": 0.5}
 
 
 def export_task(
@@ -73,7 +71,7 @@ def export_task(
     preprocessor = getattr(model, "preprocessor", None)
     spec = read(model, "CausalLM") if has_reader(model) else None
     if spec is None:
-        refuse_more_than_text(model)
+        refuse_more_than_text(model, "CausalLM")
     elif spec.encoder is not None:
         raise InputError(f"{type(model).__name__} is sequence to sequence; expected a causal LM. Use task='translate'.")
     if preprocessor is not None and max_length is None:
@@ -104,9 +102,9 @@ def export_task(
     }
     generator: Generator
     if spec is None:
-        precision = _own_precision(model, precision, target)
-        generator = _general(model, shared)
-        entries = _general_entries(model, generator)
+        precision = general.precision_of(model, precision, target)
+        generator = general.by_own_step(ModelGenerator, model, shared)
+        entries = general.entries(model, generator, "the signatures prefill and decode")
     else:
         generator = Generator(spec, dtype=dtype, target=target, **shared)
         entries = {
@@ -132,59 +130,6 @@ def export_task(
         signatures["decode"] = _decode(generator)
     write.save(generator, signatures, directory)
     return {**entries, "check": lambda: _check(model, generator, precision), "warmup": _warmup(generator)}
-
-
-def _own_precision(model, precision: str, target: str) -> str:
-    """The precision of a model that runs as it is. Raises InputError where another one, or fused kernels, are asked."""
-    own = model.backbone.compute_dtype
-    name, next_step = type(model.backbone).__name__, "Leave the option out; a reader for its family would offer it."
-    if precision not in ("float32", own):
-        raise InputError(
-            f"precision={precision!r}: {name} has no reader, so that it runs as it is, in {own}. {next_step}"
-        )
-    if target != PORTABLE:
-        raise InputError(f"target={target!r}: {name} has no reader, so that its public ops stay. {next_step}")
-    return own
-
-
-def _general(model, options: dict[str, Any]) -> ModelGenerator:
-    """The model by its own step, of any length where that computes what the model does, else of a fixed length.
-
-    Raises:
-        InputError: the step cannot be put into a graph, or computes something else there.
-    """
-    allowed = max(TOLERANCE["float32"], float32.tolerance(model, steps=8.0)["atol"])
-    found = ""
-    for fixed in (False, True):
-        generator = ModelGenerator(model, fixed=fixed, **options)
-        if fixed and generator.max_length is None:
-            found += " Give max_length: rows of one length may work."
-            break
-        try:
-            error = generator.step_error()
-        except Exception as failure:  # whatever a model does in a graph, or with a length that it does not know
-            found = f"{type(failure).__name__}: {' '.join(str(failure).split())[:200]}."
-            continue
-        if error <= allowed:
-            return generator
-        found = f"log-probabilities of its cached step lie up to {error:.2g} from those of its forward pass."
-    raise InputError(f"cannot generate with {type(model).__name__} by its own decode step: {found}")
-
-
-def _general_entries(model, generator: ModelGenerator) -> dict[str, Any]:
-    """What the manifest says of a model that goes the general path, and a note for whoever exports it."""
-    lengths = f"every request computes {generator.max_length} positions" if generator.fixed else "any length"
-    return {
-        "family": type(model.backbone).__name__,
-        "path": "general",
-        "parameters": model.count_params(),
-        "cache_bytes_per_token": 0,
-        "notes": [
-            f"general path: no reader knows {type(model.backbone).__name__}, so that keras-nlp's own decode step runs "
-            f"in the loop, as fast as there ({lengths}). A reader would bring a faster step, bfloat16, onednn, and the "
-            "signatures prefill and decode."
-        ],
-    }
 
 
 def end_token_ids(tokenizer) -> list[int]:
@@ -353,7 +298,7 @@ def expected_log_probs(model, features: dict, ids: np.ndarray, mask: np.ndarray,
     logits, exact = float32.answer(model, features)
     log_probs = tf.gather(tf.nn.log_softmax(logits)[:, :-1], ids[:, 1:], batch_dims=2).numpy() * mask[:, 1:]
     expected = np.concatenate([np.zeros_like(log_probs[:, :1]), log_probs], axis=1)
-    allowed = {"atol": TOLERANCE[precision], "rtol": 0.02 if precision == "bfloat16" else 1e-4}
+    allowed = {"atol": general.TOLERANCE[precision], "rtol": 0.02 if precision == "bfloat16" else 1e-4}
     if not exact:
         coarse = float32.tolerance(model, steps=8.0)
         allowed = {name: max(value, coarse[name]) for name, value in allowed.items()}

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfvllm.errors import InputError
+from tfvllm.export import general
 from tfvllm.export.generate import (
     CONTROLS,
     NEUTRAL,
@@ -23,12 +24,13 @@ from tfvllm.export.generate import (
     plain_function,
 )
 from tfvllm.generation.generator import finish_reasons
+from tfvllm.generation.model_generator import ModelTranslator, positions_of, refuse_more_than_text
 from tfvllm.generation.sampling import SamplingParams
 from tfvllm.generation.text import codec_for
 from tfvllm.generation.translator import Translator
 from tfvllm.graph.probes import check_runs, default_for
 from tfvllm.graph.targets import check
-from tfvllm.models import read
+from tfvllm.models import has_reader, read
 from tfvllm.models.spec import LanguageModel
 from tfvllm.savedmodel import write
 
@@ -49,7 +51,7 @@ def export_task(
     """Writes the SavedModel of a sequence-to-sequence model into `directory` and returns its manifest entries.
 
     Args:
-        model: a keras-nlp `Seq2SeqLM` of a family in `tfvllm.models.registry`.
+        model: a keras-nlp `Seq2SeqLM`. A family without a reader goes the general path, as for `generate`.
         directory: an existing, empty folder.
         max_length: the most target tokens, start tokens included; default the preprocessor's decoder length.
         max_source_length: the most source tokens; default the preprocessor's encoder length.
@@ -73,20 +75,33 @@ def export_task(
         raise InputError(f"beams must be a whole number, at least 1; got {beams!r}.")
     if length_penalty < 0:
         raise InputError(f"length_penalty must be at least 0; got {length_penalty!r}.")
-    spec = read(model, "Seq2SeqLM")
-    translator = translator_for(
-        spec,
-        getattr(model, "preprocessor", None),
-        dtype=dtype,
-        target=target,
-        max_length=max_length,
-        max_source_length=max_source_length,
-        start_token_ids=start_token_ids,
-        stop_token_ids=stop_token_ids,
-    )
+    given: dict[str, Any] = {
+        "max_length": max_length,
+        "max_source_length": max_source_length,
+        "start_token_ids": start_token_ids,
+        "stop_token_ids": stop_token_ids,
+    }
+    preprocessor = getattr(model, "preprocessor", None)
+    translator: Translator
+    if has_reader(model):
+        spec = read(model, "Seq2SeqLM")
+        translator = translator_for(spec, preprocessor, dtype=dtype, target=target, **given)
+        entries = {
+            "family": spec.family,
+            "parameters": spec.parameters(),
+            "cache_bytes_per_token": translator.network.cache_bytes_per_token,
+        }
+        del spec  # the translator has its own copy of all weights
+    else:
+        refuse_more_than_text(model, "Seq2SeqLM")
+        precision = general.precision_of(model, precision, target)
+        if beams > 1:
+            raise InputError(f"beams={beams}: {type(model.backbone).__name__} has no reader, which beam search needs.")
+        limits = (positions_of(model), positions_of(model))
+        translator = general.by_own_step(ModelTranslator, model, _settings(preprocessor, limits, **given))
+        entries = general.entries(model, translator, "beam search")
     codec = translator.codec
-    entries = {
-        "family": spec.family,
+    entries |= {
         "precision": precision,
         "target": target,
         "interface": "ids" if codec is None else "text",
@@ -96,26 +111,15 @@ def export_task(
         "length_penalty": float(length_penalty),
         "start_token_ids": list(translator.start_ids),
         "stop_token_ids": list(translator.stop_ids),
-        "vocabulary_size": spec.vocabulary_size,
-        "parameters": spec.parameters(),
-        "cache_bytes_per_token": translator.network.cache_bytes_per_token,
+        "vocabulary_size": translator.vocabulary_size,
     }
-    del spec  # the translator has its own copy of all weights
     make = _id_signatures if codec is None else _text_signatures
     write.save(translator, make(translator, beams, float(length_penalty)), directory)
     return {**entries, "check": lambda: _check(model, translator, precision), "warmup": _warmup(translator)}
 
 
 def translator_for(
-    spec: LanguageModel,
-    preprocessor: Any,
-    *,
-    dtype: tf.DType = tf.float32,
-    target: str = "portable",
-    max_length: int | None = None,
-    max_source_length: int | None = None,
-    start_token_ids: list[int] | None = None,
-    stop_token_ids: list[int] | None = None,
+    spec: LanguageModel, preprocessor: Any, *, dtype: tf.DType = tf.float32, target: str = "portable", **given: Any
 ) -> Translator:
     """The engine behind an export: what it takes from the model's preprocessor, and what has to be given without one.
 
@@ -123,7 +127,8 @@ def translator_for(
         spec: the model.
         preprocessor: the model's, or None.
         dtype: of weights and caches.
-        target, max_length, max_source_length, start_token_ids, stop_token_ids: as for `export_task`.
+        target: as for `export_task`.
+        given: max_length, max_source_length, start_token_ids and stop_token_ids, as for `export_task`.
 
     Raises:
         InputError: no encoder; nothing to start from; no limit, or one beyond the model's positions.
@@ -132,6 +137,20 @@ def translator_for(
         raise InputError(
             f"a model of the family {spec.family} has no encoder; expected a Seq2SeqLM. Use task='generate'."
         )
+    tables = [stack.position_table for stack in (spec.decoder, spec.encoder)]
+    limits = [None if table is None else table.shape[0] for table in tables]
+    return Translator(spec, dtype=dtype, target=target, **_settings(preprocessor, (limits[0], limits[1]), **given))
+
+
+def _settings(
+    preprocessor: Any,
+    positions: tuple[int | None, int | None],
+    max_length: int | None = None,
+    max_source_length: int | None = None,
+    start_token_ids: list[int] | None = None,
+    stop_token_ids: list[int] | None = None,
+) -> dict[str, Any]:
+    """What a `Translator` is made with beside a model; positions: the most of its decoder and of its encoder."""
     codec, pad_id = None, 0
     source_ends: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
     if preprocessor is not None:
@@ -151,28 +170,22 @@ def translator_for(
         raise InputError(
             "the decoder needs something to start from: pass start_token_ids=[...] (BART: [2, 0], T5: [0])."
         )
-    for name, value, stack in (
-        ("max_length", max_length, spec.decoder),
-        ("max_source_length", max_source_length, spec.encoder),
-    ):
-        table = stack.position_table
-        if value is not None and table is not None and value > table.shape[0]:
-            raise InputError(f"{name} is {value}, but the model has positions for {table.shape[0]} tokens. Pass less.")
-    if max_length is None and spec.max_positions is None:
+    asked = (("max_length", max_length), ("max_source_length", max_source_length))
+    for (name, value), known in zip(asked, positions, strict=True):
+        if value is not None and known is not None and value > known:
+            raise InputError(f"{name} is {value}, but the model has positions for {known} tokens. Pass less.")
+    if max_length is None and positions[0] is None:
         raise InputError("nothing limits the length of an answer: pass max_length=...")
-    return Translator(
-        spec,
-        dtype=dtype,
-        target=target,
-        codec=codec,
-        max_length=max_length,
-        max_source_length=max_source_length,
-        source_start_ids=source_ends[0],
-        source_end_ids=source_ends[1],
-        start_ids=tuple(int(token) for token in start_token_ids),
-        stop_ids=tuple(int(token) for token in stop_token_ids or ()),
-        pad_id=pad_id,
-    )
+    return {
+        "codec": codec,
+        "max_length": max_length,
+        "max_source_length": max_source_length,
+        "source_start_ids": source_ends[0],
+        "source_end_ids": source_ends[1],
+        "start_ids": tuple(int(token) for token in start_token_ids),
+        "stop_ids": tuple(int(token) for token in stop_token_ids or ()),
+        "pad_id": pad_id,
+    }
 
 
 def _ids(value) -> tuple[int, ...]:
@@ -291,7 +304,7 @@ def _check(model, translator: Translator, precision: str) -> dict[str, Any]:
     """Log-probabilities of a few targets by the Keras model itself."""
     if translator.codec is None:
         random = np.random.default_rng(0)
-        ids = random.integers(0, translator.network.vocabulary_size, [2, 7]).astype(np.int32)
+        ids = random.integers(0, translator.vocabulary_size, [2, 7]).astype(np.int32)
         mask = (np.arange(7) < np.array([[7], [4]])).astype(np.int32)
         targets, target_mask = ids[:, ::-1].copy(), mask
         inputs = {"token_ids": ids * mask, "padding_mask": mask, "target_ids": targets * mask, "target_mask": mask}

@@ -1,4 +1,4 @@
-"""A causal language model of any family as the functions that its SavedModel serves, by the model's own step."""
+"""A language model of any family as the functions that its SavedModel serves, by the model's own step."""
 
 from __future__ import annotations
 
@@ -10,16 +10,72 @@ from tfvllm.errors import InputError
 from tfvllm.generation import model_step
 from tfvllm.generation.generator import Generator
 from tfvllm.generation.loop import Result
-from tfvllm.generation.text import GraphTokenizer
+from tfvllm.generation.translator import Translator
 from tfvllm.savedmodel.write import weights_module
 
-TEXT = {"token_ids", "padding_mask"}  # what a model of text alone reads
+# What a model of text alone reads, by the class of the task.
+TEXT = {
+    "CausalLM": {"token_ids", "padding_mask"},
+    "Seq2SeqLM": {f"{side}_{name}" for side in ("encoder", "decoder") for name in ("token_ids", "padding_mask")},
+}
 
 
-class ModelGenerator(Generator):
-    """Generates by the general path: see `tfvllm.generation.model_step`.
+class _OwnStep(Generator):
+    """Goes the general path: see `tfvllm.generation.model_step`.
 
     Its caches are the model's own business: they are not handed out, so that there is neither `prefill` nor `decode`.
+    """
+
+    def _take(self, model: Any, fixed: bool) -> None:
+        tf.Module.__init__(self, name="generator")
+        self.weights = weights_module(model)
+        object.__setattr__(self, "_model", model)  # past tf.Module, which would save the Keras model
+        self.vocabulary_size = model.backbone.vocabulary_size
+        self.fixed = fixed
+
+    def _decoded(self, *prompts, **options) -> Result:
+        return model_step.generate(self._model, *prompts, fixed=self.fixed, **options)
+
+    def _probe(self) -> tuple[list[int], Any]:
+        """A prompt, and what goes with it as `context`."""
+        return [1, 2], None
+
+    def step_error(self, steps: int = 3) -> float:
+        """How far log-probabilities of greedy tokens by the step, traced as it is stored, lie from the model's own.
+
+        The own ones are those of the model's forward pass over the same tokens. One row, the largest difference.
+        """
+        prompt, context = self._probe()
+        ids, lengths = tf.constant([prompt], tf.int32), tf.constant([len(prompt)])
+        every, known = tf.TensorSpec([None, None], tf.int32), tf.TensorSpec([None], tf.int32)
+        sources = [] if context is None else [every, tf.TensorSpec([None, None], tf.bool)]
+
+        def run(ids, lengths, *source):  # whatever would end a row
+            options = {"max_length": self.max_length, "log_probs": True, "context": source or None}
+            found = self._decoded(ids, lengths, tf.constant(steps), **options)
+            return found.token_ids, found.log_probs
+
+        traced = tf.function(run, input_signature=[every, known, *sources], autograph=False)
+        tokens, scores = traced(ids, lengths, *context or ())
+        own = Generator.score(self, tf.concat([ids, tokens], axis=1), lengths + steps, context)
+        return float(tf.reduce_max(tf.abs(own["log_probs"][:, len(prompt) :] - scores)))
+
+    def _scores_of(self, targets, ids, lengths, context) -> tf.Tensor:
+        length = tf.shape(ids)[1]
+        if self.fixed:
+            room = [[0, 0], [0, self.max_length - length]]
+            ids, targets = (tf.ensure_shape(tf.pad(part, room), [None, self.max_length]) for part in (ids, targets))
+        mask = tf.sequence_mask(lengths, tf.shape(ids)[1])
+        inputs = {"token_ids": ids * tf.cast(mask, ids.dtype), "padding_mask": mask}
+        if context is not None:
+            inputs = model_step.of_two_stacks(inputs, context)
+        logits = tf.cast(self._model(inputs, training=False), tf.float32)
+        scores = -tf.nn.sparse_softmax_cross_entropy_with_logits(labels=targets, logits=logits)
+        return scores[:, :length]
+
+
+class ModelGenerator(_OwnStep):
+    """A causal language model by its own step.
 
     Args:
         model: a keras-nlp `CausalLM` that `refuse_more_than_text` lets pass. It stays as it is.
@@ -27,67 +83,60 @@ class ModelGenerator(Generator):
         codec, max_length, start_ids, stop_ids, pad_id: as for `Generator`.
     """
 
+    def __init__(self, model, *, fixed=False, codec=None, max_length=None, start_ids=(), stop_ids=(), pad_id=0):
+        self._take(model, fixed)
+        self._hold(codec, (max_length, positions_of(model)), start_ids, stop_ids, pad_id)
+
+
+class ModelTranslator(_OwnStep, Translator):
+    """A sequence-to-sequence model by its own step. There is no beam search.
+
+    Args:
+        model: a keras-nlp `Seq2SeqLM` that `refuse_more_than_text` lets pass. It stays as it is.
+        fixed: whether decoder rows are always `max_length` long.
+        max_source_length, source_start_ids, source_end_ids: as for `Translator`.
+        codec, max_length, start_ids, stop_ids, pad_id: as for `Generator`.
+    """
+
     def __init__(
         self,
-        model: Any,
+        model,
         *,
-        fixed: bool = False,
-        codec: GraphTokenizer | None = None,
-        max_length: int | None = None,
-        start_ids: tuple[int, ...] = (),
-        stop_ids: tuple[int, ...] = (),
-        pad_id: int = 0,
+        fixed=False,
+        max_source_length=None,
+        source_start_ids=(),
+        source_end_ids=(),
+        codec=None,
+        max_length=None,
+        start_ids=(),
+        stop_ids=(),
+        pad_id=0,
     ):
-        tf.Module.__init__(self, name="generator")
-        self.weights = weights_module(model)
-        object.__setattr__(self, "_model", model)  # past tf.Module, which would save the Keras model
-        self.vocabulary_size = model.backbone.vocabulary_size
+        self._take(model, fixed)
         self._hold(codec, (max_length, positions_of(model)), start_ids, stop_ids, pad_id)
-        self.fixed = fixed
+        self._hold_sources((max_source_length, positions_of(model)), source_start_ids, source_end_ids)
 
-    def _decoded(self, *prompts, **options) -> Result:
-        return model_step.generate(self._model, *prompts, fixed=self.fixed, **options)
+    def _probe(self):
+        return list(self.start_ids), (tf.constant([[3, 1, 2]]), tf.constant([[True] * 3]))
 
-    def step_error(self, steps: int = 3) -> float:
-        """How far log-probabilities of greedy tokens by the step, traced as it is stored, lie from the model's own.
-
-        The own ones are those of the model's forward pass over the same tokens. One row, the largest difference.
-        """
-        ids, lengths = tf.constant([[1, 2]]), tf.constant([2])
-        every, known = tf.TensorSpec([None, None], tf.int32), tf.TensorSpec([None], tf.int32)
-
-        def run(ids, lengths):  # whatever would end a row
-            found = self._decoded(ids, lengths, tf.constant(steps), max_length=self.max_length, log_probs=True)
-            return found.token_ids, found.log_probs
-
-        tokens, scores = tf.function(run, input_signature=[every, known], autograph=False)(ids, lengths)
-        own = self.score(tf.concat([ids, tokens], axis=1), lengths + steps)["log_probs"][:, 2:]
-        return float(tf.reduce_max(tf.abs(own - scores)))
-
-    def _scores_of(self, targets, ids, lengths, context) -> tf.Tensor:
-        if self.fixed:
-            length = tf.shape(ids)[1]
-            room = [[0, 0], [0, self.max_length - length]]
-            ids, targets = (tf.ensure_shape(tf.pad(part, room), [None, self.max_length]) for part in (ids, targets))
-        mask = tf.sequence_mask(lengths, tf.shape(ids)[1])
-        logits = self._model({"token_ids": ids * tf.cast(mask, ids.dtype), "padding_mask": mask}, training=False)
-        logits = tf.cast(logits, tf.float32)
-        scores = -tf.nn.sparse_softmax_cross_entropy_with_logits(labels=targets, logits=logits)
-        return scores[:, :length] if self.fixed else scores
+    def _encoded(self, ids, padding_mask):
+        return ids, padding_mask  # the step encodes them
 
 
-def refuse_more_than_text(model: Any) -> None:
-    """Raises InputError for a model that needs images or sound beside tokens, or that is no keras-nlp `CausalLM`."""
-    kind = type(model).__name__
+def refuse_more_than_text(model: Any, kind: str) -> None:
+    """Raises InputError for a model that needs images or sound beside tokens, or that is no keras-nlp `kind`."""
+    name, other = type(model).__name__, next(task for task in TEXT if task != kind)
     inputs = getattr(model, "input", None)
     if not (hasattr(model, "generate_step") and hasattr(model, "sampler") and isinstance(inputs, dict)):
-        raise InputError(f"cannot generate with {kind}; expected a keras-nlp CausalLM.")
-    if any(name.startswith("encoder_") for name in inputs):
-        raise InputError(f"{kind} is sequence to sequence and no reader knows it; expected a causal LM.")
-    more = sorted(set(inputs) - TEXT)
+        raise InputError(f"cannot generate with {name}; expected a keras-nlp {kind}.")
+    if not TEXT[kind] <= set(inputs):
+        what = "is sequence to sequence" if TEXT["Seq2SeqLM"] <= set(inputs) else "has no encoder"
+        task = "translate" if other == "Seq2SeqLM" else "generate"
+        raise InputError(f"{name} {what}; expected a {'causal LM' if kind == 'CausalLM' else kind}. Use task={task!r}.")
+    more = sorted(set(inputs) - TEXT[kind])
     if more:
         raise InputError(
-            f"{kind} reads {', '.join(more)} beside text; expected a model of text alone. Build its backbone without "
+            f"{name} reads {', '.join(more)} beside text; expected a model of text alone. Build its backbone without "
             "them, where it can be."
         )
 

@@ -1,9 +1,9 @@
 """The general path: keras-nlp's own decode step inside tfvllm's loop, for families that no reader knows.
 
-`CausalLM.generate_step` of every family fills its caches its own way and then hands a function `next(prompt, cache,
-index)` to the model's sampler. The loop below takes the sampler's place: it knows nothing of the caches, so that
-key-value caches, states of recurrent layers and mixtures of both go the same way. All rows stand at one index; a row
-whose prompt is longer than others' reads on in its prompt while those answer already.
+`generate_step` of every family's `CausalLM` or `Seq2SeqLM` fills its caches its own way and then hands a function
+`next(prompt, cache, index)` to the model's sampler. The loop below takes the sampler's place: it knows nothing of the
+caches, so that key-value caches, states of recurrent layers and mixtures of both go the same way. All rows stand at one
+index; a row whose prompt is longer than others' reads on in its prompt while those answer already.
 """
 
 from __future__ import annotations
@@ -43,20 +43,24 @@ def generate(
     fixed: bool = False,
     log_probs: bool = False,
     pad_id: int = 0,
+    context: tuple[tf.Tensor, tf.Tensor] | None = None,
 ) -> Result:
     """Generates up to `max_new_tokens` tokens for each prompt.
 
     Arguments and result are those of `tfvllm.generation.loop.generate`, and beside them:
 
     Args:
-        model: a keras-nlp `CausalLM` that reads text alone.
+        model: a keras-nlp `CausalLM` or `Seq2SeqLM` that reads text alone.
         fixed: rows are `max_length` long whatever comes, for models that must know how long; else as long as needed.
+        context: for a `Seq2SeqLM` the sources, ids int32 and padding mask bool[batch, source]; prompts are then what
+            its decoder starts from.
     """
     max_new_tokens = asked_for(max_new_tokens, controls)
     batch = tf.shape(ids)[0]
     # Models may reduce over rows: an empty batch gets one to compute with.
     spare = tf.cast(batch == 0, tf.int32)
     ids, lengths = tf.pad(ids, [[0, spare], [0, 0]]), tf.pad(lengths, [[0, spare]])
+    source = None if context is None else tuple(tf.pad(part, [[0, spare], [0, 0]]) for part in context)
     room = room_for(lengths, max_new_tokens, max_length)
     uniform = None if controls is None else sampling.uniforms(controls.seed, batch + spare, max_new_tokens)
     ids, read = bucketed(ids, lengths, pad_id)
@@ -84,7 +88,8 @@ def generate(
         pad_id=pad_id,
     )
     with sampled_by(model, loop):
-        model.generate_step(features(model)(ids, read, tf.reduce_max(room), fixed), stop_token_ids=None)
+        inputs = features(model)(ids, read, tf.reduce_max(room), fixed)
+        model.generate_step(inputs if source is None else of_two_stacks(inputs, source), stop_token_ids=None)
     end = loop.end
     assert end is not None, "the model did not ask its sampler"
     return Result(
@@ -114,6 +119,13 @@ def features(model: Any) -> Callable[..., dict[str, tf.Tensor]]:
     """
     names = [base.__name__ for base in type(model).__mro__]
     return _two_sequences if "RWKV7CausalLM" in names else _one_sequence
+
+
+def of_two_stacks(inputs: dict[str, tf.Tensor], source: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """The inputs of a `Seq2SeqLM`: `inputs` are its decoder's, and `source` its encoder's."""
+    ids, mask = source
+    named = {f"decoder_{name}": value for name, value in inputs.items()}
+    return {**named, "encoder_token_ids": ids, "encoder_padding_mask": mask}
 
 
 def _one_sequence(ids: tf.Tensor, lengths: tf.Tensor, steps: tf.Tensor, fixed: bool) -> dict[str, tf.Tensor]:

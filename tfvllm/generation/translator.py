@@ -21,12 +21,13 @@ class Translator(Generator):
     def __init__(self, spec, *, max_source_length=None, source_start_ids=(), source_end_ids=(), **options):
         super().__init__(spec, **options)
         table = spec.encoder.position_table
-        limits = [
-            limit for limit in (max_source_length, None if table is None else table.shape[0]) if limit is not None
-        ]
-        self.max_source_length = min(limits) if limits else None
-        self.source_start_ids = tuple(source_start_ids)
-        self.source_end_ids = tuple(source_end_ids)
+        limits = (max_source_length, None if table is None else table.shape[0])
+        self._hold_sources(limits, source_start_ids, source_end_ids)
+
+    def _hold_sources(self, limits, start_ids, end_ids) -> None:
+        self.max_source_length = loop.least(*limits)
+        self.source_start_ids = tuple(start_ids)
+        self.source_end_ids = tuple(end_ids)
 
     @property
     def room(self) -> int:
@@ -72,11 +73,8 @@ class Translator(Generator):
     ):
         """Greedy or sampled answers to sources ids int32[batch, length], padding_mask bool of that shape."""
         start, lengths = self._start(ids)
-        return loop.generate(
-            self.network,
-            start,
-            lengths,
-            max_new_tokens,
+        return self._decoded(
+            *(start, lengths, max_new_tokens),
             controls=controls,
             stop_ids=self.stop_ids,
             max_length=self.max_length,
@@ -111,7 +109,10 @@ class Translator(Generator):
         # An encoder has to see something: an empty batch of columns becomes one padded column.
         missing = tf.maximum(1 - tf.shape(ids)[1], 0)
         ids = tf.pad(ids, [[0, 0], [0, missing]], constant_values=self.pad_id)
-        return self.network.encode(ids, tf.pad(padding_mask, [[0, 0], [0, missing]]))
+        return self._encoded(ids, tf.pad(padding_mask, [[0, 0], [0, missing]]))
+
+    def _encoded(self, ids, padding_mask):
+        return self.network.encode(ids, padding_mask)
 
     def _start(self, ids):
         batch = tf.shape(ids)[0]

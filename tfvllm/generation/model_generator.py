@@ -125,14 +125,14 @@ class ModelTranslator(_OwnStep, Translator):
 
 def refuse_more_than_text(model: Any, kind: str) -> None:
     """Raises InputError for a model that needs images or sound beside tokens, or that is no keras-nlp `kind`."""
-    name, other = type(model).__name__, next(task for task in TEXT if task != kind)
-    inputs = getattr(model, "input", None)
+    name, inputs = type(model).__name__, getattr(model, "input", None)
     if not (hasattr(model, "generate_step") and hasattr(model, "sampler") and isinstance(inputs, dict)):
         raise InputError(f"cannot generate with {name}; expected a keras-nlp {kind}.")
-    if not TEXT[kind] <= set(inputs):
-        what = "is sequence to sequence" if TEXT["Seq2SeqLM"] <= set(inputs) else "has no encoder"
-        task = "translate" if other == "Seq2SeqLM" else "generate"
-        raise InputError(f"{name} {what}; expected a {'causal LM' if kind == 'CausalLM' else kind}. Use task={task!r}.")
+    two_stacks = any(side.startswith("encoder_") for side in inputs)
+    if two_stacks and kind == "CausalLM":
+        raise InputError(f"{name} is sequence to sequence; expected a causal LM. Use task='translate'.")
+    if not two_stacks and kind == "Seq2SeqLM":
+        raise InputError(f"{name} has no encoder; expected a Seq2SeqLM. Use task='generate'.")
     more = sorted(set(inputs) - TEXT[kind])
     if more:
         raise InputError(

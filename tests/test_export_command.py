@@ -16,6 +16,7 @@ from tests.generation.byte_pairs import learn
 from tests.generation.models import build
 from tests.generation.reference import keras_translate
 from tfvllm import cli
+from tfvllm.cli.tensors import in_runs
 from tfvllm.errors import InputError
 from tfvllm.export import PRECISIONS
 from tfvllm.export.exporter import fit_lengths
@@ -324,3 +325,10 @@ def test_choices_are_those_of_the_code():
     }
     assert choices["tfvllm.cli.simplify", "precision"] == SIMPLIFIED == PRECISIONS
     assert choices["tfvllm.cli.simplify", "target"] == choices["tfvllm.cli.inspect", "target"] == tuple(TARGETS)
+
+
+def test_numbered_tensors_are_told_as_one():
+    of = {"dtype": "float32", "shape": [None]}
+    keys = {f"key_{index}": of for index in (0, 1, 10, 2, 4)}
+    found = in_runs({**keys, "logits": of, "key_3": {"dtype": "int32", "shape": []}})
+    assert [name for name, _ in found] == ["key_0 \u2026 key_2, key_4, key_10", "logits", "key_3"]

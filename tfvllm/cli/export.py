@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from tfvllm.cli.tensors import in_runs
 from tfvllm.errors import InputError
 from tfvllm.export import PRECISIONS, TASKS
 
@@ -173,4 +174,4 @@ def _tensors(tensors: dict) -> str:
     def shape(sizes):
         return "..." if sizes is None else ", ".join("?" if size is None else str(size) for size in sizes)
 
-    return ", ".join(f"{name} {spec['dtype']}[{shape(spec['shape'])}]" for name, spec in tensors.items())
+    return ", ".join(f"{name} {spec['dtype']}[{shape(spec['shape'])}]" for name, spec in in_runs(tensors))

@@ -5,6 +5,8 @@ import sys
 
 import click
 
+from tfvllm.cli.tensors import in_runs
+
 
 @click.command()
 @click.argument("source", metavar="DIR")
@@ -59,7 +61,7 @@ def _tables(name, entry):
     for column in ("", "name", "dtype", "shape"):
         ends.add_column(column)
     for kind in ("inputs", "outputs"):
-        for key, spec in entry[kind].items():
+        for key, spec in in_runs(entry[kind]):
             ends.add_row(kind[:-1], key, spec["dtype"], escape(str(spec["shape"])))
     yield ends
     costs = Table(title=f"as it is, and as the rules would make it ({len(entry['would_merge'])} rules fire)")

@@ -13,8 +13,10 @@ what the SavedModel writes in a process of its own against keras-nlp's greedy an
 
 import argparse
 import gc
+import itertools
 import json
 import math
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -136,6 +138,29 @@ def exported(model: keras.Model, path: Path, **options: Any) -> dict[str, Any]:
     }
 
 
+def wikitext(count: int) -> list[str]:
+    """The first lines of WikiText-2's test text that are no headings."""
+    path = Path(os.environ.get("TFVLLM_DATA", "../shared/data")) / "wikitext2" / "test.txt.gz"
+    text = (_joined(line) for line in lines(path) if len(line) > 100)
+    return list(itertools.islice(text, count))
+
+
+def perplexities(model: keras.Model, path: Path, texts: list[str]) -> dict[str, Any]:
+    """Of the same tokens, by the SavedModel's `score` in a process of its own and by the Keras model."""
+    batches = [np.array([text.encode() for text in texts[i : i + 4]], object) for i in range(0, len(texts), 4)]
+    served = keras_own = count = 0.0
+    for found in parity.run_fresh(path, [("score", {"texts": batch}) for batch in batches]):
+        ids, lengths = found["token_ids"], found["lengths"]
+        mask = np.arange(ids.shape[1]) < lengths[:, np.newaxis]
+        logits = model({"token_ids": ids, "padding_mask": mask}, training=False)
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(ids[:, 1:], logits[:, :-1]).numpy()
+        served -= float(found["total"].sum())
+        keras_own += float((losses * mask[:, 1:]).sum())
+        count += float(mask[:, 1:].sum())
+    both = {"SavedModel": math.exp(served / count), "keras-nlp": math.exp(keras_own / count)}
+    return {**both, "times": both["SavedModel"] / both["keras-nlp"], "tokens": int(count)}
+
+
 def _resident_bytes() -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmRSS:")).split()[1]) * 1024
@@ -147,6 +172,7 @@ def main() -> None:
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--check", default="here", choices=("here", "fresh", "none"))
     parser.add_argument("--tokens", type=int, default=48, help="of prompt and answer together")
+    parser.add_argument("--wikitext", type=int, default=0, help="how many of its lines to tell the perplexity of")
     arguments = parser.parse_args()
     model = smollm2(length=arguments.tokens)
     with tempfile.TemporaryDirectory() as folder:
@@ -155,6 +181,8 @@ def main() -> None:
         result = exported(model, path, check=None if arguments.check == "none" else arguments.check, **options)
         prompts = np.array([prompt.encode() for prompt in PROMPTS], object)
         found = parity.run_fresh(path, [("serving_default", {"prompts": prompts})])[0]["texts"]
+        if arguments.wikitext:
+            result["perplexity"] = perplexities(model, path, wikitext(arguments.wikitext))
     model.compile(sampler="greedy")
     own = model.generate(list(PROMPTS), max_length=arguments.tokens)
     pairs = [(text.decode(), expected) for text, expected in zip(found, own)]

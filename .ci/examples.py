@@ -77,7 +77,7 @@ def run(command: list[str], folder: Path) -> tuple[int, str, str]:
 def steps(file: Path):
     """Yields (place in the file, command) of what there is to run in it."""
     if file.suffix == ".ipynb":
-        yield "all cells", [sys.executable, str(Path(__file__).with_name("notebook.py")), file.name]
+        yield "all cells", [sys.executable, str(Path(__file__).with_name("notebook.py")), file.name, "--brief"]
         return
     for line, language, code in blocks(file.read_text(encoding="utf-8")):
         if language == "bash" and not code.startswith(TESTS):

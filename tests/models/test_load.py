@@ -24,6 +24,19 @@ def sizes(tokenizer):
     return {"vocabulary_size": tokenizer.vocabulary_size(), "layer_norm_epsilon": 3e-5, **grouped, **width}
 
 
+GEMMA = {
+    "gemma": {},
+    "gemma2": {
+        "use_post_ffw_norm": True,
+        "use_post_attention_norm": True,
+        "attention_logit_soft_cap": 50.0,
+        "final_logit_soft_cap": 30.0,
+        "use_sliding_window_attention": True,
+        "sliding_window_size": 6,
+    },
+}
+
+
 def model_of(family: str):
     """A tiny model of a family with the tokenizer of `small_tokenizers`."""
     keras.utils.set_random_seed(5)
@@ -34,7 +47,10 @@ def model_of(family: str):
     if family == "llama3":
         backbone = M.Llama3Backbone(tie_word_embeddings=True, rope_max_wavelength=500.0, **given)
         return M.Llama3CausalLM(backbone, preprocessor)
-    if family == "qwen":
+    if family.startswith("gemma"):
+        given["intermediate_dim"] *= 2
+        model = M.GemmaCausalLM(M.GemmaBackbone(head_dim=12, **given, **GEMMA[family]), preprocessor)
+    elif family == "qwen":
         model = M.QwenCausalLM(M.QwenBackbone(tie_word_embeddings=False, **given), preprocessor)
     elif family == "qwen3":
         model = M.Qwen3CausalLM(M.Qwen3Backbone(head_dim=16, sliding_window_size=None, **given), preprocessor)
@@ -52,21 +68,27 @@ def model_of(family: str):
 def write(model, path, *, kind="F32", leave_out=(), **fields):
     """Writes `model` as llama.cpp's converter lays it out."""
     backbone, tokenizer = model.backbone, model.preprocessor.tokenizer
-    architecture = {"Llama": "llama", "Qwen": "qwen2", "Qwen3": "qwen3", "GPT2": "gpt2"}[
+    architecture = {"Llama": "llama", "Qwen": "qwen2", "Qwen3": "qwen3", "GPT2": "gpt2", "Gemma": "gemma"}[
         type(backbone).__name__.removesuffix("Backbone").replace("Llama3", "Llama")
     ]
+    if getattr(backbone, "use_post_ffw_norm", False):
+        architecture = "gemma2"
     writer = gguf.GGUFWriter(path, fields.pop("architecture", architecture))
     writer.add_block_count(backbone.num_layers)
     writer.add_embedding_length(backbone.hidden_dim)
-    writer.add_feed_forward_length(backbone.intermediate_dim)
+    writer.add_feed_forward_length(backbone.intermediate_dim // (2 if architecture.startswith("gemma") else 1))
     writer.add_context_length(getattr(backbone, "max_sequence_length", 64))
     heads = getattr(backbone, "num_query_heads", None) or backbone.num_heads
     writer.add_head_count(heads)
     if architecture != "gpt2":
         writer.add_head_count_kv(backbone.num_key_value_heads)
         writer.add_layer_norm_rms_eps(backbone.layer_norm_epsilon)
-        writer.add_rope_freq_base(float(backbone.rope_max_wavelength))
-    if architecture == "qwen3":
+        writer.add_rope_freq_base(float(getattr(backbone, "rope_max_wavelength", 10000)))
+    if architecture == "gemma2":
+        writer.add_attn_logit_softcapping(backbone.attention_logit_soft_cap)
+        writer.add_final_logit_softcapping(backbone.final_logit_soft_cap)
+        writer.add_sliding_window(backbone.sliding_window_size)
+    if architecture in ("qwen3", "gemma", "gemma2"):
         writer.add_key_length(backbone.head_dim)
     _write_words(writer, tokenizer, fields)
     for name, value in _tensors(architecture, backbone).items():
@@ -134,6 +156,23 @@ def _tensors(architecture, backbone) -> dict[str, np.ndarray]:
             found |= {f"{at}ffn_up.weight": np.asarray(up.kernel).T, f"{at}ffn_up.bias": up.bias}
             found |= {f"{at}ffn_down.weight": np.asarray(down.kernel).T, f"{at}ffn_down.bias": down.bias}
         return found
+    if architecture.startswith("gemma"):
+        found["output_norm.weight"] = 1 + np.asarray(backbone.get_layer("final_normalization").scale)
+        for i, layer in enumerate(backbone.transformer_layers):
+            attention, at = layer.attention, f"blk.{i}."
+            for name in ("query", "key", "value"):  # [heads, width, head_dim]
+                kernel = np.asarray(getattr(attention, f"{name}_dense").kernel)
+                found[f"{at}attn_{name[0]}.weight"] = kernel.swapaxes(1, 2).reshape(-1, backbone.hidden_dim)
+            found[f"{at}attn_output.weight"] = (
+                np.asarray(attention.output_dense.kernel).reshape(-1, backbone.hidden_dim).T
+            )
+            for name, dense in (("gate", layer.gating_ffw), ("up", layer.gating_ffw_2), ("down", layer.ffw_linear)):
+                found[f"{at}ffn_{name}.weight"] = np.asarray(dense.kernel).T
+            norms = {"attn_norm": layer.pre_attention_norm, "ffn_norm": layer.pre_ffw_norm}
+            if architecture == "gemma2":
+                norms |= {"post_attention_norm": layer.post_attention_norm, "post_ffw_norm": layer.post_ffw_norm}
+            found |= {f"{at}{name}.weight": 1 + np.asarray(norm.scale) for name, norm in norms.items()}
+        return found
     found["output_norm.weight"] = backbone.get_layer("sequence_output_layernorm").scale
     if not backbone.tie_word_embeddings:
         found["output.weight"] = np.asarray(backbone.token_embedding.reverse_embeddings).T
@@ -160,7 +199,7 @@ def _tensors(architecture, backbone) -> dict[str, np.ndarray]:
     return found
 
 
-@pytest.mark.parametrize("family", ["llama", "llama3", "qwen", "qwen3", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "llama3", "qwen", "qwen3", "gpt2", "gemma", "gemma2"])
 def test_a_gguf_file_is_the_model_that_was_written(family, tmp_path):
     model = model_of(family)
     loaded = tfvllm.models.load(write(model, tmp_path / "model.gguf"))
@@ -201,7 +240,7 @@ def test_what_is_no_such_model_is_refused_in_one_line(tmp_path):
     for path, said in (
         (cut, "is no whole GGUF file"),
         (text, "is no whole GGUF file"),
-        (unknown, "architecture 'mamba'; expected one of llama, qwen2, qwen3, gpt2"),
+        (unknown, "architecture 'mamba'; expected one of llama, qwen2, qwen3, gemma, gemma2, gpt2"),
         (without, "has no weight 'blk.1.ffn_up.bias'"),
     ):
         with pytest.raises(InputError, match=said) as refused:

@@ -185,6 +185,40 @@ def _qwen3(file: _File, length: int) -> keras.Model:
     return keras_nlp.models.Qwen3CausalLM(backbone, keras_nlp.models.Qwen3CausalLMPreprocessor(tokenizer, length))
 
 
+def _gemma(file: _File, length: int) -> keras.Model:
+    """Gemma 1 and 2."""
+    import keras_nlp
+    from keras_hub.src.utils.transformers import convert_gemma
+
+    sizes = _sizes(file)
+    sizes["intermediate_dim"] *= 2  # keras-nlp counts gate and up together
+    if not sizes.pop("tie_word_embeddings") or sizes.pop("rope_max_wavelength") != 10000.0:
+        raise InputError(
+            f"{file.path} has a head of its own, or rotary positions of another wavelength than 10,000: keras-nlp's "
+            "Gemma has neither."
+        )
+    if file.architecture == "gemma2":
+        sizes |= {
+            "use_post_ffw_norm": True,
+            "use_post_attention_norm": True,
+            # As llama.cpp, which knows the one Gemma 2 that scales by its width by how many blocks it has.
+            "query_head_dim_normalize": sizes["num_layers"] != 46,
+            "attention_logit_soft_cap": file.value("attn_logit_softcapping"),
+            "final_logit_soft_cap": file.value("final_logit_softcapping"),
+            "use_sliding_window_attention": True,
+            "sliding_window_size": file.value("attention.sliding_window"),
+        }
+    backbone = keras_nlp.models.GemmaBackbone(head_dim=file.value("attention.key_length"), **sizes)
+
+    def undo(name: str, weight: np.ndarray) -> np.ndarray:
+        """llama.cpp's norms scale by what is stored, Gemma's by one more."""
+        return weight - 1 if name.endswith("norm.weight") else weight
+
+    convert_gemma.convert_weights(backbone, _Loader(file, undo), {"model_type": file.architecture})
+    tokenizer = keras_nlp.models.GemmaTokenizer(_Words(file).sentence_piece())
+    return keras_nlp.models.GemmaCausalLM(backbone, keras_nlp.models.GemmaCausalLMPreprocessor(tokenizer, length))
+
+
 def _gpt2(file: _File, length: int) -> keras.Model:
     import keras_nlp
     from keras_hub.src.utils.transformers import convert_gpt2
@@ -213,6 +247,8 @@ _ARCHITECTURES: dict[str, Callable[[_File, int], keras.Model]] = {
     "llama": _llama,
     "qwen2": _qwen2,
     "qwen3": _qwen3,
+    "gemma": _gemma,
+    "gemma2": _gemma,
     "gpt2": _gpt2,
 }
 

@@ -20,8 +20,9 @@ def load(where: str | os.PathLike, task: str = "generate") -> Any:
     Args:
         where: a file that `model.save` wrote; a folder that `save_to_preset` wrote, or a Hugging Face folder of a
             family that keras-nlp reads (the backbone and the tokenizer, not the head of a classifier); a GGUF file of
-            llama.cpp's (Llama, Qwen 2 and 3, Gemma 1 and 2, GPT-2; needs the package gguf); `PACKAGE:PATH`, one of these inside an
-            installed package, which is not imported (PATH may hold * for one name); the name of a keras-nlp preset.
+            llama.cpp's (Llama, Qwen 2 and 3, Gemma 1 and 2, GPT-2; needs the package gguf); `PACKAGE:PATH`, one of
+            these inside an installed package, which is not imported (PATH may hold * for one name); the name of a
+            keras-nlp preset.
         task: one of `tfvllm.export.TASKS`.
 
     Raises:

@@ -31,38 +31,47 @@ def precision_of(model, precision: str, target: str) -> str:
 def by_own_step(kind: type[OwnStep], model, options: dict[str, Any]) -> OwnStep:
     """The model by its own step, of any length where that computes what the model does, else of a fixed length.
 
+    Where neither does, by a forward pass for each token.
+
     Raises:
-        InputError: the step cannot be put into a graph, or computes something else there.
+        InputError: the model cannot be put into a graph, or computes something else there.
     """
     allowed = max(TOLERANCE["float32"], float32.tolerance(model, steps=8.0)["atol"])
     found = ""
-    for fixed in (False, True):
-        generator = kind(model, fixed=fixed, **options)
-        if fixed and generator.max_length is None:
-            found += " Give max_length: rows of one length may work."
-            break
-        try:
-            error = generator.step_error()
-        except Exception as failure:  # whatever a model does in a graph, or with a length that it does not know
-            found = f"{type(failure).__name__}: {' '.join(str(failure).split())[:200]}."
-            continue
-        if error <= allowed:
-            return generator
-        found = f"log-probabilities of its cached step lie up to {error:.2g} from those of its forward pass."
-    raise InputError(f"cannot generate with {type(model).__name__} by its own decode step: {found}")
+    for cached in (True, False):
+        for fixed in (False, True):
+            generator = kind(model, fixed=fixed, cached=cached, **options)
+            if fixed and generator.max_length is None:
+                continue
+            try:
+                error = generator.step_error()
+            except Exception as failure:  # whatever a model does in a graph, or with a length that it does not know
+                found = found or f"{type(failure).__name__}: {' '.join(str(failure).split())[:200]}."
+                continue
+            if error <= allowed:
+                return generator
+            found = f"log-probabilities of its cached step lie up to {error:.2g} from those of its forward pass."
+    advice = "" if generator.max_length is not None else " Give max_length: rows of one length may work."
+    raise InputError(f"cannot generate with {type(model).__name__} by its own decode step: {found}{advice}")
 
 
 def entries(model, generator: ModelGenerator | ModelTranslator, offered: str) -> dict[str, Any]:
     """What the manifest says of such a model, and a note for whoever exports it; `offered`: only by readers."""
+    name = type(model.backbone).__name__
     lengths = f"every request computes {generator.max_length} positions" if generator.fixed else "any length"
+    how = f"keras-nlp's own decode step runs in the loop, as fast as there ({lengths})"
+    if not generator.cached:
+        how = (
+            f"each token takes a forward pass over its whole row ({lengths}): the cached step that keras-nlp's "
+            "generate takes computes something else than the model"
+        )
     return {
-        "family": type(model.backbone).__name__,
+        "family": name,
         "path": "general",
         "parameters": model.count_params(),
         "cache_bytes_per_token": 0,
         "notes": [
-            f"general path: no reader knows {type(model.backbone).__name__}, so that keras-nlp's own decode step runs "
-            f"in the loop, as fast as there ({lengths}). A reader would bring a faster step, bfloat16, onednn, and "
-            f"{offered}."
+            f"general path: no reader knows {name}, so that {how}. A reader would bring a faster step, bfloat16, "
+            f"onednn, and {offered}."
         ],
     }

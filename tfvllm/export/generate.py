@@ -22,6 +22,7 @@ from tfvllm.errors import InputError
 from tfvllm.export import float32, general
 from tfvllm.generation.generator import Generator, finish_reasons
 from tfvllm.generation.model_generator import ModelGenerator, positions_of, refuse_more_than_text
+from tfvllm.generation.model_step import model_inputs
 from tfvllm.generation.sampling import SamplingParams
 from tfvllm.generation.text import codec_for
 from tfvllm.graph.probes import check_runs, default_for
@@ -282,12 +283,14 @@ def _check(model, generator: Generator, precision: str) -> dict[str, Any]:
         texts = np.array([b"The quick brown fox", "\u4f60\u597d".encode()], object)
         read_ids, lengths = (tensor.numpy() for tensor in generator.read_texts(tf.constant(texts), room=0))
         ids, mask = read_ids, (np.arange(read_ids.shape[1]) < lengths[:, None]).astype(np.int32)
-    features = {"token_ids": tf.constant(ids), "padding_mask": tf.constant(mask)}
+    features: Any = {"token_ids": tf.constant(ids), "padding_mask": tf.constant(mask)}
+    if isinstance(generator, ModelGenerator):
+        features = model_inputs(model, tf.constant(ids), tf.constant(mask))
     inputs = {"token_ids": ids * mask, "padding_mask": mask} if generator.codec is None else {"texts": texts}
     return {"signature": "score", "inputs": inputs, **expected_log_probs(model, features, ids, mask, precision)}
 
 
-def expected_log_probs(model, features: dict, ids: np.ndarray, mask: np.ndarray, precision: str) -> dict[str, Any]:
+def expected_log_probs(model, features: Any, ids: np.ndarray, mask: np.ndarray, precision: str) -> dict[str, Any]:
     """What `score` of an export must answer: `expected`, `atol`, `rtol` for `tfvllm.savedmodel.parity.check`.
 
     Args:

@@ -13,9 +13,9 @@ from tfvllm.generation.loop import Result
 from tfvllm.generation.translator import Translator
 from tfvllm.savedmodel.write import weights_module
 
-# What a model of text alone reads, by the class of the task.
+# What a model of text alone may read, by the class of the task.
 TEXT = {
-    "CausalLM": {"token_ids", "padding_mask"},
+    "CausalLM": {"token_ids", "padding_mask", "position_ids"},
     "Seq2SeqLM": {f"{side}_{name}" for side in ("encoder", "decoder") for name in ("token_ids", "padding_mask")},
 }
 
@@ -26,15 +26,15 @@ class _OwnStep(Generator):
     Its caches are the model's own business: they are not handed out, so that there is neither `prefill` nor `decode`.
     """
 
-    def _take(self, model: Any, fixed: bool) -> None:
+    def _take(self, model: Any, fixed: bool, cached: bool) -> None:
         tf.Module.__init__(self, name="generator")
         self.weights = weights_module(model)
         object.__setattr__(self, "_model", model)  # past tf.Module, which would save the Keras model
-        self.vocabulary_size = model.backbone.vocabulary_size
-        self.fixed = fixed
+        self.vocabulary_size = int(model.output.shape[-1])
+        self.fixed, self.cached = fixed, cached
 
     def _decoded(self, *prompts, **options) -> Result:
-        return model_step.generate(self._model, *prompts, fixed=self.fixed, **options)
+        return model_step.generate(self._model, *prompts, fixed=self.fixed, cached=self.cached, **options)
 
     def _probe(self) -> tuple[list[int], Any]:
         """A prompt, and what goes with it as `context`."""
@@ -65,10 +65,7 @@ class _OwnStep(Generator):
         if self.fixed:
             room = [[0, 0], [0, self.max_length - length]]
             ids, targets = (tf.ensure_shape(tf.pad(part, room), [None, self.max_length]) for part in (ids, targets))
-        mask = tf.sequence_mask(lengths, tf.shape(ids)[1])
-        inputs = {"token_ids": ids * tf.cast(mask, ids.dtype), "padding_mask": mask}
-        if context is not None:
-            inputs = model_step.of_two_stacks(inputs, context)
+        inputs = model_step.model_inputs(self._model, ids, tf.sequence_mask(lengths, tf.shape(ids)[1]), context)
         logits = tf.cast(self._model(inputs, training=False), tf.float32)
         scores = -tf.nn.sparse_softmax_cross_entropy_with_logits(labels=targets, logits=logits)
         return scores[:, :length]
@@ -80,11 +77,14 @@ class ModelGenerator(_OwnStep):
     Args:
         model: a keras-nlp `CausalLM` that `refuse_more_than_text` lets pass. It stays as it is.
         fixed: whether rows are always `max_length` long, for a model that must know how long they are.
+        cached: whether tokens come by the model's own step; else each by a forward pass.
         codec, max_length, start_ids, stop_ids, pad_id: as for `Generator`.
     """
 
-    def __init__(self, model, *, fixed=False, codec=None, max_length=None, start_ids=(), stop_ids=(), pad_id=0):
-        self._take(model, fixed)
+    def __init__(
+        self, model, *, fixed=False, cached=True, codec=None, max_length=None, start_ids=(), stop_ids=(), pad_id=0
+    ):
+        self._take(model, fixed, cached)
         self._hold(codec, (max_length, positions_of(model)), start_ids, stop_ids, pad_id)
 
 
@@ -94,6 +94,7 @@ class ModelTranslator(_OwnStep, Translator):
     Args:
         model: a keras-nlp `Seq2SeqLM` that `refuse_more_than_text` lets pass. It stays as it is.
         fixed: whether decoder rows are always `max_length` long.
+        cached: as for `ModelGenerator`.
         max_source_length, source_start_ids, source_end_ids: as for `Translator`.
         codec, max_length, start_ids, stop_ids, pad_id: as for `Generator`.
     """
@@ -103,6 +104,7 @@ class ModelTranslator(_OwnStep, Translator):
         model,
         *,
         fixed=False,
+        cached=True,
         max_source_length=None,
         source_start_ids=(),
         source_end_ids=(),
@@ -112,7 +114,7 @@ class ModelTranslator(_OwnStep, Translator):
         stop_ids=(),
         pad_id=0,
     ):
-        self._take(model, fixed)
+        self._take(model, fixed, cached)
         self._hold(codec, (max_length, positions_of(model)), start_ids, stop_ids, pad_id)
         self._hold_sources((max_source_length, positions_of(model)), source_start_ids, source_end_ids)
 
@@ -125,8 +127,8 @@ class ModelTranslator(_OwnStep, Translator):
 
 def refuse_more_than_text(model: Any, kind: str) -> None:
     """Raises InputError for a model that needs images or sound beside tokens, or that is no keras-nlp `kind`."""
-    name, inputs = type(model).__name__, getattr(model, "input", None)
-    if not (hasattr(model, "generate_step") and hasattr(model, "sampler") and isinstance(inputs, dict)):
+    name, inputs = type(model).__name__, model_step.input_names(model)
+    if not (hasattr(model, "generate_step") and hasattr(model, "sampler") and inputs):
         raise InputError(f"cannot generate with {name}; expected a keras-nlp {kind}.")
     two_stacks = any(side.startswith("encoder_") for side in inputs)
     if two_stacks and kind == "CausalLM":

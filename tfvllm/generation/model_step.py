@@ -4,12 +4,16 @@
 `next(prompt, cache, index)` to the model's sampler. The loop below takes the sampler's place: it knows nothing of the
 caches, so that key-value caches, states of recurrent layers and mixtures of both go the same way. All rows stand at one
 index; a row whose prompt is longer than others' reads on in its prompt while those answer already.
+
+Where a family's cached step computes something else than the model does, its forward pass over the whole row stands in
+for it (`cached=False`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -41,6 +45,7 @@ def generate(
     stops=None,
     max_length: int | None = None,
     fixed: bool = False,
+    cached: bool = True,
     log_probs: bool = False,
     pad_id: int = 0,
     context: tuple[tf.Tensor, tf.Tensor] | None = None,
@@ -52,6 +57,7 @@ def generate(
     Args:
         model: a keras-nlp `CausalLM` or `Seq2SeqLM` that reads text alone.
         fixed: rows are `max_length` long whatever comes, for models that must know how long; else as long as needed.
+        cached: by the model's own step and its caches; else each token by a forward pass.
         context: for a `Seq2SeqLM` the sources, ids int32 and padding mask bool[batch, source]; prompts are then what
             its decoder starts from.
     """
@@ -87,9 +93,15 @@ def generate(
         log_probs=log_probs,
         pad_id=pad_id,
     )
-    with sampled_by(model, loop):
-        inputs = features(model)(ids, read, tf.reduce_max(room), fixed)
-        model.generate_step(inputs if source is None else of_two_stacks(inputs, source), stop_token_ids=None)
+    if cached:
+        with sampled_by(model, loop):
+            inputs = features(model)(ids, read, tf.reduce_max(room), fixed)
+            model.generate_step(inputs if source is None else of_two_stacks(inputs, source), stop_token_ids=None)
+    else:
+        inputs = _one_sequence(ids, read, tf.reduce_max(room), fixed)
+        mask = inputs["padding_mask"]
+        start = tf.reduce_min(tf.reduce_sum(tf.cast(mask, tf.int32), axis=-1))
+        loop(functools.partial(_forward, model, source), inputs["token_ids"], index=start, mask=mask)
     end = loop.end
     assert end is not None, "the model did not ask its sampler"
     return Result(
@@ -109,6 +121,39 @@ def sampled_by(model: Any, sampler: Any) -> Iterator[None]:
         yield
     finally:
         model.sampler = own
+
+
+def _forward(model: Any, source, prompt: tf.Tensor, cache: Any, index: tf.Tensor) -> tuple[tf.Tensor, None, tuple]:
+    """As a model's own `next`: logits of the token at `index`, after those before it in `prompt` int32[rows, width]."""
+    seen = tf.broadcast_to(tf.range(tf.shape(prompt)[1]) < index, tf.shape(prompt))
+    logits = model(model_inputs(model, prompt, tf.ensure_shape(seen, prompt.shape), source), training=False)
+    return logits[:, index - 1], None, ()
+
+
+def model_inputs(
+    model: Any, ids: tf.Tensor, mask: tf.Tensor, context: tuple[tf.Tensor, tf.Tensor] | None = None
+) -> dict[str, tf.Tensor] | list[tf.Tensor]:
+    """What a keras-nlp language model is called with.
+
+    Args:
+        model: of text alone.
+        ids: int32[rows, length].
+        mask: bool of that shape: which of them count.
+        context: for a `Seq2SeqLM` the same two of its encoder; the others are then its decoder's.
+    """
+    named = {"token_ids": ids * tf.cast(mask, ids.dtype), "padding_mask": mask}
+    if context is not None:
+        named = of_two_stacks(named, context)
+    names = input_names(model)
+    if "position_ids" in names:
+        named["position_ids"] = tf.zeros_like(ids) + tf.range(tf.shape(ids)[1])
+    return named if isinstance(model.input, dict) else [named[name] for name in names]
+
+
+def input_names(model: Any) -> list[str]:
+    """What a Keras model's inputs are called; nothing for what has none."""
+    inputs = getattr(model, "input", None)
+    return list(inputs) if isinstance(inputs, dict) else [tensor.name for tensor in inputs or ()]
 
 
 def features(model: Any) -> Callable[..., dict[str, tf.Tensor]]:

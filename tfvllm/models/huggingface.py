@@ -80,6 +80,7 @@ def save_huggingface(model: Any, folder: str | os.PathLike, report: Any = None, 
         )
     with new_directory(folder, overwrite=overwrite) as partial:
         safetensors.numpy.save_file(weights, partial / _WEIGHTS, metadata={"format": "pt"})
+        (partial / _WEIGHTS).chmod(0o644)
         write_json(partial / "config.json", config)
         if preprocessor is not None:
             write_tokenizer(preprocessor, config["model_type"], partial)

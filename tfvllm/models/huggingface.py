@@ -87,7 +87,10 @@ def save_huggingface(model: Any, folder: str | os.PathLike, report: Any = None, 
         if is_causal(family):
             ids = {name: config.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
             write_json(partial / "generation_config.json", {k: v for k, v in ids.items() if v is not None})
-        (partial / "README.md").write_text(card(model, Path(folder).name, config, found), encoding="utf-8")
+        (partial / "README.md").write_text(
+            card(model, sum(value.size for value in weights.values()), Path(folder).name, config, found),
+            encoding="utf-8",
+        )
         _check(partial / _WEIGHTS, model, parts, head)
     return Path(folder)
 

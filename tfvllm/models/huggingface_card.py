@@ -30,11 +30,12 @@ def read_report(report: Any) -> dict[str, Any]:
     return dict(found)
 
 
-def card(model: Any, name: str, config: Mapping[str, Any], report: Mapping[str, Any] | None) -> str:
+def card(model: Any, parameters: int, name: str, config: Mapping[str, Any], report: Mapping[str, Any] | None) -> str:
     """The text of `README.md`.
 
     Args:
         model: what is written.
+        parameters: how many numbers its weights have.
         name: of the folder.
         config: the content of `config.json`.
         report: the content of a run's `report.json`, if there was one.
@@ -48,7 +49,7 @@ def card(model: Any, name: str, config: Mapping[str, Any], report: Mapping[str, 
     parts = [
         f"---\nlibrary_name: transformers\npipeline_tag: {pipeline}\ntags:\n- tfvllm\n---",
         f"# {name}",
-        f"A `{architecture}` of {model.count_params():,} parameters, written by tfvllm from a keras-nlp "
+        f"A `{architecture}` of {parameters:,} parameters, written by tfvllm from a keras-nlp "
         f"`{type(model).__name__}`.",
         _loading(auto, name, getattr(model, "preprocessor", None) is not None),
     ]

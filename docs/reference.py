@@ -65,7 +65,7 @@ SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Export", "tfvllm.export.exporter", ("export",)),
     ("Checking a SavedModel", "tfvllm.serving.lint", ("lint", "LintReport", "Finding")),
     ("The serving kit", "tfvllm.serving.kit", ("write",)),
-    ("Model families", "tfvllm.models", ("families", "adapter_for", "load")),
+    ("Model families", "tfvllm.models", ("families", "adapter_for", "load", "save_huggingface")),
     ("Compress", "tfvllm.compress", ("run", "open_report")),
     ("Recipes", "tfvllm.compress.recipe", ("read_recipe", "parse_recipe")),
     ("Data", "tfvllm.data", ("load", "read_tsv", "write_tsv", "synthetic_reviews", "write_synthetic")),

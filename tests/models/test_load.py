@@ -10,6 +10,7 @@ import pytest
 
 import tfvllm
 from tests.generation.small_tokenizers import preprocessor_of
+from tfvllm.cli import main
 from tfvllm.errors import InputError
 from tfvllm.models.gguf import chat_template
 from tfvllm.savedmodel import parity
@@ -272,7 +273,7 @@ def test_inside_a_package_which_is_not_imported(tmp_path, monkeypatch):
 def test_exported_it_writes_keras_nlps_texts(tmp_path):
     path = write(model_of("llama3"), tmp_path / "model.gguf")
     with pytest.raises(SystemExit) as ended:
-        tfvllm.cli.main(["export", str(path), str(tmp_path / "1"), "--task", "generate", "--max-length", "24"])
+        main(["export", str(path), str(tmp_path / "1"), "--task", "generate", "--max-length", "24"])
     assert not ended.value.code
     found = parity.run_fresh(tmp_path / "1", [("serving_default", {"prompts": np.array([b"a quick"], object)})])[0]
     model = tfvllm.models.load(path)

@@ -19,3 +19,10 @@ def test_both_parts_or_why_not(family):
 def test_no_backbone_has_two_readers():
     names = [name for family in FAMILIES for name in getattr(family, "READERS", {})]
     assert len(names) == len(set(names)) == len(READERS)
+
+
+def test_presets_of_keras_nlp_stay_models_of_keras_nlp():
+    """keras-hub looks among all registered classes for the task of a backbone."""
+    for family in FAMILIES:
+        for native, shrunk in getattr(family, "TASKS", {}).items():
+            assert shrunk.backbone_cls is family.SHRUNK[native.backbone_cls]

@@ -18,6 +18,7 @@ from tfvllm.models.base import (
     find_backbone,
 )
 from tfvllm.models.gguf import chat_template
+from tfvllm.models.huggingface import save_huggingface
 from tfvllm.models.load import load
 from tfvllm.models.registry import (
     adapter_for,
@@ -52,6 +53,7 @@ __all__ = [
     "load",
     "original_class",
     "read",
+    "save_huggingface",
     "shrunk_class",
     "shrunk_task_class",
 ]

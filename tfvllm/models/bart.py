@@ -29,6 +29,8 @@ class ShrunkBartBackbone(ShrunkBackbone, BartBackbone):
 class ShrunkBartSeq2SeqLM(ShrunkSeq2SeqLM, BartSeq2SeqLM):
     """A `BartSeq2SeqLM` on a shrunk backbone."""
 
+    backbone_cls = ShrunkBartBackbone
+
 
 SHRUNK = {BartBackbone: ShrunkBartBackbone}
 TASKS = {BartSeq2SeqLM: ShrunkBartSeq2SeqLM}

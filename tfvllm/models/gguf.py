@@ -41,7 +41,12 @@ def load_gguf(path: Path, length: int | None = None) -> keras.Model:
             "the model from a Hugging Face folder, if keras-nlp knows it."
         )
     context = int(file.value("context_length", 1024))
-    return build(file, min(length or 1024, context))
+    model = build(file, min(length or 1024, context))
+    # What keras-nlp's tokenizers have no place for; kept for `save_huggingface`.
+    tokenizer = model.preprocessor.tokenizer
+    tokenizer.chat_template = file.fields.get("tokenizer.chat_template")
+    tokenizer.cuts_words_as = file.fields.get("tokenizer.ggml.pre")
+    return model
 
 
 def chat_template(path: str | os.PathLike) -> str | None:

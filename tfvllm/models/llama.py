@@ -193,25 +193,35 @@ class ShrunkQwen3Backbone(ShrunkBackbone, Qwen3Backbone):
 class ShrunkLlamaCausalLM(ShrunkCausalLM, LlamaCausalLM):
     """A `LlamaCausalLM` on a shrunk backbone."""
 
+    backbone_cls = ShrunkLlamaBackbone
+
 
 @register
 class ShrunkLlama3CausalLM(ShrunkCausalLM, Llama3CausalLM):
     """A `Llama3CausalLM` on a shrunk backbone."""
+
+    backbone_cls = ShrunkLlama3Backbone
 
 
 @register
 class ShrunkMistralCausalLM(ShrunkCausalLM, MistralCausalLM):
     """A `MistralCausalLM` on a shrunk backbone."""
 
+    backbone_cls = ShrunkMistralBackbone
+
 
 @register
 class ShrunkQwenCausalLM(ShrunkCausalLM, QwenCausalLM):
     """A `QwenCausalLM` on a shrunk backbone."""
 
+    backbone_cls = ShrunkQwenBackbone
+
 
 @register
 class ShrunkQwen3CausalLM(ShrunkCausalLM, Qwen3CausalLM):
     """A `Qwen3CausalLM` on a shrunk backbone."""
+
+    backbone_cls = ShrunkQwen3Backbone
 
 
 SHRUNK = {

@@ -1,5 +1,6 @@
 """Models from where they are: a `.keras` file, a preset, a Hugging Face folder, a GGUF file, inside a package."""
 
+import importlib
 import json
 import os
 import re
@@ -9,6 +10,7 @@ from typing import Any
 
 from tfvllm.errors import InputError
 from tfvllm.files import located
+from tfvllm.models.huggingface import ExactLoader
 
 _HUB_CLASS = {"classify": "TextClassifier", "generate": "CausalLM", "translate": "Seq2SeqLM"}
 _IN_PYTHON = "Load it in Python, where they are known, and call tfvllm.export(model, ...)."
@@ -138,11 +140,71 @@ def _from_folder(path: Path, task: str) -> Any:
     import tfvllm.models.registry  # noqa: F401  registers the classes of shrunk models
 
     try:
+        if task == "generate" and config.get("model_type") in _MENDED:
+            return _mended(path, config)
         return getattr(keras_nlp.models, _HUB_CLASS[task]).from_preset(str(path))
     except Exception as error:
         raise InputError(
             f"{path} does not load as a keras-nlp {_HUB_CLASS[task]}, which task {task!r} takes: {_line(error)}"
         ) from None
+
+
+# Model type -> keras-hub's converter, and how the names of keras-nlp's classes begin.
+_MENDED = {
+    "gpt2": ("convert_gpt2", "GPT2"),
+    "llama": ("convert_llama3", "Llama3"),
+    "mistral": ("convert_mistral", "Mistral"),
+    "qwen2": ("convert_qwen", "Qwen"),
+}
+
+
+def _mended(path: Path, config: dict) -> Any:
+    """A causal language model of a Hugging Face folder of which keras-hub 0.32 would lose something.
+
+    Of Llama the epsilon of its norms, and a SentencePiece tokenizer; of Mistral what float16 does not hold; of GPT-2
+    the feed-forward width where it is not four times the hidden one; of Qwen 2 whether it attends within a window; of
+    all how texts begin, and of Llama and Qwen 2 a size of heads that is not hidden size / heads.
+    """
+    import keras_nlp
+
+    from tfvllm.models.llama import SHRUNK, TASKS
+
+    models, family = keras_nlp.models, config["model_type"]
+    module, name = _MENDED[family]
+    converter = importlib.import_module(f"keras_hub.src.utils.transformers.{module}")
+    sizes = converter.convert_backbone_config(config)
+    if family == "gpt2":
+        sizes["intermediate_dim"] = config.get("n_inner") or sizes["intermediate_dim"]
+    elif family == "llama":
+        sizes["layer_norm_epsilon"] = config.get("rms_norm_eps", 1e-6)
+    elif family == "qwen2":
+        sizes["use_sliding_window_attention"] = sizes.pop("use_sliding_window")
+    options = {}
+    if isinstance(starts := (_json(path / "tokenizer_config.json") or {}).get("add_bos_token"), bool):
+        options["add_start_token"] = starts
+    if family == "llama" and _is_sentence_piece(path):
+        name = "Llama"
+        options["tokenizer"] = models.LlamaTokenizer(str(path / "tokenizer.model"))
+    backbone_class, task_class = getattr(models, f"{name}Backbone"), getattr(models, f"{name}CausalLM")
+    heads, head_dim = config.get("num_attention_heads"), config.get("head_dim")
+    if family in ("llama", "qwen2") and head_dim not in (None, config["hidden_size"] // heads):
+        backbone_class, task_class = SHRUNK[backbone_class], TASKS[task_class]
+        groups, neurons = config["num_key_value_heads"], config["intermediate_size"]
+        block = {"heads": heads, "kv_heads": groups, "head_dim": head_dim, "ffn": neurons}
+        sizes["structure"] = {"decoder": [block] * config["num_hidden_layers"]}
+    backbone = backbone_class(**sizes)
+    with ExactLoader(str(path)) as loader:
+        converter.convert_weights(backbone, loader, config)
+    preprocessor_class = getattr(models, f"{name}CausalLMPreprocessor")
+    if "tokenizer" not in options:
+        options["tokenizer"] = preprocessor_class.tokenizer_cls.from_preset(str(path))
+    return task_class(backbone, preprocessor_class(**options))
+
+
+def _is_sentence_piece(path: Path) -> bool:
+    """Whether the tokenizer of a folder of Llama's is the one of Llama 2, not the byte pairs of Llama 3."""
+    decoder = json.dumps((_json(path / "tokenizer.json") or {}).get("decoder"))
+    return (path / "tokenizer.model").is_file() and "ByteLevel" not in decoder
 
 
 def _check_head(path: Path, config: dict) -> None:

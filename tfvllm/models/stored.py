@@ -47,8 +47,9 @@ def _own_lora(layer: Any) -> str | None:
 def merge_lora(model: Any) -> int:
     """Adds LoRA's matrices to the kernels and embeddings they belong to, in place, and takes them off the layers.
 
-    The model computes what it computed; its weights are ordinary, trainable ones again. Compile it anew before it is
-    trained further: an optimizer that has already run knows the old weights.
+    The model computes what it computed; these weights are ordinary, trainable ones again (what `backbone.enable_lora`
+    froze beside them stays frozen). Compile it anew before it is trained further: an optimizer that has already run
+    knows the old weights.
 
     Args:
         model: a built Keras layer or model.

@@ -187,6 +187,8 @@ class ShrunkT5Backbone(ShrunkBackbone, T5Backbone):
 class ShrunkT5Seq2SeqLM(ShrunkSeq2SeqLM, T5Seq2SeqLM):
     """A `T5Seq2SeqLM` on a shrunk backbone."""
 
+    backbone_cls = ShrunkT5Backbone
+
 
 SHRUNK = {T5Backbone: ShrunkT5Backbone}
 TASKS = {T5Seq2SeqLM: ShrunkT5Seq2SeqLM}

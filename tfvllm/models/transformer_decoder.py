@@ -38,10 +38,14 @@ class ShrunkOPTBackbone(ShrunkBackbone, OPTBackbone):
 class ShrunkGPT2CausalLM(ShrunkCausalLM, GPT2CausalLM):
     """A `GPT2CausalLM` on a shrunk backbone."""
 
+    backbone_cls = ShrunkGPT2Backbone
+
 
 @register
 class ShrunkOPTCausalLM(ShrunkCausalLM, OPTCausalLM):
     """An `OPTCausalLM` on a shrunk backbone."""
+
+    backbone_cls = ShrunkOPTBackbone
 
 
 SHRUNK = {GPT2Backbone: ShrunkGPT2Backbone, OPTBackbone: ShrunkOPTBackbone}

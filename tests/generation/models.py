@@ -31,6 +31,31 @@ def gpt_neo_x(vocabulary=VOCABULARY, layers=2, preprocessor=None, **options):
     return M.GPTNeoXCausalLM(backbone, preprocessor)
 
 
+def falcon(vocabulary=VOCABULARY, layers=2, preprocessor=None):
+    return M.FalconCausalLM(M.FalconBackbone(vocabulary, layers, 6, 48, 64), preprocessor)  # six heads, as Bloom's
+
+
+def smollm3(vocabulary=VOCABULARY, layers=2, preprocessor=None):
+    backbone = M.SmolLM3Backbone(
+        vocabulary,
+        hidden_dim=32,
+        intermediate_dim=64,
+        num_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        attention_bias=True,
+        attention_dropout=0.0,
+        rope_layer_enabled_list=[index % 2 == 0 for index in range(layers)],
+        layer_types=["full_attention"] * layers,
+        mlp_bias=True,
+        layer_norm_epsilon=1e-5,
+        max_position_embeddings=64,
+        rope_theta=10000.0,
+        partial_rotary_factor=1.0,
+    )
+    return M.SmolLM3CausalLM(backbone, preprocessor)
+
+
 def phi3(vocabulary=VOCABULARY, layers=2, preprocessor=None):
     return M.Phi3CausalLM(M.Phi3Backbone(vocabulary, layers, 32, 64, 4, 2), preprocessor)
 
@@ -144,7 +169,8 @@ def t5_untied(vocabulary=VOCABULARY, layers=2, preprocessor=None):
 
 
 CAUSAL = (
-    *(gpt2, opt, bloom, gpt_neo_x, phi3, llama, llama3, mistral, qwen, qwen3, gemma, gemma2, gemma3),
+    *(gpt2, opt, bloom, gpt_neo_x, falcon, smollm3, phi3),
+    *(llama, llama3, mistral, qwen, qwen3, gemma, gemma2, gemma3),
     *(mixtral, qwen_moe, qwen3_moe, gpt_oss),
 )
 SEQ2SEQ = (bart, t5, t5_untied)

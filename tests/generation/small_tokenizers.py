@@ -20,6 +20,8 @@ BYTE_PAIRS = {
     "opt": ("OPT", ["<pad>", "</s>"]),
     "bloom": ("Bloom", ["<pad>", "<s>", "</s>"]),
     "gpt_neo_x": ("GPTNeoX", ["<unused>", "<|endoftext|>"]),
+    "falcon": ("Falcon", ["<unused>", "<|endoftext|>"]),
+    "smollm3": ("SmolLM3", ["<unused>", "<|begin_of_text|>", "<|end_of_text|>", "<think>", "</think>"]),
     "llama3": (
         "Llama3",
         ["<unused>", "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"],

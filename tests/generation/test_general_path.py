@@ -58,24 +58,6 @@ def gpt_oss():
     return keras_nlp.models.GptOssCausalLM(backbone, None)
 
 
-def smollm3():
-    backbone = keras_nlp.models.SmolLM3Backbone(
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        attention_bias=False,
-        attention_dropout=0.0,
-        rope_layer_enabled_list=[True, False],
-        layer_types=["full_attention"] * 2,
-        mlp_bias=False,
-        layer_norm_epsilon=1e-5,
-        max_position_embeddings=64,
-        rope_theta=10000.0,
-        partial_rotary_factor=1.0,
-        **SMALL,
-    )
-    return keras_nlp.models.SmolLM3CausalLM(backbone, None)
-
-
 def rwkv7():
     backbone = keras_nlp.models.RWKV7Backbone(
         hidden_size=32,
@@ -169,7 +151,7 @@ def no_readers():
 
 
 FAMILIES = (
-    *(falcon, mixtral, qwen_moe, qwen3_moe, gpt_oss, smollm3, rwkv7),
+    *(falcon, mixtral, qwen_moe, qwen3_moe, gpt_oss, rwkv7),
     *(qwen3_5, qwen3_5_moe, gemma3n, gemma4),
 )
 QUICK = (falcon,)

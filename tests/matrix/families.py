@@ -179,6 +179,27 @@ _CAUSAL = {
         "Bloom", _pairs("Bloom", "<s>", "</s>", "<pad>"), num_layers=2, num_heads=6, hidden_dim=48, intermediate_dim=64
     ),
     "gpt_neo_x": _causal("GPTNeoX", _pairs("GPTNeoX", _END), **_SIZES),
+    "falcon": _causal(
+        "Falcon", _pairs("Falcon", _END), num_layers=2, num_attention_heads=6, hidden_dim=48, intermediate_dim=64
+    ),
+    "smollm3": _causal(
+        "SmolLM3",
+        _pairs("SmolLM3", "<|begin_of_text|>", "<|end_of_text|>", "<think>", "</think>"),
+        num_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        hidden_dim=32,
+        intermediate_dim=48,
+        attention_bias=True,
+        attention_dropout=0.0,
+        rope_layer_enabled_list=[True, False],
+        layer_types=["full_attention"] * 2,
+        mlp_bias=True,
+        layer_norm_epsilon=1e-5,
+        max_position_embeddings=LENGTH,
+        rope_theta=10000.0,
+        partial_rotary_factor=1.0,
+    ),
     "llama": _causal("Llama", _pieces("Llama"), **_LLAMA),
     "llama3": _causal("Llama3", _pairs("Llama3", *_LLAMA3), **_LLAMA),
     "mistral": _causal("Mistral", _pieces("Mistral"), sliding_window=6, **_LLAMA),

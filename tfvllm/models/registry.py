@@ -15,10 +15,12 @@ from tfvllm.models import (
     bart,
     bloom,
     experts,
+    falcon,
     gemma,
     gpt_neo_x,
     llama,
     phi3,
+    smollm3,
     t5,
     transformer_decoder,
     transformer_encoder,
@@ -29,7 +31,7 @@ from tfvllm.models.stored import refuse_quantised
 
 FAMILIES: tuple[ModuleType, ...] = (
     *(transformer_encoder, transformer_decoder, llama, gemma, bart, t5),
-    *(bloom, phi3, gpt_neo_x, experts),
+    *(bloom, phi3, gpt_neo_x, experts, falcon, smollm3),
 )
 _ADAPTED = tuple(family for family in FAMILIES if hasattr(family, "ADAPTER"))
 _BY_BACKBONE = {cls: family for family in _ADAPTED for pair in family.SHRUNK.items() for cls in pair}

@@ -168,12 +168,27 @@ def t5_untied(vocabulary=VOCABULARY, layers=2, preprocessor=None):
     return M.T5Seq2SeqLM(M.T5Backbone(vocabulary, layers, 4, 32, 64, **options), preprocessor)
 
 
+def t5gemma(vocabulary=VOCABULARY, layers=2, preprocessor=None, **options):
+    """Two widths, grouped heads, a window in every other block of the decoder, soft caps."""
+    types = ["full_attention" if index % 2 else "sliding_attention" for index in range(layers)]
+    both = {"num_layers": layers, "num_attention_heads": 4, "num_key_value_heads": 2, "layer_types": types}
+    sides = {
+        "encoder": {**both, "hidden_dim": 40, "intermediate_dim": 56, "head_dim": 12},
+        "decoder": {**both, "hidden_dim": 32, "intermediate_dim": 48, "head_dim": 8},
+    }
+    sizes = {f"{side}_{name}": size for side, own in sides.items() for name, size in own.items()}
+    caps = {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0}
+    rest = {"query_pre_attn_scalar": 12, "sliding_window": 3, "tie_word_embeddings": False}  # tied, it repeats itself
+    backbone = M.T5GemmaBackbone(vocabulary, **{**sizes, **caps, **rest, **options})
+    return M.T5GemmaSeq2SeqLM(backbone, preprocessor)
+
+
 CAUSAL = (
     *(gpt2, opt, bloom, gpt_neo_x, falcon, smollm3, phi3),
     *(llama, llama3, mistral, qwen, qwen3, gemma, gemma2, gemma3),
     *(mixtral, qwen_moe, qwen3_moe, gpt_oss),
 )
-SEQ2SEQ = (bart, t5, t5_untied)
+SEQ2SEQ = (bart, t5, t5_untied, t5gemma)
 
 
 def families(makes, quick=(), thorough=()):

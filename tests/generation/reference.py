@@ -7,6 +7,8 @@ import tensorflow as tf
 # Whose cached step computes something else than the model: keras-nlp's GPT-NeoX turns every query of a step as if it
 # stood at position 0. What `generate` should give is what whole forward passes give.
 WRONG_STEPS = (keras_nlp.models.GPTNeoXCausalLM,)
+# Whose step does not repeat the encoder's padding mask for the beams: it fits them where there is one source only.
+ONE_SOURCE_OF_BEAMS = (keras_nlp.models.T5GemmaSeq2SeqLM,)
 
 
 def filled_by_forward_passes(model, ids, lengths):
@@ -38,6 +40,9 @@ def keras_generate(model, ids, mask, count, *, eager=False, stop=None):
 
 def keras_translate(model, ids, mask, start, count, sampler="greedy", *, eager=False):
     """New tokens int32[batch, count] of keras-nlp's generate function for a Seq2SeqLM."""
+    if isinstance(model, ONE_SOURCE_OF_BEAMS) and not isinstance(sampler, str) and len(ids) > 1:
+        parts = [(ids[row : row + 1], mask[row : row + 1]) for row in range(len(ids))]
+        return np.concatenate([keras_translate(model, *part, start, count, sampler, eager=eager) for part in parts])
     model.compile(sampler=sampler, run_eagerly=eager)
     decoder = np.zeros([len(ids), len(start) + count], np.int32)
     decoder[:, : len(start)] = start

@@ -42,6 +42,7 @@ SENTENCE_PIECES = {
     "gemma2": ("Gemma", "<pad>", "<bos>", "<eos>", []),
     "gemma3": ("Gemma3", "<pad>", "<bos>", "<eos>", ["<start_of_turn>", "<end_of_turn>"]),
     "t5": ("T5", "<pad>", "<s>", "</s>", []),
+    "t5gemma": ("T5Gemma", "<pad>", "<bos>", "<eos>", []),
     "t5_untied": ("T5", "<pad>", "<s>", "</s>", []),
 }
 
@@ -98,7 +99,7 @@ def preprocessor_of(family: str, length: int = 40):
     """keras-nlp's preprocessor of a family, of so many tokens (of source and target each)."""
     name = (BYTE_PAIRS.get(family) or SENTENCE_PIECES[family])[0]
     tokenizer = tokenizer_of(family)
-    if name in ("Bart", "T5"):
+    if name in ("Bart", "T5", "T5Gemma"):
         return getattr(M, f"{name}Seq2SeqLMPreprocessor")(tokenizer, length, length)
     return getattr(M, f"{name}CausalLMPreprocessor")(tokenizer, sequence_length=length)
 

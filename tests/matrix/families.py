@@ -252,6 +252,14 @@ _CAUSAL = {
         **_LLAMA,
     ),
 }
+_SIDE = {
+    "num_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_dim": 24,
+    "layer_types": ["sliding_attention", "full_attention"],
+}
 _SEQ2SEQ = {
     "bart": _seq2seq("Bart", _pairs("Bart", "<s>", "<pad>", "</s>", "<mask>"), **_SIZES),
     "t5": _seq2seq("T5", _pieces("T5"), num_layers=2, num_heads=2, hidden_dim=16, intermediate_dim=24, key_value_dim=8),
@@ -265,6 +273,18 @@ _SEQ2SEQ = {
         key_value_dim=12,
         use_gated_activation=False,
         tie_embedding_weights=False,
+    ),
+    "t5gemma": _seq2seq(
+        "T5Gemma",
+        _pieces("T5Gemma", **_GEMMA),
+        **{f"encoder_{name}": size for name, size in _SIDE.items()},
+        **{f"decoder_{name}": size for name, size in _SIDE.items()},
+        encoder_hidden_dim=24,
+        decoder_hidden_dim=16,
+        query_pre_attn_scalar=8,
+        sliding_window=3,
+        attn_logit_softcapping=5.0,
+        final_logit_softcapping=3.0,
     ),
 }
 

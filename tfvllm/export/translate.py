@@ -161,7 +161,7 @@ def _settings(
         pad_id = int(getattr(tokenizer, "pad_token_id", None) or 0)
         max_length = max_length or preprocessor.decoder_sequence_length
         max_source_length = max_source_length or preprocessor.encoder_sequence_length
-        source_ends = _ids(preprocessor.encoder_packer.start_value), _ids(preprocessor.encoder_packer.end_value)
+        source_ends = _around_sources(preprocessor)
         if start_token_ids is None:
             start_token_ids = list(_ids(preprocessor.decoder_packer.start_value))
         if stop_token_ids is None:
@@ -192,6 +192,18 @@ def _ids(value) -> tuple[int, ...]:
     if value is None:
         return ()
     return tuple(int(token) for token in (value if isinstance(value, (list, tuple)) else [value]))
+
+
+def _around_sources(preprocessor: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What stands before and after a source: of its packer's start and end tokens those that an empty one gets.
+
+    T5Gemma's preprocessor leaves them out when it asks its packer for a source to answer.
+    """
+    features = preprocessor.generate_preprocess([""])
+    found = tuple(np.asarray(features["encoder_token_ids"])[np.asarray(features["encoder_padding_mask"]) > 0].tolist())
+    start, end = _ids(preprocessor.encoder_packer.start_value), _ids(preprocessor.encoder_packer.end_value)
+    start = start if found[: len(start)] == start else ()
+    return start, end if found[len(start) :] == end else ()
 
 
 def _text_signatures(translator: Translator, beams: int, length_penalty: float) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 @dataclasses.dataclass
 class EncoderOutput:
-    """What a decoder attends to: for each block keys and values [sources, heads, length, head_dim].
+    """What a decoder attends to: for each block keys and values [sources, kv_heads, length, head_dim].
 
     mask: float32[sources, 1, 1, length], added to the scores.
     """
@@ -36,6 +36,7 @@ def to_context(parts: list[tf.Tensor]) -> EncoderOutput | None:
     if not parts:
         return None
     count = len(parts) // 2
+    parts[-1].set_shape([None, 1, 1, None])  # known to be one for all heads: that spares grouped heads a reshape
     return EncoderOutput(list(parts[:count]), list(parts[count:-1]), parts[-1])
 
 

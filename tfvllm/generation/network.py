@@ -116,7 +116,7 @@ class Network(tf.Module):
         keys, values = [], []
         for block in self._decoder.blocks:
             cross = cast(specs.CrossAttention, block.cross_attention)
-            merged = tf.reshape(layers.linear(cross.key_value, x), [batch, length, 2 * cross.heads, cross.head_dim])
+            merged = tf.reshape(layers.linear(cross.key_value, x), [batch, length, 2 * cross.kv_heads, cross.head_dim])
             key, value = tf.split(tf.transpose(merged, [0, 2, 1, 3]), 2, axis=1)
             keys.append(key)
             values.append(value)
@@ -241,7 +241,9 @@ class Network(tf.Module):
 
     def _embed(self, layers: Layers, stack: specs.Stack, ids: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
         """ids, positions int32[rows] -> [rows, width]."""
-        if self._tied and self.kernels.transposed(self.width, self.vocabulary_size):
+        if stack.embedding is not None:
+            x = tf.gather(stack.embedding, ids)
+        elif self._tied and self.kernels.transposed(self.width, self.vocabulary_size):
             # Of what is read, not of the variable: ResourceGather would make every later read of it a copy.
             x = tf.gather(self._head.value(), ids)
         elif self._tied and not layers.stepping:  # many: in order, which memory likes better

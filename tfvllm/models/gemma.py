@@ -213,18 +213,18 @@ def read(backbone) -> spec.LanguageModel:
         decoder=spec.Stack(
             blocks=[_block(layer) for layer in backbone.transformer_layers],
             embedding_scale=math.sqrt(backbone.hidden_dim),
-            final_norm=_norm(backbone.layer_norm),
+            final_norm=rms_norm(backbone.layer_norm),
         ),
     )
 
 
-def _norm(layer) -> spec.Norm:
+def rms_norm(layer) -> spec.Norm:
     return spec.Norm("rms", 1.0 + array(layer.scale), None, float(layer.epsilon))
 
 
 def _optional(layer, name: str) -> spec.Norm | None:
     norm = getattr(layer, name, None)
-    return None if norm is None else _norm(norm)
+    return None if norm is None else rms_norm(norm)
 
 
 def _block(layer) -> spec.Block:
@@ -250,7 +250,7 @@ def _block(layer) -> spec.Block:
             key_norm=_optional(attention, "key_norm"),
             rotary=rotary(attention.rope_layer, head_dim),
         ),
-        attention_norm=_norm(layer.pre_attention_norm),
+        attention_norm=rms_norm(layer.pre_attention_norm),
         post_attention_norm=_optional(layer, "post_attention_norm"),
         feed_forward=spec.FeedForward(
             up=spec.Linear(np.concatenate([array(layer.gating_ffw.kernel), array(layer.gating_ffw_2.kernel)], axis=1)),
@@ -258,7 +258,7 @@ def _block(layer) -> spec.Block:
             activation="gelu_approximate",
             gated=True,
         ),
-        feed_forward_norm=_norm(layer.pre_ffw_norm),
+        feed_forward_norm=rms_norm(layer.pre_ffw_norm),
         post_feed_forward_norm=_optional(layer, "post_ffw_norm"),
     )
 

@@ -22,6 +22,7 @@ from tfvllm.models import (
     phi3,
     smollm3,
     t5,
+    t5gemma,
     transformer_decoder,
     transformer_encoder,
 )
@@ -31,7 +32,7 @@ from tfvllm.models.stored import refuse_quantised
 
 FAMILIES: tuple[ModuleType, ...] = (
     *(transformer_encoder, transformer_decoder, llama, gemma, bart, t5),
-    *(bloom, phi3, gpt_neo_x, experts, falcon, smollm3),
+    *(bloom, phi3, gpt_neo_x, experts, falcon, smollm3, t5gemma),
 )
 _ADAPTED = tuple(family for family in FAMILIES if hasattr(family, "ADAPTER"))
 _BY_BACKBONE = {cls: family for family in _ADAPTED for pair in family.SHRUNK.items() for cls in pair}
@@ -39,7 +40,7 @@ _BY_BACKBONE = {cls: family for family in _ADAPTED for pair in family.SHRUNK.ite
 READERS: dict[str, Callable[[Any], LanguageModel]] = {
     name: reader for family in FAMILIES for name, reader in getattr(family, "READERS", {}).items()
 }
-SEQ2SEQ = ("BartBackbone", "T5Backbone")  # with an encoder
+SEQ2SEQ = ("BartBackbone", "T5Backbone", "T5GemmaBackbone")  # with an encoder
 
 
 def families() -> dict[str, list[str]]:

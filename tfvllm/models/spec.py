@@ -75,11 +75,13 @@ class CrossAttention:
     """A decoder's attention to the encoder's output."""
 
     heads: int
+    kv_heads: int
     head_dim: int
     query: Linear
-    key_value: Linear  # [encoder width, 2 * heads * head_dim]
+    key_value: Linear  # [encoder width, 2 * kv_heads * head_dim]
     output: Linear
     scale: float
+    soft_cap: float | None = None
 
 
 @dataclasses.dataclass
@@ -128,6 +130,7 @@ class Block:
     post_feed_forward_norm: Norm | None = None
     cross_attention: CrossAttention | None = None
     cross_norm: Norm | None = None
+    post_cross_norm: Norm | None = None  # as after attention (T5Gemma)
     parallel: bool = False  # GPT-NeoX; with `normalize_first` and without cross-attention
 
 
@@ -136,6 +139,7 @@ class Stack:
     """Blocks with what stands before and after them."""
 
     blocks: list[Block]
+    embedding: Array | None = None  # float32[vocabulary, width] of its own; None: the model's
     position_table: Array | None = None  # float32[max positions, width], learned
     embedding_scale: float = 1.0
     embedding_norm: Norm | None = None

@@ -266,6 +266,7 @@ def _block(layer) -> spec.Block:
         if cross is None
         else spec.CrossAttention(
             heads=cross.num_heads,
+            kv_heads=cross.num_heads,
             head_dim=cross.key_value_dim,
             query=_linear(cross.query_projector),
             key_value=merged((array(cross.key_projector.kernel), None), (array(cross.value_projector.kernel), None)),

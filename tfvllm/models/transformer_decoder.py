@@ -111,6 +111,7 @@ def _cross(attention) -> spec.CrossAttention:
     query, query_bias, heads, head_dim = projection(attention._query_dense)
     return spec.CrossAttention(
         heads=heads,
+        kv_heads=heads,
         head_dim=head_dim,
         query=spec.Linear(query, query_bias),
         key_value=merged(projection(attention._key_dense)[:2], projection(attention._value_dense)[:2]),

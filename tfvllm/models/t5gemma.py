@@ -1,0 +1,86 @@
+"""T5Gemma: Gemma 2's blocks in an encoder that sees both ways and in a decoder, each with its own width."""
+
+import math
+
+import numpy as np
+
+from tfvllm.models import spec
+from tfvllm.models.arrays import activation_name, array, dense, from_heads, merged, projection
+from tfvllm.models.gemma import rms_norm
+from tfvllm.models.llama import rotary
+
+
+def read(backbone) -> spec.LanguageModel:
+    embedding = backbone.decoder_token_embedding
+    return spec.LanguageModel(
+        family="t5gemma",
+        embedding=array(embedding.embeddings),
+        head=None if embedding.tie_weights else array(embedding.reverse_embeddings),
+        logit_soft_cap=backbone.final_logit_softcapping,
+        encoder=spec.Stack(
+            blocks=[_block(layer) for layer in backbone.encoder_layers],
+            embedding=array(backbone.token_embedding.embeddings),
+            embedding_scale=math.sqrt(backbone.encoder_hidden_dim),
+            final_norm=rms_norm(backbone.encoder_norm),
+        ),
+        decoder=spec.Stack(
+            blocks=[_block(layer, decoder=True) for layer in backbone.decoder_layers],
+            embedding_scale=math.sqrt(backbone.decoder_hidden_dim),
+            final_norm=rms_norm(backbone.decoder_norm),
+        ),
+    )
+
+
+def _block(layer, *, decoder: bool = False) -> spec.Block:
+    attention, mlp = layer.self_attn, layer.mlp
+    parts = [projection(part) for part in (attention.query_dense, attention.key_dense, attention.value_dense)]
+    heads, head_dim = parts[0][2:]
+    # keras-nlp's window is what lies before the query; its encoder sees everything, whatever its layers are called.
+    windowed = decoder and layer.layer_type == "sliding_attention"
+    name = mlp.hidden_activation
+    return spec.Block(
+        normalize_first=True,
+        attention=spec.Attention(
+            heads=heads,
+            kv_heads=parts[1][2],
+            head_dim=head_dim,
+            query_key_value=merged(*[part[:2] for part in parts]),
+            output=from_heads(attention.output_dense),
+            scale=attention.scaling,
+            window=layer.sliding_window + 1 if windowed else None,
+            soft_cap=attention.logit_soft_cap,
+            rotary=rotary(attention.rotary_embedding, head_dim),
+        ),
+        attention_norm=rms_norm(layer.pre_self_attn_layernorm),
+        post_attention_norm=rms_norm(layer.post_self_attn_layernorm),
+        feed_forward=spec.FeedForward(
+            up=spec.Linear(np.concatenate([array(mlp.gate_proj.kernel), array(mlp.up_proj.kernel)], axis=1)),
+            output=dense(mlp.down_proj),
+            activation=name if name == "gelu_approximate" else activation_name(mlp.act_fn),
+            gated=True,
+        ),
+        feed_forward_norm=rms_norm(layer.pre_feedforward_layernorm),
+        post_feed_forward_norm=rms_norm(layer.post_feedforward_layernorm),
+        cross_attention=_cross(layer.cross_attn) if decoder else None,
+        cross_norm=rms_norm(layer.pre_cross_attn_layernorm) if decoder else None,
+        post_cross_norm=rms_norm(layer.post_cross_attn_layernorm) if decoder else None,
+    )
+
+
+def _cross(attention) -> spec.CrossAttention:
+    query, query_bias, heads, head_dim = projection(attention.query_dense)
+    key, value = projection(attention.key_dense), projection(attention.value_dense)
+    return spec.CrossAttention(
+        heads=heads,
+        kv_heads=key[2],
+        head_dim=head_dim,
+        query=spec.Linear(query, query_bias),
+        key_value=merged(key[:2], value[:2]),
+        output=from_heads(attention.output_dense),
+        scale=attention.scaling,
+        soft_cap=attention.logit_soft_cap,
+    )
+
+
+READERS = {"T5GemmaBackbone": read}
+NO_ADAPTER = "its blocks are Gemma's under other names, and have not been described yet"

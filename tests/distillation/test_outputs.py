@@ -12,11 +12,8 @@ from tfvllm.errors import InputError
 from tfvllm.models import adapter_for
 from tfvllm.models.outputs import find_layer, run
 
-FAST = ("bert", "gpt2")
-EVERY = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in zoo.BUILDERS]
 
-
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", zoo.families(quick=("bert", "gpt2")))
 def test_every_family(name):
     model, x = zoo.build(name), zoo.inputs(name)
     plain = model(x)

@@ -2,6 +2,7 @@
 
 import keras_nlp
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from tfvllm.models import adapter_for
@@ -13,6 +14,11 @@ LENGTH = 12
 
 def _classifier(backbone, task, **kwargs):
     return lambda: task(backbone(**kwargs), num_classes=3)
+
+
+def _around_bert(backbone, **kwargs):
+    """A classifier around a backbone that has none of its own but pools as BERT's does."""
+    return _classifier(backbone, M.BertTextClassifier, **kwargs)
 
 
 def _lm(backbone, task, **kwargs):
@@ -33,6 +39,8 @@ BUILDERS = {
     "distil_bert": _classifier(M.DistilBertBackbone, M.DistilBertTextClassifier, vocabulary_size=VOCABULARY, **_STACK),
     "roberta": _classifier(M.RobertaBackbone, M.RobertaTextClassifier, vocabulary_size=VOCABULARY, **_STACK),
     "xlm_roberta": _classifier(M.XLMRobertaBackbone, M.XLMRobertaTextClassifier, vocabulary_size=VOCABULARY, **_STACK),
+    "electra": _around_bert(M.ElectraBackbone, vocab_size=VOCABULARY, embedding_dim=12, **_STACK),
+    "electra_wide": _around_bert(M.ElectraBackbone, vocab_size=VOCABULARY, embedding_dim=16, **_STACK),
     "gpt2": _lm(M.GPT2Backbone, M.GPT2CausalLM, **_STACK),
     "opt": _lm(M.OPTBackbone, M.OPTCausalLM, **_STACK),
     "llama": _lm(M.LlamaBackbone, M.LlamaCausalLM, **_LLAMA),
@@ -84,9 +92,20 @@ BUILDERS = {
         tie_embedding_weights=False,
     ),
 }
-CLASSIFIERS = ("bert", "distil_bert", "roberta", "xlm_roberta")
+CLASSIFIERS = ("bert", "distil_bert", "roberta", "xlm_roberta", "electra", "electra_wide")
+SEGMENTS = ("bert", "electra", "electra_wide")
 SEQ2SEQ = ("bart", "t5", "t5_plain")
+THOROUGH = ("electra",)  # tested with all of the tests over families in the thorough round
 CAUSAL = tuple(name for name in BUILDERS if name not in CLASSIFIERS + SEQ2SEQ)
+
+
+def families(quick, names=tuple(BUILDERS)):
+    """Test parameters: those in `quick` run always, those in THOROUGH in the thorough round, the others are slow."""
+
+    def marks(name):
+        return () if name in quick else pytest.mark.thorough if name in THOROUGH else pytest.mark.slow
+
+    return [pytest.param(name, marks=marks(name)) for name in names]
 
 
 def build(name):
@@ -116,7 +135,7 @@ def inputs(name, rows=3, length=LENGTH, seed=0):
             "decoder_padding_mask": np.ones_like(other),
         }
     found = {"token_ids": tokens * mask, "padding_mask": mask}
-    if name == "bert":
+    if name in SEGMENTS:
         found["segment_ids"] = np.zeros_like(tokens)
     return found
 

@@ -17,7 +17,7 @@ from tfvllm.pruning.sensitivity import _left_out
 from tfvllm.pruning.shrinking import DAMPING, _fitted
 from tfvllm.pruning.structure import full_plan, resolve
 
-SOME = [pytest.param(n, marks=() if n in ("bert", "llama") else pytest.mark.slow) for n in zoo.BUILDERS]
+SOME = zoo.families(quick=("bert", "llama"))
 
 
 def masked(model, plan):

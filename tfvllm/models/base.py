@@ -220,6 +220,16 @@ class Adapter:
         """Weights outside the blocks: (name, variable, axes)."""
         raise NotImplementedError
 
+    def embedding_axis(self, backbone: Any) -> Axis | None:
+        """What is counted along the last axis of the embeddings; None where they have a width of their own."""
+        return Axis(WIDTH)
+
+    def resized_config(self, config: dict[str, Any], width: int | None, vocabulary: int | None) -> dict[str, Any]:
+        """`config` with another width of the residual stream and another number of tokens; None leaves it."""
+        tokens = "vocab_size" if "vocab_size" in config else "vocabulary_size"
+        wanted = {"hidden_dim": width, tokens: vocabulary}
+        return {**config, **{name: size for name, size in wanted.items() if size is not None}}
+
     def width_changed(self, old: Any, new: Any) -> None:
         """Mends what a family scales by its width (Gemma's and T5's square roots), after the weights are copied."""
 
@@ -241,7 +251,7 @@ class Adapter:
     def blocks(self, model: Any) -> list[Block]:
         """All blocks, encoder first."""
         backbone = self.backbone(model)
-        width = int(backbone.token_embedding.output_dim)
+        width = int(backbone.hidden_dim)
         return [
             self.describe(layer, kind, index, width)
             for kind, layers in self.stacks(backbone).items()
@@ -311,7 +321,7 @@ class Adapter:
                 for name, variable in walk(layer):
                     if "token_embedding" in name:
                         continue
-                    last = Axis(VOCABULARY) if name.endswith("_bias") else Axis(WIDTH)
+                    last = Axis(VOCABULARY) if name.endswith("_bias") else self.embedding_axis(backbone)
                     yield f"{layer.name}.{name}", variable, (*[Axis(WIDTH)] * (len(variable.shape) - 1), last)
             else:
                 for name, variable in walk(layer):

@@ -119,13 +119,19 @@ class TransformerStackAdapter(Adapter):
 
     def backbone_weights(self, backbone: Any) -> Iterator[tuple[str, Any, Axes]]:
         blocks = {id(layer) for layers in self.stacks(backbone).values() for layer in layers}
+        embedded = self.embedding_axis(backbone)
         for name in sorted(vars(backbone)):
             layer = vars(backbone)[name]
             if not hasattr(layer, "_flatten_layers") or id(layer) in blocks:
                 continue
             for inner, variable in walk(layer, f"{name.lstrip('_')}."):
                 if "embeddings" in variable.name and "token_embedding" in inner:
-                    yield inner, variable, embedding_axes(variable.name)
+                    axes = embedding_axes(variable.name)
+                    yield inner, variable, tuple(embedded if axis == WIDE else axis for axis in axes)
+                elif name == "embeddings_projection":
+                    yield inner, variable, (embedded, WIDE)[-len(variable.shape) :]
+                elif embedded is None and "embedding" in name:
+                    yield inner, variable, (None,) * len(variable.shape)
                 elif name == "pooled_dense":
                     yield inner, variable, (WIDE,) * len(variable.shape)
                 else:

@@ -112,11 +112,8 @@ def apply_plan(model: Any, plan: Plan) -> Any:
     refuse_quantised(model, "shrink")
     old = adapter.backbone(model)
     structure = planned_structure(adapter, model, plan)
-    config = adapter.config(old)
-    if (WIDTH, "") in plan.keep:
-        config["hidden_dim"] = len(plan.keep[WIDTH, ""])
-    if (VOCABULARY, "") in plan.keep:
-        config["vocabulary_size"] = len(plan.keep[VOCABULARY, ""])
+    width, vocabulary = (len(plan.keep[unit, ""]) if (unit, "") in plan.keep else None for unit in (WIDTH, VOCABULARY))
+    config = adapter.resized_config(adapter.config(old), width, vocabulary)
     native = adapter.native(config, structure)
     if native is not None:
         backbone = original_class(old)(**native)

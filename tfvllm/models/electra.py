@@ -6,8 +6,9 @@ from keras_hub.models import ElectraBackbone
 
 from tfvllm.errors import InputError
 from tfvllm.models.base import Axis
+from tfvllm.models.projections import WIDE
 from tfvllm.models.shrunk import ShrunkBackbone, register
-from tfvllm.models.transformer_encoder import WIDE, TransformerStackAdapter
+from tfvllm.models.transformer_encoder import TransformerStackAdapter
 
 
 class ElectraAdapter(TransformerStackAdapter):

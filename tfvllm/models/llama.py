@@ -20,28 +20,9 @@ from keras_hub.models import (
 
 from tfvllm.models import spec
 from tfvllm.models.arrays import array, gated, self_attention
-from tfvllm.models.base import (
-    FFN,
-    HEADS,
-    KV_HEADS,
-    WIDTH,
-    Adapter,
-    Attention,
-    Axes,
-    Axis,
-    Block,
-    BlockShape,
-    FeedForward,
-    Projection,
-    Structure,
-    embedding_axes,
-    mha_scale,
-    walk,
-    width_axes,
-)
+from tfvllm.models.base import Adapter, Axes, Block, BlockShape, Structure, embedding_axes, mha_scale, walk, width_axes
+from tfvllm.models.projections import attention, feed_forward
 from tfvllm.models.shrunk import ShrunkBackbone, ShrunkCausalLM, register
-
-WIDE = Axis(WIDTH)
 
 
 class LlamaAdapter(Adapter):
@@ -52,44 +33,14 @@ class LlamaAdapter(Adapter):
 
     def describe(self, layer: Any, kind: str, index: int, hidden: int) -> Block:
         place = f"{kind}.{index}"
-        attention = layer._self_attention_layer
-        own = f"{place}.self"
-        heads, kv = Axis(HEADS, own), Axis(KV_HEADS, own)
-        neurons = Axis(FFN, place)
-
-        def projection(name: str, kernel: Axes, bias: Axes) -> Projection:
-            attribute = f"_{name}_dense"
-            return Projection(name, getattr(attention, attribute), attention, attribute, kernel, bias)
-
-        def dense(name: str, attribute: str, kernel: Axes) -> Projection:
-            return Projection(name, getattr(layer, attribute), layer, attribute, kernel, kernel[1:])
-
-        head_dim = int(attention._query_dense.kernel.shape[2])
+        names = ("_feedforward_intermediate_dense", "_feedforward_output_dense", "_feedforward_gate_dense")
         return Block(
             layer=layer,
             index=index,
             kind=kind,
             hidden_width=hidden,
-            attention=Attention(
-                layer=attention,
-                place=own,
-                heads=int(attention._query_dense.kernel.shape[1]),
-                kv_heads=int(attention._key_dense.kernel.shape[1]),
-                head_dim=head_dim,
-                query=projection("query", (WIDE, heads, None), (heads, None)),
-                key=projection("key", (WIDE, kv, None), (kv, None)),
-                value=projection("value", (WIDE, kv, None), (kv, None)),
-                output=projection("output", (heads, None, WIDE), (WIDE,)),
-                scale=mha_scale(head_dim),
-            ),
-            feed_forward=FeedForward(
-                place=place,
-                width=int(layer._feedforward_intermediate_dense.kernel.shape[1]),
-                up=dense("up", "_feedforward_intermediate_dense", (WIDE, neurons)),
-                gate=dense("gate", "_feedforward_gate_dense", (WIDE, neurons)),
-                down=dense("down", "_feedforward_output_dense", (neurons, WIDE)),
-                activation=layer.activation,
-            ),
+            attention=attention(layer._self_attention_layer, f"{place}.self"),
+            feed_forward=feed_forward(layer, place, *names, activation=layer.activation),
             norms={"attention": layer._self_attention_layernorm, "feed_forward": layer._feedforward_layernorm},
         )
 

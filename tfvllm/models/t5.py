@@ -10,49 +10,28 @@ from keras_hub.models import T5Backbone, T5Seq2SeqLM
 from tfvllm.models import spec
 from tfvllm.models.arrays import activation_name, array, merged
 from tfvllm.models.base import (
-    FFN,
     HEADS,
-    KV_HEADS,
-    WIDTH,
     Adapter,
     Attention,
     Axes,
     Axis,
     Block,
     BlockShape,
-    FeedForward,
-    Projection,
     Structure,
     Weight,
     embedding_axes,
     walk,
     width_axes,
 )
+from tfvllm.models.projections import attention, feed_forward
 from tfvllm.models.shrunk import ShrunkBackbone, ShrunkSeq2SeqLM, register
 
-WIDE = Axis(WIDTH)
+_PROJECTORS = ("query_projector", "key_projector", "value_projector", "output_projector")
 
 
-def t5_attention(layer: Any, place: str, prefix: str = "") -> Attention:
-    size = layer.key_value_dim
-    heads, kv = Axis(HEADS, place, size), Axis(KV_HEADS, place, size)
-
-    def projection(name: str, kernel: Axes) -> Projection:
-        attribute = f"{name}_projector"
-        return Projection(prefix + name, getattr(layer, attribute), layer, attribute, kernel, ())
-
-    return Attention(
-        layer=layer,
-        place=place,
-        heads=layer.num_heads,
-        kv_heads=layer.num_heads,
-        head_dim=size,
-        query=projection("query", (WIDE, heads)),
-        key=projection("key", (WIDE, kv)),
-        value=projection("value", (WIDE, kv)),
-        output=projection("output", (heads, WIDE)),
-        scale=1.0,  # T5 does not scale its scores
-    )
+def _attention(layer: Any, place: str, prefix: str = "") -> Attention:
+    """T5 does not scale its scores."""
+    return attention(layer, place, _PROJECTORS, head_dim=layer.key_value_dim, scale=1.0, prefix=prefix)
 
 
 class T5Adapter(Adapter):
@@ -63,19 +42,14 @@ class T5Adapter(Adapter):
 
     def describe(self, layer: Any, kind: str, index: int, hidden: int) -> Block:
         place = f"{kind}.{index}"
-        neurons = Axis(FFN, place)
-
-        def dense(name: str, attribute: str, kernel: Axes) -> Projection:
-            return Projection(name, getattr(layer, attribute), layer, attribute, kernel, ())
-
         gated = layer.use_gated_activation
         # In keras-hub the activation sits on `input_projector`: with a gate, that is the gate.
-        feed_forward = FeedForward(
-            place=place,
-            width=int(layer.input_projector.kernel.shape[1]),
-            gate=dense("gate", "input_projector", (WIDE, neurons)) if gated else None,
-            up=dense("up", "gate_projector" if gated else "input_projector", (WIDE, neurons)),
-            down=dense("down", "output_projector", (neurons, WIDE)),
+        ffn = feed_forward(
+            layer,
+            place,
+            up="gate_projector" if gated else "input_projector",
+            down="output_projector",
+            gate="input_projector" if gated else None,
             activation=layer.input_projector.activation,
         )
         norms = {"attention": layer.self_attention_layer_norm, "feed_forward": layer.layer_norm}
@@ -87,9 +61,9 @@ class T5Adapter(Adapter):
             index=index,
             kind=kind,
             hidden_width=hidden,
-            attention=t5_attention(layer.self_attention, f"{place}.self"),
-            cross_attention=t5_attention(cross, f"{place}.cross", "cross_") if cross is not None else None,
-            feed_forward=feed_forward,
+            attention=_attention(layer.self_attention, f"{place}.self"),
+            cross_attention=_attention(cross, f"{place}.cross", "cross_") if cross is not None else None,
+            feed_forward=ffn,
             norms=norms,
         )
 

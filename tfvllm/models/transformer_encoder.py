@@ -5,63 +5,9 @@ from typing import Any
 
 from keras_hub.models import BertBackbone, DistilBertBackbone, RobertaBackbone, XLMRobertaBackbone
 
-from tfvllm.models.base import (
-    FFN,
-    HEADS,
-    KV_HEADS,
-    WIDTH,
-    Adapter,
-    Attention,
-    Axes,
-    Axis,
-    Block,
-    BlockShape,
-    FeedForward,
-    Projection,
-    Structure,
-    embedding_axes,
-    mha_scale,
-    walk,
-    width_axes,
-)
+from tfvllm.models.base import Adapter, Axes, Block, BlockShape, Structure, embedding_axes, mha_scale, walk, width_axes
+from tfvllm.models.projections import WIDE, attention, feed_forward
 from tfvllm.models.shrunk import ShrunkBackbone, register
-
-WIDE = Axis(WIDTH)
-
-
-def mha(layer: Any, place: str, prefix: str = "") -> Attention:
-    """Describes a `keras.layers.MultiHeadAttention` (kernels [width, heads, head_dim] and [heads, head_dim, width])."""
-    heads, kv = Axis(HEADS, place), Axis(KV_HEADS, place)
-
-    def projection(name: str, kernel: Axes, bias: Axes) -> Projection:
-        attribute = f"_{name}_dense"
-        return Projection(prefix + name, getattr(layer, attribute), layer, attribute, kernel, bias)
-
-    return Attention(
-        layer=layer,
-        place=place,
-        heads=layer._num_heads,
-        kv_heads=layer._num_heads,
-        head_dim=layer._key_dim,
-        query=projection("query", (WIDE, heads, None), (heads, None)),
-        key=projection("key", (WIDE, kv, None), (kv, None)),
-        value=projection("value", (WIDE, kv, None), (kv, None)),
-        output=projection("output", (heads, None, WIDE), (WIDE,)),
-        scale=mha_scale(layer._key_dim),
-    )
-
-
-def dense_ffn(layer: Any, place: str) -> FeedForward:
-    """Describes the two Dense layers of TransformerEncoder and TransformerDecoder."""
-    neurons = Axis(FFN, place)
-    up, down = layer._feedforward_intermediate_dense, layer._feedforward_output_dense
-    return FeedForward(
-        place=place,
-        width=int(up.kernel.shape[1]),
-        up=Projection("up", up, layer, "_feedforward_intermediate_dense", (WIDE, neurons), (neurons,)),
-        down=Projection("down", down, layer, "_feedforward_output_dense", (neurons, WIDE), (WIDE,)),
-        activation=layer.activation,
-    )
 
 
 class TransformerStackAdapter(Adapter):
@@ -76,14 +22,15 @@ class TransformerStackAdapter(Adapter):
         }
         if cross is not None:
             norms["cross_attention"] = layer._cross_attention_layer_norm
+        names = ("_feedforward_intermediate_dense", "_feedforward_output_dense")
         return Block(
             layer=layer,
             index=index,
             kind=kind,
             hidden_width=hidden,
-            attention=mha(layer._self_attention_layer, f"{place}.self"),
-            cross_attention=mha(cross, f"{place}.cross", "cross_") if cross is not None else None,
-            feed_forward=dense_ffn(layer, place),
+            attention=attention(layer._self_attention_layer, f"{place}.self"),
+            cross_attention=attention(cross, f"{place}.cross", prefix="cross_") if cross is not None else None,
+            feed_forward=feed_forward(layer, place, *names, activation=layer.activation),
             norms=norms,
             normalize_first=layer.normalize_first,
         )

@@ -22,7 +22,7 @@ def test_describes_blocks_and_copies(name):
     assert len(blocks) == (6 if name in zoo.SEQ2SEQ else 3)
     for block in blocks:
         assert (block.heads, block.ffn_width, block.hidden_width) == (4, 24, 16)
-        assert block.kv_heads == (1 if name == "gemma_mqa" else 2 if name in zoo.CAUSAL[2:] else 4)
+        assert block.kv_heads == (1 if name == "gemma_mqa" else 2 if name in zoo.GROUPED else 4)
         layers = block.projections
         gate = {"gate"} if block.feed_forward.gate is not None else set()
         cross = {"cross_query", "cross_key", "cross_value", "cross_output"} if block.cross_attention else set()

@@ -43,6 +43,7 @@ BUILDERS = {
     "electra_wide": _around_bert(M.ElectraBackbone, vocab_size=VOCABULARY, embedding_dim=16, **_STACK),
     "gpt2": _lm(M.GPT2Backbone, M.GPT2CausalLM, **_STACK),
     "opt": _lm(M.OPTBackbone, M.OPTCausalLM, **_STACK),
+    "bloom": _lm(M.BloomBackbone, M.BloomCausalLM, **{k: v for k, v in _STACK.items() if k != "max_sequence_length"}),
     "llama": _lm(M.LlamaBackbone, M.LlamaCausalLM, **_LLAMA),
     "llama_tied": _lm(M.LlamaBackbone, M.LlamaCausalLM, tie_word_embeddings=True, **_LLAMA),
     "llama3": _lm(M.Llama3Backbone, M.Llama3CausalLM, **_LLAMA),
@@ -95,8 +96,9 @@ BUILDERS = {
 CLASSIFIERS = ("bert", "distil_bert", "roberta", "xlm_roberta", "electra", "electra_wide")
 SEGMENTS = ("bert", "electra", "electra_wide")
 SEQ2SEQ = ("bart", "t5", "t5_plain")
-THOROUGH = ("electra",)  # tested with all of the tests over families in the thorough round
+THOROUGH = ("electra", "bloom")  # tested with all of the tests over families in the thorough round
 CAUSAL = tuple(name for name in BUILDERS if name not in CLASSIFIERS + SEQ2SEQ)
+GROUPED = tuple(name for name in CAUSAL if name not in ("gpt2", "opt", "bloom"))  # fewer key than query heads
 
 
 def families(quick, names=tuple(BUILDERS)):

@@ -32,7 +32,7 @@ def uneven(name):
     count = 6 if name in zoo.SEQ2SEQ else 3
     if name.startswith("t5"):
         return {"heads": 3, "ffn": list(range(8, 8 + count)), "round_to": 1}
-    heads = [2, 4, 2] if name in zoo.CAUSAL[2:] else [1, 2, 3]
+    heads = [2, 4, 2] if name in zoo.GROUPED else [1, 2, 3]
     return {"heads": heads * (count // 3), "ffn": list(range(8, 8 + count)), "round_to": 1}
 
 

@@ -34,8 +34,8 @@ def softmax(scores: tf.Tensor) -> tf.Tensor:
     return tf.cond(few, lambda: tf.exp(tf.nn.log_softmax(scores)), lambda: tf.nn.softmax(scores))
 
 
-def causal_masks(stack: specs.Stack, query_positions: tf.Tensor, keys) -> dict[int | None, tf.Tensor]:
-    """What is added to the scores of causal attention, for each window that occurs in the stack.
+def causal_masks(stack: specs.Stack, query_positions: tf.Tensor, keys) -> dict[tuple, tf.Tensor]:
+    """What is added to the scores of causal attention, by `masked_by` of each attention in the stack.
 
     query_positions int32[queries] -> float32[1 or heads, queries, keys]; int32[batch, 1] -> [batch, .., 1, keys]
 
@@ -46,22 +46,22 @@ def causal_masks(stack: specs.Stack, query_positions: tf.Tensor, keys) -> dict[i
     distance = query_positions[..., :, tf.newaxis] - key_positions  # >= 0: the key is not in the future
     bias = relative_bias(stack, distance)
     masks = {}
-    for window in {block.attention.window for block in stack.blocks}:
+    for window, slopes in dict.fromkeys(block.attention.masked_by for block in stack.blocks):
         seen = distance >= 0
         if window is not None:
             seen &= distance < window
         mask = tf.where(seen, 0.0, MASKED)[..., tf.newaxis, :, :]
         if bias is not None:
             mask += bias
-        masks[window] = mask
+        if slopes is not None:
+            steps = tf.cast(distance, tf.float32)[..., tf.newaxis, :, :]
+            mask -= tf.constant(slopes, tf.float32, [len(slopes), 1, 1]) * steps
+        masks[window, slopes] = mask
     return masks
 
 
 def relative_bias(stack: specs.Stack, distance: tf.Tensor) -> tf.Tensor | None:
     """distance int32[.., queries, keys] = query - key -> float32[.., heads, queries, keys], or None."""
-    if stack.alibi is not None:
-        slopes = tf.constant(stack.alibi, tf.float32, [len(stack.alibi), 1, 1])
-        return -slopes * tf.cast(distance, tf.float32)[..., tf.newaxis, :, :]
     bias = stack.relative_bias
     if bias is None:
         return None

@@ -166,7 +166,7 @@ class Network(tf.Module):
                 x = tf.gather(x, last + tf.range(batch) * length)
                 queries, attend = 1, layers.attend
             attention = block.attention
-            tensors = (query, key, value, masks[attention.window], layers.sinks(attention))
+            tensors = (query, key, value, masks[attention.masked_by], layers.sinks(attention))
             attended = attend(*tensors, **_scores(attention))
             entered, x = x, layers.after_attention(block, x, attended)
             x = layers.feed_forward(block, layers.cross(block, x, context, index, queries), entered)
@@ -231,7 +231,7 @@ class Network(tf.Module):
                     v=tf.cast(tf.reshape(new, [-1, head_dim]), caches[which].dtype),
                 )
             key, value = (tf.reshape(cache, shape(kv_heads, head_dim)) for cache in caches[2 * index : 2 * index + 2])
-            tensors = (query, key, value, masks[attention.window], layers.sinks(attention))
+            tensors = (query, key, value, masks[attention.masked_by], layers.sinks(attention))
             attended = layers.attend(*tensors, **_scores(attention))
             entered, x = x, layers.after_attention(block, x, attended)
             x = layers.feed_forward(block, layers.cross(block, x, context, index, beams), entered)

@@ -212,6 +212,10 @@ class Adapter:
     def set_traits(self, layer: Any, traits: Mapping[str, Any]) -> None:
         """Writes `traits` back."""
 
+    def kept_traits(self, shape: BlockShape, heads: np.ndarray) -> Mapping[str, Any]:
+        """`shape.traits` of a block that keeps only the query heads `heads` (indices, ascending)."""
+        return shape.traits
+
     def summary(self, backbone: Any, structure: Structure) -> dict[str, Any]:
         """Attributes of the backbone that speak of its blocks; the largest block decides."""
         raise NotImplementedError

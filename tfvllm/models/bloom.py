@@ -1,13 +1,84 @@
 """Bloom: attention with linear biases (ALiBi) in place of positions, a norm right after the embedding."""
 
+import functools
 import math
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+from keras_hub.models import BloomBackbone, BloomCausalLM
 
 from tfvllm.models import spec
+from tfvllm.models.alibi import counted, kept_slopes, set_slopes, slopes_of
 from tfvllm.models.arrays import array, dense, layer_norm, merged, projection
+from tfvllm.models.base import Block, BlockShape, Structure, mha_scale
+from tfvllm.models.projections import attention, feed_forward
+from tfvllm.models.shrunk import ShrunkBackbone, ShrunkCausalLM, register
+from tfvllm.models.transformer_encoder import TransformerStackAdapter
+
+
+class BloomAdapter(TransformerStackAdapter):
+    """Bloom."""
+
+    family = "bloom"
+    only_stack = "decoder"
+
+    def describe(self, layer: Any, kind: str, index: int, hidden: int) -> Block:
+        place = f"{kind}.{index}"
+        gelu = functools.partial(keras.activations.gelu, approximate=True)
+        return Block(
+            layer=layer,
+            index=index,
+            kind=kind,
+            hidden_width=hidden,
+            attention=attention(layer._self_attention_layer, f"{place}.self"),
+            feed_forward=feed_forward(layer, place, "_mlp_intermediate_dense", "_mlp_output_dense", activation=gelu),
+            norms={"attention": layer._pre_attention_layernorm, "feed_forward": layer._post_attention_layernorm},
+        )
+
+    def set_attention(self, attention: Any, heads: int, kv_heads: int, head_dim: int) -> None:
+        attention.num_heads = heads
+        attention.head_dim = head_dim
+        attention.inv_norm_factor = mha_scale(head_dim)
+
+    def traits(self, layer: Any) -> dict[str, Any]:
+        attention = layer._self_attention_layer
+        return slopes_of(attention._alibi_layer, attention.num_heads)
+
+    def set_traits(self, layer: Any, traits: Mapping[str, Any]) -> None:
+        set_slopes(layer._self_attention_layer._alibi_layer, traits)
+
+    def kept_traits(self, shape: BlockShape, heads: np.ndarray) -> Mapping[str, Any]:
+        return kept_slopes(shape, heads)
+
+    def native(self, config: dict[str, Any], structure: Structure) -> dict[str, Any] | None:
+        return super().native(config, structure) if all(map(counted, structure["decoder"])) else None
+
+
+ADAPTER = BloomAdapter()
+
+
+@register
+class ShrunkBloomBackbone(ShrunkBackbone, BloomBackbone):
+    """A `BloomBackbone` with its own sizes in every block."""
+
+    adapter = ADAPTER
+
+
+@register
+class ShrunkBloomCausalLM(ShrunkCausalLM, BloomCausalLM):
+    """A `BloomCausalLM` on a shrunk backbone."""
+
+
+SHRUNK = {BloomBackbone: ShrunkBloomBackbone}
+TASKS = {BloomCausalLM: ShrunkBloomCausalLM}
+
+
+# ------------------------------------------------------------------------------------------------------------- decoding
 
 
 def read(backbone) -> spec.LanguageModel:
-    attention = backbone.transformer_layers[0]._self_attention_layer
     return spec.LanguageModel(
         family="bloom",
         embedding=array(backbone.token_embedding.embeddings),
@@ -15,8 +86,6 @@ def read(backbone) -> spec.LanguageModel:
             blocks=[_block(layer) for layer in backbone.transformer_layers],
             embedding_norm=layer_norm(backbone.embeddings_layer_norm),
             final_norm=layer_norm(backbone.layer_norm),
-            # The slopes that the layer itself uses, also where the number of heads is no power of two.
-            alibi=tuple(attention._alibi_layer._get_slopes(attention.num_heads)),
         ),
     )
 
@@ -34,6 +103,8 @@ def _block(layer) -> spec.Block:
             query_key_value=merged(*[part[:2] for part in parts]),
             output=dense(attention._output_dense),
             scale=1.0 / math.sqrt(head_dim),
+            # The slopes that the layer itself uses, also where the number of heads is no power of two.
+            alibi=tuple(attention._alibi_layer._get_slopes(heads)),
         ),
         attention_norm=layer_norm(layer._pre_attention_layernorm),
         feed_forward=spec.FeedForward(
@@ -46,4 +117,3 @@ def _block(layer) -> spec.Block:
 
 
 READERS = {"BloomBackbone": read}
-NO_ADAPTER = "ALiBi gives every head a slope by its number, so that heads cannot go without changing the others'"

@@ -60,7 +60,7 @@ class Skipped:
 _changed_classes: dict[tuple[type, type], type] = {}
 
 
-def _change_class(layer: Any, mixin: type) -> None:
+def change_class(layer: Any, mixin: type) -> None:
     """Gives a built layer a subclass of its own class; Keras has read its call signature already."""
     cls = type(layer)
     if (mixin, cls) not in _changed_classes:
@@ -80,7 +80,7 @@ def _empty(block: Any) -> None:
     finally:
         if locked:
             block._tracker.lock()
-    _change_class(block, Skipped)
+    change_class(block, Skipped)
 
 
 class NarrowCache(_Layer):
@@ -119,7 +119,7 @@ def _narrow_caches(adapter: Any, backbone: Any, shapes: Structure) -> None:
             widest = max([widest, *(a.kv_heads for a in crosses)])
         for attention in found:
             if attention.kv_heads < widest:
-                _change_class(attention.layer, NarrowCache)
+                change_class(attention.layer, NarrowCache)
                 attention.layer.own_kv_heads = attention.kv_heads
 
 

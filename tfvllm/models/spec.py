@@ -68,6 +68,12 @@ class Attention:
     key_norm: Norm | None = None
     rotary: Rotary | None = None
     sinks: Array | None = None  # float32[heads], a logit beside every head's scores that no value belongs to (GPT-OSS)
+    alibi: tuple[float, ...] | None = None  # a slope for each head: scores -= slope * distance (Press et al. 2022)
+
+    @property
+    def masked_by(self) -> tuple[int | None, tuple[float, ...] | None]:
+        """What its mask is made of: blocks that agree in it share one."""
+        return self.window, self.alibi
 
 
 @dataclasses.dataclass
@@ -145,7 +151,6 @@ class Stack:
     embedding_norm: Norm | None = None
     final_norm: Norm | None = None
     relative_bias: RelativeBias | None = None
-    alibi: tuple[float, ...] | None = None  # a slope for each head: scores -= slope * distance (Press et al. 2022)
 
 
 @dataclasses.dataclass

@@ -84,6 +84,7 @@ def planned_structure(adapter: Adapter, model: Any, plan: Plan) -> Structure:
             shape = structure[kind][index]
             place = f"{kind}.{index}"
             cross = shape.cross_heads
+            heads = plan.keep.get((HEADS, f"{place}.self"))
             planned[kind].append(
                 BlockShape(
                     heads=left(HEADS, f"{place}.self", shape.heads),
@@ -91,7 +92,7 @@ def planned_structure(adapter: Adapter, model: Any, plan: Plan) -> Structure:
                     head_dim=shape.head_dim,
                     ffn=left(FFN, place, shape.ffn),
                     cross_heads=None if cross is None else left(HEADS, f"{place}.cross", cross),
-                    traits=shape.traits,
+                    traits=shape.traits if heads is None else adapter.kept_traits(shape, heads),
                 )
             )
     return planned

@@ -11,7 +11,7 @@ from tfvllm.models import adapter_for, read
 from .reference import filled_by_forward_passes, keras_generate
 from .test_causal import generate
 
-NAMES = ("bloom",)
+NAMES = ("bloom", "phi3")
 
 
 def shrunk(name):

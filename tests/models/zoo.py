@@ -50,6 +50,17 @@ BUILDERS = {
     "mistral": _lm(M.MistralBackbone, M.MistralCausalLM, sliding_window=4, **_LLAMA),
     "qwen": _lm(M.QwenBackbone, M.QwenCausalLM, **_LLAMA),
     "qwen3": _lm(M.Qwen3Backbone, M.Qwen3CausalLM, head_dim=8, **_LLAMA),
+    "phi3": _lm(M.Phi3Backbone, M.Phi3CausalLM, **_LLAMA),
+    "phi3_su": _lm(
+        M.Phi3Backbone,
+        M.Phi3CausalLM,
+        rope_scaling_type="su",
+        rope_scaling_short_factor=[1.0, 1.5],
+        rope_scaling_long_factor=[2.0, 4.0],
+        pretraining_sequence_length=6,
+        max_sequence_length=24,
+        **_LLAMA,
+    ),
     "gemma": _lm(
         M.GemmaBackbone,
         M.GemmaCausalLM,
@@ -96,7 +107,7 @@ BUILDERS = {
 CLASSIFIERS = ("bert", "distil_bert", "roberta", "xlm_roberta", "electra", "electra_wide")
 SEGMENTS = ("bert", "electra", "electra_wide")
 SEQ2SEQ = ("bart", "t5", "t5_plain")
-THOROUGH = ("electra", "bloom")  # tested with all of the tests over families in the thorough round
+THOROUGH = ("electra", "bloom", "phi3")  # tested with all of the tests over families in the thorough round
 CAUSAL = tuple(name for name in BUILDERS if name not in CLASSIFIERS + SEQ2SEQ)
 GROUPED = tuple(name for name in CAUSAL if name not in ("gpt2", "opt", "bloom"))  # fewer key than query heads
 

@@ -8,15 +8,15 @@ from tests.models import zoo
 from tfvllm.generation.generator import Generator
 from tfvllm.models import adapter_for, read
 
-from .reference import filled_by_forward_passes, keras_generate
+from .reference import filled_by_forward_passes, keras_generate, log_probs
 from .test_causal import generate
 
-NAMES = ("bloom", "phi3")
+NAMES = ("bloom", "phi3", "gpt_neo_x")
 
 
 def shrunk(name):
     heads = [2, 4] if name in zoo.GROUPED else [3, 2]
-    model = tfvllm.shrink(zoo.build(name), layers=[0, 2], heads=heads, ffn=[7, 8], width=8, round_to=2)
+    model = tfvllm.shrink(zoo.build(name), layers=[0, 2], heads=heads, ffn=[7, 8], width=10, round_to=2)
     assert [block.heads for block in adapter_for(model).blocks(model)] == heads
     return model
 
@@ -26,18 +26,27 @@ def test_shrunk_bloom_is_read_with_the_slopes_of_the_heads_that_stayed():
     first, second = (block.attention.alibi for block in read(model).decoder.blocks)
     assert len(first) == 3 and len(second) == 2
     assert set(first) < {2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8} > set(second)
+    check_against_forward_passes(model)
+
+
+def check_against_forward_passes(model):
     ids = np.zeros([2, 9], np.int32)
-    ids[:, :5] = zoo.inputs("bloom")["token_ids"][:2, :5] + 1
+    ids[:, :5] = zoo.inputs("gpt2")["token_ids"][:2, :5] + 1
     mask = np.asarray([[1] * 5, [1] * 3 + [0] * 2], np.int32)
     filled = filled_by_forward_passes(model, ids, [5, 3])
-    found = generate(Generator(read(model)), ids[:, :5] * mask, mask, 4)[0]
+    found, _, _, scores = generate(Generator(read(model)), ids[:, :5] * mask, mask, 4, log_probs=True)
     np.testing.assert_array_equal(found, [filled[0, 5:], filled[1, 3:7]])
+    for row, length in enumerate([5, 3]):
+        table = log_probs(model, filled[row, : length + 4])
+        expected = [table[length - 1 + step, token] for step, token in enumerate(found[row])]
+        np.testing.assert_allclose(scores[row], expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", zoo.families(quick=(), names=NAMES))
-def test_greedy_tokens_are_those_of_the_shrunk_model(name):
+def test_tokens_and_their_probabilities_are_those_of_the_shrunk_model(name):
     model, found = shrunk(name), zoo.inputs(name)
+    check_against_forward_passes(model)
     ids, mask = found["token_ids"], found["padding_mask"]
-    expected = keras_generate(model, ids, mask, 6)
-    assert len(np.unique(expected)) > 3
-    np.testing.assert_array_equal(generate(Generator(read(model)), ids, mask, 6)[0], expected)
+    np.testing.assert_array_equal(
+        generate(Generator(read(model)), ids, mask, 6)[0], keras_generate(model, ids, mask, 6)
+    )

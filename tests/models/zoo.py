@@ -50,6 +50,7 @@ BUILDERS = {
     "mistral": _lm(M.MistralBackbone, M.MistralCausalLM, sliding_window=4, **_LLAMA),
     "qwen": _lm(M.QwenBackbone, M.QwenCausalLM, **_LLAMA),
     "qwen3": _lm(M.Qwen3Backbone, M.Qwen3CausalLM, head_dim=8, **_LLAMA),
+    "gpt_neo_x": _lm(M.GPTNeoXBackbone, M.GPTNeoXCausalLM, rotary_percentage=0.5, **_STACK),
     "phi3": _lm(M.Phi3Backbone, M.Phi3CausalLM, **_LLAMA),
     "phi3_su": _lm(
         M.Phi3Backbone,
@@ -107,9 +108,11 @@ BUILDERS = {
 CLASSIFIERS = ("bert", "distil_bert", "roberta", "xlm_roberta", "electra", "electra_wide")
 SEGMENTS = ("bert", "electra", "electra_wide")
 SEQ2SEQ = ("bart", "t5", "t5_plain")
-THOROUGH = ("electra", "bloom", "phi3")  # tested with all of the tests over families in the thorough round
+THOROUGH = ("electra", "bloom", "phi3", "gpt_neo_x")  # tested with all of the tests over families in the thorough round
 CAUSAL = tuple(name for name in BUILDERS if name not in CLASSIFIERS + SEQ2SEQ)
-GROUPED = tuple(name for name in CAUSAL if name not in ("gpt2", "opt", "bloom"))  # fewer key than query heads
+GROUPED = tuple(
+    name for name in CAUSAL if name not in ("gpt2", "opt", "bloom", "gpt_neo_x")
+)  # fewer key than query heads
 
 
 def families(quick, names=tuple(BUILDERS)):

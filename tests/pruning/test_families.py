@@ -7,6 +7,9 @@ import pytest
 import tfvllm
 from tests.models import zoo
 from tfvllm.errors import InputError
+from tfvllm.models import adapter_for
+from tfvllm.models.outputs import run
+from tfvllm.pruning import apply_plan, block_flops, mask_model, plan_shrink
 
 M = keras_nlp.models
 
@@ -20,3 +23,21 @@ def test_electra_keeps_its_narrow_embeddings():
     np.testing.assert_array_equal(np.asarray(small.backbone.token_embedding.embeddings), table[:30])
     with pytest.raises(InputError, match=r"width=12: blocks as wide as the embeddings .* another width than 12"):
         tfvllm.shrink(model, width=12)
+
+
+def test_gpt_neo_x_loses_heads_of_one_kernel_for_queries_keys_and_values():
+    model = zoo.build("gpt_neo_x")
+    plan = plan_shrink(model, heads=[1, 3, 2])
+    small = apply_plan(model, plan)
+    for before, after, kept in zip(adapter_for(model).blocks(model), adapter_for(small).blocks(small), (1, 3, 2)):
+        stay = plan.keep["heads", before.attention.place]
+        kernel = np.asarray(before.attention.query.layer.kernel)
+        assert len(stay) == kept and kernel.shape == (16, 4, 12)
+        np.testing.assert_array_equal(np.asarray(after.attention.value.layer.kernel), kernel[:, stay])
+    assert block_flops(model, 1, 1) == 2 * 3 * (4 * 16 * 16 + 2 * 16 + 2 * 16 * 24)
+    found = run(small, zoo.inputs("gpt_neo_x"), read=["relations"]).blocks["decoder"][1]
+    mask_model(model, plan)
+    whole = run(model, zoo.inputs("gpt_neo_x"), read=["relations"]).blocks["decoder"][1]
+    for name in ("queries", "keys", "values"):
+        masked = np.reshape(getattr(whole, name), [3, 12, 4, 4])[:, :, plan.keep["heads", "decoder.1.self"]]
+        np.testing.assert_allclose(getattr(found, name), np.reshape(masked, [3, 12, 12]), atol=1e-5)

@@ -38,7 +38,10 @@ Axes = tuple[Axis | None, ...]
 
 @dataclass(frozen=True)
 class Projection:
-    """A Dense or EinsumDense inside a block, and how to reach it: `owner.attribute is layer`."""
+    """A Dense or EinsumDense inside a block, and how to reach it: `owner.attribute is layer`.
+
+    With `parts` > 1 several projections lie beside each other in every head of one kernel, and this is number `part`.
+    """
 
     name: str
     layer: Any
@@ -46,6 +49,8 @@ class Projection:
     attribute: str
     kernel_axes: Axes
     bias_axes: Axes
+    part: int = 0
+    parts: int = 1
 
     @property
     def has_bias(self) -> bool:
@@ -379,10 +384,12 @@ class Adapter:
     def _resize_projection(
         self, block: Block, projection: Projection, sizes: Mapping[tuple[str, str], int], head_dim: int
     ) -> None:
+        if projection.part:  # the first part has taken the others along
+            return
         shape = []
         for axis, size in zip(projection.kernel_axes, projection.layer.kernel.shape):
             if axis is None:  # the head_dim axis: the only one inside a block without a unit of its own
-                shape.append(head_dim)
+                shape.append(head_dim * projection.parts)
             elif axis.unit == WIDTH:
                 shape.append(size)
             else:

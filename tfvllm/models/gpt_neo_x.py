@@ -1,13 +1,92 @@
 """GPT-NeoX: attention and feed-forward side by side, and rotary positions for a part of every head."""
 
 import math
+from typing import Any
 
 import numpy as np
+from keras_hub.models import GPTNeoXBackbone, GPTNeoXCausalLM
 
 from tfvllm.errors import InputError
 from tfvllm.models import spec
 from tfvllm.models.arrays import activation_name, array, dense, layer_norm, merged
+from tfvllm.models.base import HEADS, Attention, Axis, Block, Projection, mha_scale
 from tfvllm.models.llama import rotary
+from tfvllm.models.projections import WIDE, feed_forward
+from tfvllm.models.shrunk import ShrunkBackbone, ShrunkCausalLM, register
+from tfvllm.models.transformer_encoder import TransformerStackAdapter
+
+
+def _attention(layer: Any, place: str) -> Attention:
+    """One kernel [width, heads, query | key | value]; the output's is flat."""
+    heads, head_dim = Axis(HEADS, place), layer.attn_head_size
+
+    def part(number: int, name: str) -> Projection:
+        axes = (WIDE, heads, None)
+        return Projection(name, layer._qkv_dense, layer, "_qkv_dense", axes, axes[1:], part=number, parts=3)
+
+    count = int(layer._qkv_dense.kernel.shape[1])
+    flat = (Axis(HEADS, place, head_dim), WIDE)
+    return Attention(
+        layer=layer,
+        place=place,
+        heads=count,
+        kv_heads=count,
+        head_dim=head_dim,
+        query=part(0, "query"),
+        key=part(1, "key"),
+        value=part(2, "value"),
+        output=Projection("output", layer._output_dense, layer, "_output_dense", flat, flat[1:]),
+        scale=mha_scale(head_dim),
+    )
+
+
+class GPTNeoXAdapter(TransformerStackAdapter):
+    """GPT-NeoX."""
+
+    family = "gpt_neo_x"
+    only_stack = "decoder"
+
+    def describe(self, layer: Any, kind: str, index: int, hidden: int) -> Block:
+        place = f"{kind}.{index}"
+        names = ("_feedforward_intermediate_dense", "_feedforward_output_dense")
+        return Block(
+            layer=layer,
+            index=index,
+            kind=kind,
+            hidden_width=hidden,
+            attention=_attention(layer._self_attention_layer, f"{place}.self"),
+            feed_forward=feed_forward(layer, place, *names, activation=layer.activation),
+            norms={"attention": layer._self_attention_layer_norm, "feed_forward": layer._feedforward_layer_norm},
+        )
+
+    def set_attention(self, attention: Any, heads: int, kv_heads: int, head_dim: int) -> None:
+        attention.num_heads = heads
+        attention.attn_head_size = head_dim
+        attention.rotary_dim = int(head_dim * attention.rotary_percentage)
+        attention.hidden_dim = heads * head_dim  # read only where heads are laid beside each other
+        attention._inv_norm_factor = mha_scale(head_dim)
+
+
+ADAPTER = GPTNeoXAdapter()
+
+
+@register
+class ShrunkGPTNeoXBackbone(ShrunkBackbone, GPTNeoXBackbone):
+    """A `GPTNeoXBackbone` with its own sizes in every block."""
+
+    adapter = ADAPTER
+
+
+@register
+class ShrunkGPTNeoXCausalLM(ShrunkCausalLM, GPTNeoXCausalLM):
+    """A `GPTNeoXCausalLM` on a shrunk backbone."""
+
+
+SHRUNK = {GPTNeoXBackbone: ShrunkGPTNeoXBackbone}
+TASKS = {GPTNeoXCausalLM: ShrunkGPTNeoXCausalLM}
+
+
+# ------------------------------------------------------------------------------------------------------------- decoding
 
 
 def read(backbone) -> spec.LanguageModel:
@@ -63,4 +142,3 @@ def _block(layer) -> spec.Block:
 
 
 READERS = {"GPTNeoXBackbone": read}
-NO_ADAPTER = "one kernel holds its queries, keys and values, head by head, and has not been described yet"

@@ -15,7 +15,7 @@ import keras
 import tensorflow as tf
 
 from tfvllm.errors import InputError
-from tfvllm.models import adapter_for
+from tfvllm.models import Projection, adapter_for
 from tfvllm.models.products import flat_products
 from tfvllm.models.taps import Hook, call_of, tapped
 
@@ -126,9 +126,9 @@ def _block_hooks(block: Any, found: BlockOutputs, read: tuple[str, ...]) -> Iter
     if "hidden_states" in read:
         yield block.layer, call_of(block.layer), _after(functools.partial(_set, found, "hidden_state"))
     if "relations" in read:
-        for name, projection in (("queries", "query"), ("keys", "key"), ("values", "value")):
-            layer = getattr(attention, projection).layer
-            yield layer, call_of(layer), _after(functools.partial(_set_flat, found, name))
+        for name, projection in (("queries", attention.query), ("keys", attention.key), ("values", attention.value)):
+            layer = projection.layer
+            yield layer, call_of(layer), _after(functools.partial(_set_flat, found, name, projection))
     if "attention_maps" in read:
         if isinstance(attention.layer, keras.layers.MultiHeadAttention):
             yield attention.layer, "_compute_attention", functools.partial(_with_scores, found)
@@ -166,8 +166,10 @@ def _set(found: BlockOutputs, name: str, tensor: tf.Tensor) -> None:
     setattr(found, name, tensor)
 
 
-def _set_flat(found: BlockOutputs, name: str, tensor: tf.Tensor) -> None:
+def _set_flat(found: BlockOutputs, name: str, projection: Projection, tensor: tf.Tensor) -> None:
     """[batch, length, heads, head_dim] (or already flat) as [batch, length, heads x head_dim]."""
+    if projection.parts > 1:
+        tensor = tf.split(tensor, projection.parts, axis=-1)[projection.part]
     if tensor.shape.rank > 3:
         shape = tf.shape(tensor)
         width = 1

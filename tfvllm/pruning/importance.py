@@ -118,10 +118,9 @@ def _per_unit(adapter: Adapter, model: Any, measure: Callable[[np.ndarray], np.n
             if axis.inner > 1:
                 total = total.reshape(-1, axis.inner).sum(axis=1)
             totals[axis.unit, axis.place] = totals.get((axis.unit, axis.place), 0.0) + total
-    for place, (queries, groups) in heads.items():
-        if (KV_HEADS, place) in totals:  # a group owns its query heads too
-            own = totals[HEADS, place].reshape(groups, queries // groups).sum(axis=1)
-            totals[KV_HEADS, place] = totals[KV_HEADS, place] + own
+    for place, (queries, groups) in heads.items():  # a group owns its query heads too, and what one kernel holds of all
+        own = totals[HEADS, place].reshape(groups, queries // groups).sum(axis=1)
+        totals[KV_HEADS, place] = totals.get((KV_HEADS, place), 0.0) + own
     return totals
 
 

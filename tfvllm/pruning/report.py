@@ -108,7 +108,7 @@ def block_flops(model: Any, batch: int, length: int) -> int:
         per_token = sum(int(np.prod(p.layer.kernel.shape)) for p in block.feed_forward.projections)
         for attention in (block.attention, block.cross_attention):
             if attention is not None:
-                per_token += sum(int(np.prod(p.layer.kernel.shape)) for p in attention.projections)
+                per_token += sum(int(np.prod(p.layer.kernel.shape)) // p.parts for p in attention.projections)
                 per_token += 2 * length * attention.heads * attention.head_dim
         total += 2 * batch * length * per_token
     return total

@@ -41,6 +41,9 @@ BUILDERS = {
     "xlm_roberta": _classifier(M.XLMRobertaBackbone, M.XLMRobertaTextClassifier, vocabulary_size=VOCABULARY, **_STACK),
     "electra": _around_bert(M.ElectraBackbone, vocab_size=VOCABULARY, embedding_dim=12, **_STACK),
     "electra_wide": _around_bert(M.ElectraBackbone, vocab_size=VOCABULARY, embedding_dim=16, **_STACK),
+    "deberta_v3": _classifier(
+        M.DebertaV3Backbone, M.DebertaV3TextClassifier, vocabulary_size=VOCABULARY, bucket_size=4, **_STACK
+    ),
     "gpt2": _lm(M.GPT2Backbone, M.GPT2CausalLM, **_STACK),
     "opt": _lm(M.OPTBackbone, M.OPTCausalLM, **_STACK),
     "bloom": _lm(M.BloomBackbone, M.BloomCausalLM, **{k: v for k, v in _STACK.items() if k != "max_sequence_length"}),
@@ -105,10 +108,16 @@ BUILDERS = {
         tie_embedding_weights=False,
     ),
 }
-CLASSIFIERS = ("bert", "distil_bert", "roberta", "xlm_roberta", "electra", "electra_wide")
+CLASSIFIERS = ("bert", "distil_bert", "roberta", "xlm_roberta", "electra", "electra_wide", "deberta_v3")
 SEGMENTS = ("bert", "electra", "electra_wide")
 SEQ2SEQ = ("bart", "t5", "t5_plain")
-THOROUGH = ("electra", "bloom", "phi3", "gpt_neo_x")  # tested with all of the tests over families in the thorough round
+THOROUGH = (
+    "electra",
+    "bloom",
+    "phi3",
+    "gpt_neo_x",
+    "deberta_v3",
+)  # tested with all of the tests over families in the thorough round
 CAUSAL = tuple(name for name in BUILDERS if name not in CLASSIFIERS + SEQ2SEQ)
 GROUPED = tuple(
     name for name in CAUSAL if name not in ("gpt2", "opt", "bloom", "gpt_neo_x")

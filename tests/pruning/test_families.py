@@ -14,6 +14,15 @@ from tfvllm.pruning import apply_plan, block_flops, mask_model, plan_shrink
 M = keras_nlp.models
 
 
+@pytest.mark.parametrize("name", zoo.THOROUGH)
+def test_shrunk_equals_masked(name):
+    model, found = zoo.build(name), zoo.inputs(name, rows=2)
+    plan = plan_shrink(model, heads=2, ffn=9)
+    small = apply_plan(model, plan)
+    mask_model(model, plan)
+    np.testing.assert_allclose(np.asarray(small(found)), np.asarray(model(found)), rtol=1e-5, atol=1e-5)
+
+
 def test_electra_keeps_its_narrow_embeddings():
     model = zoo.build("electra")
     small = tfvllm.shrink(model, width=8, vocabulary=[*range(30)])

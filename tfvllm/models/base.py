@@ -106,6 +106,8 @@ class Block:
     cross_attention: Attention | None = None
     norms: Mapping[str, Any] = field(default_factory=dict)
     normalize_first: bool = True
+    call: int = 0  # which of the `calls` of its layer in a run of the model the block is: ALBERT's share layers
+    calls: int = 1
 
     @property
     def heads(self) -> int:

@@ -15,7 +15,7 @@ import keras
 import tensorflow as tf
 
 from tfvllm.errors import InputError
-from tfvllm.models import Projection, adapter_for
+from tfvllm.models import Block, Projection, adapter_for
 from tfvllm.models.products import flat_products
 from tfvllm.models.taps import Hook, call_of, tapped
 
@@ -120,18 +120,44 @@ def _paths(layers: Iterable[keras.Layer], limit: int = 40) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
-def _block_hooks(block: Any, found: BlockOutputs, read: tuple[str, ...]) -> Iterator[tuple[Any, str, Hook]]:
+@dataclass
+class _Turn:
+    """Which calls of a block's layers are the block's own: other blocks may share the layers (ALBERT)."""
+
+    block: Block
+    found: BlockOutputs
+    begun: int = 0
+    running: bool = False
+
+    def take(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """A hook for the layer of the block."""
+        self.running = self.begun % self.block.calls == self.block.call
+        self.begun += 1
+        if self.running:
+            vars(self.found).update(vars(BlockOutputs()))
+        try:
+            return method(*args, **kwargs)
+        finally:
+            self.running = False
+
+    def keep(self, name: str, tensor: tf.Tensor) -> None:
+        """Of several calls the first: DeBERTa also projects its relative positions."""
+        if self.running and getattr(self.found, name) is None:
+            setattr(self.found, name, tensor)
+
+
+def _block_hooks(block: Block, found: BlockOutputs, read: tuple[str, ...]) -> Iterator[tuple[Any, str, Hook]]:
     """(layer, method to tap, hook) for all that `read` asks of a block."""
-    attention = block.attention
+    attention, turn = block.attention, _Turn(block, found)
     if "hidden_states" in read:
-        yield block.layer, call_of(block.layer), _after(functools.partial(_set, found, "hidden_state"))
+        yield block.layer, call_of(block.layer), _after(functools.partial(turn.keep, "hidden_state"))
     if "relations" in read:
         for name, projection in (("queries", attention.query), ("keys", attention.key), ("values", attention.value)):
             layer = projection.layer
-            yield layer, call_of(layer), _after(functools.partial(_set_flat, found, name, projection))
+            yield layer, call_of(layer), _after(functools.partial(_keep_flat, turn, name, projection))
     if "attention_maps" in read:
         if isinstance(attention.layer, keras.layers.MultiHeadAttention):
-            yield attention.layer, "_compute_attention", functools.partial(_with_scores, found)
+            yield attention.layer, "_compute_attention", functools.partial(_with_scores, turn)
         else:
             softmax = getattr(attention.layer, "_softmax", None) or getattr(attention.layer, "softmax", None)
             if not isinstance(softmax, keras.Layer):
@@ -139,7 +165,8 @@ def _block_hooks(block: Any, found: BlockOutputs, read: tuple[str, ...]) -> Iter
                     f"{type(attention.layer).__name__} does not show its attention probabilities, so attention maps "
                     "cannot be read. Use tfvllm.losses.Relations, which needs queries, keys and values only."
                 )
-            yield softmax, call_of(softmax), _after(functools.partial(_set_map, found))
+            yield softmax, call_of(softmax), _after(functools.partial(_keep_map, turn))
+    yield block.layer, call_of(block.layer), turn.take  # last, and so around the others
 
 
 def _after(keep: Callable[[Any], None]) -> Hook:
@@ -153,20 +180,16 @@ def _after(keep: Callable[[Any], None]) -> Hook:
     return hook
 
 
-def _with_scores(found: BlockOutputs, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _with_scores(turn: _Turn, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Has Keras compute attention in the open: its fused path keeps the probabilities to itself."""
     call = inspect.signature(method).bind(*args, **kwargs)
     call.arguments["return_attention_scores"] = True
     answer, scores = method(*call.args, **call.kwargs)
-    found.attention_map = scores
+    turn.keep("attention_map", scores)
     return answer, scores
 
 
-def _set(found: BlockOutputs, name: str, tensor: tf.Tensor) -> None:
-    setattr(found, name, tensor)
-
-
-def _set_flat(found: BlockOutputs, name: str, projection: Projection, tensor: tf.Tensor) -> None:
+def _keep_flat(turn: _Turn, name: str, projection: Projection, tensor: tf.Tensor) -> None:
     """[batch, length, heads, head_dim] (or already flat) as [batch, length, heads x head_dim]."""
     if projection.parts > 1:
         tensor = tf.split(tensor, projection.parts, axis=-1)[projection.part]
@@ -176,15 +199,15 @@ def _set_flat(found: BlockOutputs, name: str, projection: Projection, tensor: tf
         for size in tensor.shape[2:]:
             width *= size
         tensor = tf.reshape(tensor, [shape[0], shape[1], width])
-    setattr(found, name, tensor)
+    turn.keep(name, tensor)
 
 
-def _set_map(found: BlockOutputs, tensor: tf.Tensor) -> None:
+def _keep_map(turn: _Turn, tensor: tf.Tensor) -> None:
     """Grouped heads [batch, groups, heads in a group, length, length] as one axis of heads."""
     if tensor.shape.rank == 5:
         shape = tf.shape(tensor)
         tensor = tf.reshape(tensor, [shape[0], tensor.shape[1] * tensor.shape[2], shape[3], shape[4]])
-    found.attention_map = tensor
+    turn.keep("attention_map", tensor)
 
 
 def _keep(store: dict[str, Any], name: str, tensor: Any) -> None:

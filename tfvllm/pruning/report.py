@@ -97,7 +97,7 @@ class PruningReport:
 def block_flops(model: Any, batch: int, length: int) -> int:
     """Multiply-adds x 2 of the blocks of a keras-nlp model at (batch, length): products and attention, norms left out.
 
-    Zeros count: they are multiplied too.
+    Zeros count: they are multiplied too. DeBERTa's attention to relative positions is left out.
 
     Example:
         >>> tfvllm.pruning.block_flops(tiny_bert(layers=1), batch=1, length=6)

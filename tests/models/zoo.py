@@ -44,6 +44,9 @@ BUILDERS = {
     "deberta_v3": _classifier(
         M.DebertaV3Backbone, M.DebertaV3TextClassifier, vocabulary_size=VOCABULARY, bucket_size=4, **_STACK
     ),
+    "albert": _classifier(
+        M.AlbertBackbone, M.AlbertTextClassifier, vocabulary_size=VOCABULARY, embedding_dim=12, **_STACK
+    ),
     "gpt2": _lm(M.GPT2Backbone, M.GPT2CausalLM, **_STACK),
     "opt": _lm(M.OPTBackbone, M.OPTCausalLM, **_STACK),
     "bloom": _lm(M.BloomBackbone, M.BloomCausalLM, **{k: v for k, v in _STACK.items() if k != "max_sequence_length"}),
@@ -108,20 +111,14 @@ BUILDERS = {
         tie_embedding_weights=False,
     ),
 }
-CLASSIFIERS = ("bert", "distil_bert", "roberta", "xlm_roberta", "electra", "electra_wide", "deberta_v3")
-SEGMENTS = ("bert", "electra", "electra_wide")
+CLASSIFIERS = ("bert", "distil_bert", "roberta", "xlm_roberta", "electra", "electra_wide", "deberta_v3", "albert")
+SEGMENTS = ("bert", "electra", "electra_wide", "albert")
 SEQ2SEQ = ("bart", "t5", "t5_plain")
-THOROUGH = (
-    "electra",
-    "bloom",
-    "phi3",
-    "gpt_neo_x",
-    "deberta_v3",
-)  # tested with all of the tests over families in the thorough round
+# Tested by the tests over families in the thorough round, and by a brief one in `tests/pruning/test_families.py`.
+THOROUGH = ("electra", "albert", "deberta_v3", "bloom", "phi3", "gpt_neo_x")
 CAUSAL = tuple(name for name in BUILDERS if name not in CLASSIFIERS + SEQ2SEQ)
-GROUPED = tuple(
-    name for name in CAUSAL if name not in ("gpt2", "opt", "bloom", "gpt_neo_x")
-)  # fewer key than query heads
+# Fewer key than query heads.
+GROUPED = tuple(name for name in CAUSAL if name not in ("gpt2", "opt", "bloom", "gpt_neo_x"))
 
 
 def families(quick, names=tuple(BUILDERS)):

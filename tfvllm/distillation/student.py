@@ -51,6 +51,7 @@ def student_from(
     old = adapter.backbone(teacher)
     whole = adapter.structure(teacher)
     chosen = {kind: _chosen(layers, kind, len(blocks)) for kind, blocks in whole.items()}
+    chosen = {kind: adapter.kept_layers(old, kind, kept) for kind, kept in chosen.items()}
     structure = {kind: [whole[kind][index] for index in kept] for kind, kept in chosen.items()}
     config = {**adapter.config(old), "name": name if teacher is old else old.name}
     config["trainable"] = True  # a teacher is frozen once a Distiller has had it

@@ -6,7 +6,7 @@ description, so a family is described once, in one file.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple
 
 import keras
@@ -95,7 +95,11 @@ class FeedForward:
 
 @dataclass(frozen=True)
 class Block:
-    """One transformer block of a model, read from its layers (never from the config, which may be coarser)."""
+    """One transformer block of a model, read from its layers (never from the config, which may be coarser).
+
+    Blocks may share a layer (ALBERT): each is one of its `calls` in a run of the model, and places in axes are named
+    after the first.
+    """
 
     layer: Any
     index: int
@@ -106,7 +110,7 @@ class Block:
     cross_attention: Attention | None = None
     norms: Mapping[str, Any] = field(default_factory=dict)
     normalize_first: bool = True
-    call: int = 0  # which of the `calls` of its layer in a run of the model the block is: ALBERT's share layers
+    call: int = 0
     calls: int = 1
 
     @property
@@ -223,6 +227,14 @@ class Adapter:
         """`shape.traits` of a block that keeps only the query heads `heads` (indices, ascending)."""
         return shape.traits
 
+    def kept_layers(self, backbone: Any, kind: str, kept: Sequence[int]) -> list[int]:
+        """The blocks of a stack that stand for `kept`, in the same order: where blocks share a layer, its first ones.
+
+        Raises:
+            InputError: no model of the family is made of these.
+        """
+        return list(kept)
+
     def summary(self, backbone: Any, structure: Structure) -> dict[str, Any]:
         """Attributes of the backbone that speak of its blocks; the largest block decides."""
         raise NotImplementedError
@@ -263,11 +275,16 @@ class Adapter:
         """All blocks, encoder first."""
         backbone = self.backbone(model)
         width = int(backbone.hidden_dim)
-        return [
-            self.describe(layer, kind, index, width)
-            for kind, layers in self.stacks(backbone).items()
-            for index, layer in enumerate(layers)
-        ]
+        found = []
+        for kind, layers in self.stacks(backbone).items():
+            calls: dict[int, list[int]] = {}
+            for index, layer in enumerate(layers):
+                calls.setdefault(id(layer), []).append(index)
+            for index, layer in enumerate(layers):
+                same = calls[id(layer)]
+                block = self.describe(layer, kind, same[0], width)
+                found.append(replace(block, index=index, call=same.index(index), calls=len(same)))
+        return found
 
     def structure(self, model: Any) -> Structure:
         """The sizes of every block, by stack."""
@@ -296,7 +313,8 @@ class Adapter:
         backbone = self.backbone(model)
         found: list[Weight] = []
         for block in self.blocks(backbone):
-            found += self._block_weights(block)
+            if not block.call:
+                found += self._block_weights(block)
         found += [Weight(f"backbone.{name}", v, axes) for name, v, axes in self.backbone_weights(backbone)]
         known = {id(w.variable) for w in found}
         if model is not backbone:

@@ -12,6 +12,7 @@ from typing import Any
 
 from tfvllm.errors import InputError
 from tfvllm.models import (
+    albert,
     bart,
     bloom,
     deberta_v3,
@@ -33,7 +34,8 @@ from tfvllm.models.spec import LanguageModel
 from tfvllm.models.stored import refuse_quantised
 
 FAMILIES: tuple[ModuleType, ...] = (
-    *(transformer_encoder, electra, deberta_v3, transformer_decoder, llama, gemma, bart, t5),
+    *(transformer_encoder, electra, deberta_v3, albert),
+    *(transformer_decoder, llama, gemma, bart, t5),
     *(bloom, phi3, gpt_neo_x, experts, falcon, smollm3, t5gemma),
 )
 _ADAPTED = tuple(family for family in FAMILIES if hasattr(family, "ADAPTER"))

@@ -31,6 +31,8 @@ class ShrunkBackbone(_Layer):
                     _empty(layer)
                 setattr(self, f"{kind}_transformer_layers", layers[:depth])
         for block in self.adapter.blocks(self):
+            if block.call:
+                continue
             self.adapter.resize(block, shapes[block.kind][block.index])
         for name, value in self.adapter.summary(self, shapes).items():
             setattr(self, name, value)

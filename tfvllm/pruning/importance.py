@@ -188,6 +188,8 @@ def taylor(adapter: Adapter, model: Any, data: Any, limit: int = 64, units: Coll
             totals[place] = totals.get(place, 0.0) + np.square(total)
             if place[0] == HEADS:
                 for block in adapter.blocks(model):
+                    if block.call:
+                        continue
                     for attention in (block.attention, block.cross_attention):
                         if attention is not None and attention.place == place[1]:
                             group = total.reshape(attention.kv_heads, -1).sum(axis=1)

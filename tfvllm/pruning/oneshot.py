@@ -110,6 +110,8 @@ def _stages(model: Any, policy: PruningPolicy) -> list[tuple[Any, str, list[list
 
     stages = []
     for block in blocks:
+        if block.call:  # of a layer that has been pruned
+            continue
         groups = [block.attention.projections, block.feed_forward.projections]
         if block.cross_attention is not None:
             groups.insert(1, block.cross_attention.projections)

@@ -1,6 +1,8 @@
 """How much each part of a model can lose: loss, or a metric, against the removed share, block by block."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import numpy as np
 from tfvllm import files
 from tfvllm.errors import InputError
 from tfvllm.models import FFN, Adapter, Block, adapter_for
+from tfvllm.models.taps import call_of, tapped
 from tfvllm.pruning.capture import batches
 from tfvllm.pruning.importance import loss_of, unit_scores
 from tfvllm.pruning.structure import Plan, best, full_plan, head_keep, head_unit, mask_model
@@ -139,8 +142,10 @@ def sensitivity(
     for unit in units:
         for block in adapter.blocks(model):
             if unit == "layers":
-                with _left_out(block.layer):
+                with _left_out(block):
                     note(unit, block, 1.0)
+                continue
+            if block.call:  # the same heads and neurons as an earlier block's
                 continue
             for share in shares:
                 plan, removed = _plan(adapter, model, block, unit, share, scores)
@@ -176,24 +181,20 @@ def _plan(adapter: Adapter, model: Any, block: Block, unit: str, share: float, s
     return plan, removed
 
 
-class _left_out:
-    """A block that hands its input on, while open. T5's block also hands on the position bias, which it may own."""
+@contextlib.contextmanager
+def _left_out(block: Block) -> Iterator[None]:
+    """While open, a block hands its input on. T5's also hands on the position bias, which it may own."""
+    calls = itertools.count()
 
-    def __init__(self, layer: Any):
-        self.layer = layer
+    def hook(method: Any, *args: Any, **kwargs: Any) -> Any:
+        outputs = method(*args, **kwargs)
+        if next(calls) % block.calls != block.call:
+            return outputs
+        first = args[0] if args else next(iter(kwargs.values()))
+        return (first, *outputs[1:]) if isinstance(outputs, tuple) else first
 
-    def __enter__(self) -> None:
-        original = self.layer.call
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            first = args[0] if args else next(iter(kwargs.values()))
-            outputs = original(*args, **kwargs)
-            return (first, *outputs[1:]) if isinstance(outputs, tuple) else first
-
-        object.__setattr__(self.layer, "call", call)
-
-    def __exit__(self, *_: Any) -> None:
-        object.__delattr__(self.layer, "call")
+    with tapped(block.layer, call_of(block.layer), hook):
+        yield
 
 
 def _measure(metric: Any) -> Callable[[Any, list[Any]], float]:

@@ -148,6 +148,7 @@ def plan_shrink(
 
     if layers is not None:
         _plan_layers(plan, layers, scores)
+        plan.layers = {k: adapter.kept_layers(adapter.backbone(model), k, kept) for k, kept in plan.layers.items()}
     blocks = [b for b in adapter.blocks(model) if b.index in plan.layers[b.kind]]
     if heads is not None:
         _plan_heads(plan, adapter, blocks, heads, scores, allocation)
@@ -187,7 +188,7 @@ def _plan_heads(
     plan: Plan, adapter: Adapter, blocks: list[Block], request: Request, scores: Scores, allocation: str
 ) -> None:
     sites = []
-    for block, wanted in zip(blocks, per_layer(request, len(blocks), "heads")):
+    for block, wanted in _requests(blocks, request, "heads"):
         for cross in (False, True):
             attention = block.cross_attention if cross else block.attention
             if attention is None or wanted is None:
@@ -219,6 +220,19 @@ def _plan_heads(
                 plan.keep[HEADS, f"{kind}.0.self"] = kept
 
 
+def _requests(blocks: list[Block], request: Request, what: str) -> list[tuple[Block, Any]]:
+    """What is asked of each layer that blocks are made of; they may share one."""
+    asked: dict[str, tuple[Block, Any]] = {}
+    for block, wanted in zip(blocks, per_layer(request, len(blocks), what)):
+        first, same = asked.setdefault(block.feed_forward.place, (block, wanted))
+        if same != wanted:
+            raise InputError(
+                f"{what}: blocks {first.index} and {block.index} are calls of one layer; expected the same for both, "
+                f"found {same} and {wanted}."
+            )
+    return list(asked.values())
+
+
 def _tie(sites: list[Any]) -> list[Any]:
     """Self-attention heads of one stack share a position bias: they go together, by the sum of their scores."""
     groups: dict[str, list[int]] = {}
@@ -244,7 +258,7 @@ def _plan_ffn(
     plan: Plan, blocks: list[Block], request: Request, scores: Scores, allocation: str, round_to: int
 ) -> None:
     sites = []
-    for block, wanted in zip(blocks, per_layer(request, len(blocks), "ffn")):
+    for block, wanted in _requests(blocks, request, "ffn"):
         if wanted is not None:
             place = block.feed_forward.place
             sites.append((place, resolve(wanted, block.ffn_width, "ffn", round_to=round_to), scores[FFN, place]))
@@ -277,6 +291,8 @@ def _compensate(
     seen = UnitStatistics(adapter, model, joint=fitted).run(model, data, limit)
     names = {id(w.variable): w.name for w in adapter.weights(adapter.backbone(model))}
     for block in blocks:
+        if block.call:
+            continue
         sites = [(FFN, block.feed_forward.place, block.feed_forward.down)]
         sites += [(HEADS, a.place, a.output) for a in (block.attention, block.cross_attention) if a is not None]
         for unit, place, projection in sites:

@@ -72,6 +72,7 @@ def full_plan(model: Any) -> Plan:
 def planned_structure(adapter: Adapter, model: Any, plan: Plan) -> Structure:
     """The block sizes of the model that `plan` leaves."""
     structure = adapter.structure(model)
+    blocks = {(block.kind, block.index): block for block in adapter.blocks(model)}
 
     def left(unit: str, place: str, whole: int) -> int:
         kept = plan.keep.get((unit, place))
@@ -82,16 +83,16 @@ def planned_structure(adapter: Adapter, model: Any, plan: Plan) -> Structure:
         planned[kind] = []
         for index in kept:
             shape = structure[kind][index]
-            place = f"{kind}.{index}"
-            cross = shape.cross_heads
-            heads = plan.keep.get((HEADS, f"{place}.self"))
+            block, cross = blocks[kind, index], blocks[kind, index].cross_attention
+            place = block.attention.place
+            heads = plan.keep.get((HEADS, place))
             planned[kind].append(
                 BlockShape(
-                    heads=left(HEADS, f"{place}.self", shape.heads),
-                    kv_heads=left(KV_HEADS, f"{place}.self", shape.kv_heads),
+                    heads=left(HEADS, place, shape.heads),
+                    kv_heads=left(KV_HEADS, place, shape.kv_heads),
                     head_dim=shape.head_dim,
-                    ffn=left(FFN, place, shape.ffn),
-                    cross_heads=None if cross is None else left(HEADS, f"{place}.cross", cross),
+                    ffn=left(FFN, block.feed_forward.place, shape.ffn),
+                    cross_heads=None if cross is None else left(HEADS, cross.place, cross.heads),
                     traits=shape.traits if heads is None else adapter.kept_traits(shape, heads),
                 )
             )

@@ -1,6 +1,8 @@
 """`tfvllm.shrink`: a new, smaller, ordinary Keras model."""
 
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,6 +10,7 @@ import numpy as np
 from tfvllm.errors import InputError
 from tfvllm.models import FFN, HEADS, KV_HEADS, VOCABULARY, WIDTH, Adapter, Block, adapter_for
 from tfvllm.models.stored import effective, refuse_quantised, stored
+from tfvllm.pruning.allocation import Site, adapt, compete
 from tfvllm.pruning.importance import Scores, UnitStatistics, unit_scores
 from tfvllm.pruning.structure import (
     Plan,
@@ -35,6 +38,7 @@ def shrink(
     data: Any = None,
     compensate: bool | str | None = None,
     allocation: str = "uniform",
+    adaptive: bool = False,
     round_to: int = 16,
     limit: int = 64,
 ) -> Any:
@@ -64,6 +68,9 @@ def shrink(
             weights). False: neither. Default: "mean" wherever data is given and the family has output biases.
         allocation: "uniform": the same share in every block; "global": heads and neurons compete over all blocks after
             scores are divided by their block's mean; at least one unit stays in each.
+        adaptive: in place of `allocation`, heads and neurons of all blocks share one budget: the parameters that the
+            shares or counts asked for would leave. It is spent on the units whose scores, standardised within their
+            block, are the highest (FLAP's adaptive structure); at least one head and one step of neurons stay in each.
         round_to: neuron and channel counts that come from shares are rounded to this multiple.
         limit: calibration batches used at most.
 
@@ -90,6 +97,7 @@ def shrink(
             data=data,
             compensate=compensate,
             allocation=allocation,
+            adaptive=adaptive,
             round_to=round_to,
             limit=limit,
         ),
@@ -108,6 +116,7 @@ def plan_shrink(
     data: Any = None,
     compensate: bool | str | None = None,
     allocation: str = "uniform",
+    adaptive: bool = False,
     round_to: int = 16,
     limit: int = 64,
 ) -> Plan:
@@ -122,6 +131,11 @@ def plan_shrink(
     refuse_quantised(model, "shrink")
     if allocation not in ("uniform", "global"):
         raise InputError(f"allocation={allocation!r}: expected 'uniform' or 'global'.")
+    if adaptive and (allocation != "uniform" or heads is ffn is None):
+        raise InputError(
+            "adaptive=True shares out what heads= and ffn= leave; expected one of them, and allocation='uniform', "
+            f"found heads={heads}, ffn={ffn}, allocation={allocation!r}."
+        )
     plan = full_plan(model)
     if all(request is None for request in (heads, ffn, layers, width, vocabulary)):
         raise InputError("nothing to remove: expected at least one of heads, ffn, layers, width, vocabulary.")
@@ -150,10 +164,15 @@ def plan_shrink(
         _plan_layers(plan, layers, scores)
         plan.layers = {k: adapter.kept_layers(adapter.backbone(model), k, kept) for k, kept in plan.layers.items()}
     blocks = [b for b in adapter.blocks(model) if b.index in plan.layers[b.kind]]
-    if heads is not None:
-        _plan_heads(plan, adapter, blocks, heads, scores, allocation)
-    if ffn is not None:
-        _plan_ffn(plan, blocks, ffn, scores, allocation, round_to)
+    costs = _costs(adapter, model) if adaptive else {}
+    of_heads = _head_sites(blocks, heads, scores, costs)
+    of_neurons = _neuron_sites(blocks, ffn, scores, costs, round_to)
+    if adaptive:
+        adapt([*of_heads, *of_neurons])
+    elif allocation == "global":
+        compete(of_heads)
+        compete(of_neurons)
+    _plan_units(plan, adapter, of_heads, of_neurons)
     if width is not None:
         total = blocks[0].hidden_width
         kept = resolve(width, total, "width", round_to=max(round_to, 2), minimum=2)
@@ -184,18 +203,42 @@ def _plan_layers(plan: Plan, request: Request, scores: Scores) -> None:
             plan.layers[kind] = [int(i) for i in best(scores["layers", kind], resolve(wanted, total, "layers"))]
 
 
-def _plan_heads(
-    plan: Plan, adapter: Adapter, blocks: list[Block], request: Request, scores: Scores, allocation: str
-) -> None:
+def _plan_units(plan: Plan, adapter: Adapter, heads: list[Site], neurons: list[Site]) -> None:
+    if adapter.tied_heads:
+        _tie(heads)
+    for site in (*heads, *neurons):
+        if site.count < len(site.scores):
+            kept = best(site.scores, site.count)
+            keep = {(FFN, site.place): kept} if site.unit == FFN else head_keep(site.attention, site.unit, kept)
+            plan.keep.update(keep)
+    if adapter.tied_heads:  # the shared bias is a weight of each stack's first block, which may itself be removed
+        for (unit, place), kept in list(plan.keep.items()):
+            kind, _, which = place.split(".") if unit == HEADS else ("", "", "")
+            if which == "self":
+                plan.keep[HEADS, f"{kind}.0.self"] = kept
+
+
+def _costs(adapter: Adapter, model: Any) -> Mapping[tuple[str, str], int]:
+    """Parameters of one unit, by (unit, place)."""
+    costs: Counter[tuple[str, str]] = Counter()
+    for weight in adapter.weights(adapter.backbone(model)):
+        for axis, size in zip(weight.axes, weight.variable.shape):
+            if axis is not None:
+                costs[axis.unit, axis.place] += math.prod(weight.variable.shape) * axis.inner // size
+    return costs
+
+
+def _head_sites(
+    blocks: list[Block], request: Request, scores: Scores, costs: Mapping[tuple[str, str], int]
+) -> list[Site]:
     sites = []
     for block, wanted in _requests(blocks, request, "heads"):
         for cross in (False, True):
             attention = block.cross_attention if cross else block.attention
             if attention is None or wanted is None:
                 continue
-            unit = head_unit(block, cross)
+            unit, place = head_unit(block, cross), attention.place
             group = 1 if unit == HEADS else attention.heads // attention.kv_heads
-            total = attention.heads // group
             if isinstance(wanted, int | np.integer) and not isinstance(wanted, bool) and group > 1:
                 if wanted % group:
                     raise InputError(
@@ -203,21 +246,22 @@ def _plan_heads(
                         f"expected a multiple of {group}, whole groups."
                     )
                 wanted = int(wanted) // group
-            count = resolve(wanted, total, "heads")
-            sites.append((attention, unit, count, scores[unit, attention.place]))
-    if allocation == "global":
-        counts = _compete([score for *_, score in sites], sum(count for _, _, count, _ in sites))
-        sites = [(a, u, c, s) for (a, u, _, s), c in zip(sites, counts)]
-    if adapter.tied_heads:
-        sites = _tie(sites)
-    for attention, unit, count, score in sites:
-        if count < len(score):
-            plan.keep.update(head_keep(attention, unit, best(score, count)))
-    if adapter.tied_heads:  # the shared bias is a weight of each stack's first block, which may itself be removed
-        for (unit, place), kept in list(plan.keep.items()):
-            kind, _, which = place.split(".")
-            if unit == HEADS and which == "self":
-                plan.keep[HEADS, f"{kind}.0.self"] = kept
+            cost = group * costs.get((HEADS, place), 0) + (costs.get((KV_HEADS, place), 0) if unit == KV_HEADS else 0)
+            count = resolve(wanted, attention.heads // group, "heads")
+            sites.append(Site(unit, place, count, scores[unit, place], cost, attention=attention))
+    return sites
+
+
+def _neuron_sites(
+    blocks: list[Block], request: Request, scores: Scores, costs: Mapping[tuple[str, str], int], round_to: int
+) -> list[Site]:
+    sites = []
+    for block, wanted in _requests(blocks, request, "ffn"):
+        if wanted is not None:
+            place = block.feed_forward.place
+            count = resolve(wanted, block.ffn_width, "ffn", round_to=round_to)
+            sites.append(Site(FFN, place, count, scores[FFN, place], costs.get((FFN, place), 0), step=round_to))
+    return sites
 
 
 def _requests(blocks: list[Block], request: Request, what: str) -> list[tuple[Block, Any]]:
@@ -233,53 +277,23 @@ def _requests(blocks: list[Block], request: Request, what: str) -> list[tuple[Bl
     return list(asked.values())
 
 
-def _tie(sites: list[Any]) -> list[Any]:
+def _tie(sites: list[Site]) -> None:
     """Self-attention heads of one stack share a position bias: they go together, by the sum of their scores."""
-    groups: dict[str, list[int]] = {}
-    for i, (attention, *_rest) in enumerate(sites):
-        kind, _, which = attention.place.split(".")
+    groups: dict[str, list[Site]] = {}
+    for site in sites:
+        kind, _, which = site.place.split(".")
         if which == "self":
-            groups.setdefault(kind, []).append(i)
+            groups.setdefault(kind, []).append(site)
     for kind, members in groups.items():
-        counts = {sites[i][2] for i in members}
+        counts = {site.count for site in members}
         if len(counts) > 1:
             raise InputError(
                 f"heads: all {kind} blocks of this family share one position bias and must keep equally many heads; "
-                f"got {sorted(counts)}. Give one value, and allocation='uniform'."
+                f"got {sorted(counts)}. Give one value, and allocation='uniform' without adaptive."
             )
-        total = sum(sites[i][3] / max(float(np.mean(sites[i][3])), 1e-30) for i in members)
-        for i in members:
-            attention, unit, count, _ = sites[i]
-            sites[i] = (attention, unit, count, total)
-    return sites
-
-
-def _plan_ffn(
-    plan: Plan, blocks: list[Block], request: Request, scores: Scores, allocation: str, round_to: int
-) -> None:
-    sites = []
-    for block, wanted in _requests(blocks, request, "ffn"):
-        if wanted is not None:
-            place = block.feed_forward.place
-            sites.append((place, resolve(wanted, block.ffn_width, "ffn", round_to=round_to), scores[FFN, place]))
-    if allocation == "global":
-        counts = _compete([score for *_, score in sites], sum(count for _, count, _ in sites), round_to)
-        sites = [(place, count, score) for (place, _, score), count in zip(sites, counts)]
-    for place, count, score in sites:
-        if count < len(score):
-            plan.keep[FFN, place] = best(score, count)
-
-
-def _compete(scores: list[np.ndarray], total: int, round_to: int = 1) -> list[int]:
-    """How many units each site keeps when the best `total` over all sites stay; rounded, at least one step each."""
-    normal = [score / max(float(np.mean(score)), 1e-30) for score in scores]
-    ranked = np.sort(np.concatenate(normal))[::-1]
-    threshold = ranked[min(total, len(ranked)) - 1]
-    counts = []
-    for score in normal:
-        count = max(round(int(np.count_nonzero(score >= threshold)) / round_to) * round_to, round_to)
-        counts.append(min(count, len(score)))
-    return counts
+        total = np.sum([site.scores / max(float(np.mean(site.scores)), 1e-30) for site in members], axis=0)
+        for site in members:
+            site.scores = total
 
 
 DAMPING = 0.01  # of the fit, times the mean of the diagonal (as SparseGPT's)

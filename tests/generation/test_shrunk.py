@@ -11,7 +11,7 @@ from tfvllm.models import adapter_for, read
 from .reference import filled_by_forward_passes, keras_generate, log_probs
 from .test_causal import generate
 
-NAMES = ("bloom", "phi3", "gpt_neo_x")
+NAMES = ("bloom", "phi3", "gpt_neo_x", "falcon", "smollm3")
 
 
 def shrunk(name):

@@ -57,6 +57,27 @@ BUILDERS = {
     "qwen": _lm(M.QwenBackbone, M.QwenCausalLM, **_LLAMA),
     "qwen3": _lm(M.Qwen3Backbone, M.Qwen3CausalLM, head_dim=8, **_LLAMA),
     "gpt_neo_x": _lm(M.GPTNeoXBackbone, M.GPTNeoXCausalLM, rotary_percentage=0.5, **_STACK),
+    "falcon": _lm(
+        M.FalconBackbone, M.FalconCausalLM, num_layers=3, num_attention_heads=4, hidden_dim=16, intermediate_dim=24
+    ),
+    "smollm3": _lm(
+        M.SmolLM3Backbone,
+        M.SmolLM3CausalLM,
+        num_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        hidden_dim=16,
+        intermediate_dim=24,
+        attention_bias=True,
+        attention_dropout=0.0,
+        rope_layer_enabled_list=[True, False, True],
+        layer_types=["full_attention"] * 3,
+        mlp_bias=False,
+        layer_norm_epsilon=1e-6,
+        max_position_embeddings=32,
+        rope_theta=10_000.0,
+        partial_rotary_factor=1.0,
+    ),
     "phi3": _lm(M.Phi3Backbone, M.Phi3CausalLM, **_LLAMA),
     "phi3_su": _lm(
         M.Phi3Backbone,
@@ -115,10 +136,10 @@ CLASSIFIERS = ("bert", "distil_bert", "roberta", "xlm_roberta", "electra", "elec
 SEGMENTS = ("bert", "electra", "electra_wide", "albert")
 SEQ2SEQ = ("bart", "t5", "t5_plain")
 # Tested by the tests over families in the thorough round, and by a brief one in `tests/pruning/test_families.py`.
-THOROUGH = ("electra", "albert", "deberta_v3", "bloom", "phi3", "gpt_neo_x")
+THOROUGH = ("electra", "albert", "deberta_v3", "bloom", "phi3", "gpt_neo_x", "falcon", "smollm3")
 CAUSAL = tuple(name for name in BUILDERS if name not in CLASSIFIERS + SEQ2SEQ)
 # Fewer key than query heads.
-GROUPED = tuple(name for name in CAUSAL if name not in ("gpt2", "opt", "bloom", "gpt_neo_x"))
+GROUPED = tuple(name for name in CAUSAL if name not in ("gpt2", "opt", "bloom", "gpt_neo_x", "falcon"))
 
 
 def families(quick, names=tuple(BUILDERS)):

@@ -4,20 +4,89 @@ Scores are scaled after ALiBi is added to them: its slopes are scaled too. Falco
 decode engine backwards from the query: all scores of a query differ by one number, which softmax does not see.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from keras_hub.models import FalconBackbone, FalconCausalLM
+
 from tfvllm.models import spec
+from tfvllm.models.alibi import counted, kept_slopes, set_slopes, slopes_of
 from tfvllm.models.arrays import activation_name, array, dense, layer_norm, merged, projection
+from tfvllm.models.base import Block, BlockShape, Structure, mha_scale
+from tfvllm.models.projections import attention, feed_forward
+from tfvllm.models.shrunk import ShrunkBackbone, ShrunkCausalLM, register
+from tfvllm.models.transformer_encoder import TransformerStackAdapter
+
+
+class FalconAdapter(TransformerStackAdapter):
+    """Falcon."""
+
+    family = "falcon"
+    only_stack = "decoder"
+    heads_key = "num_attention_heads"
+
+    def describe(self, layer: Any, kind: str, index: int, hidden: int) -> Block:
+        place = f"{kind}.{index}"
+        projections = ("query_dense", "key_dense", "value_dense", "output_dense")
+        gelu = layer.dense_h_to_4h.activation
+        return Block(
+            layer=layer,
+            index=index,
+            kind=kind,
+            hidden_width=hidden,
+            attention=attention(layer.attention_layer, f"{place}.self", projections),
+            feed_forward=feed_forward(layer, place, "dense_h_to_4h", "dense_4h_to_h", activation=gelu),
+            norms={"attention": layer.input_layernorm, "feed_forward": layer.post_attention_layernorm},
+        )
+
+    def set_attention(self, attention: Any, heads: int, kv_heads: int, head_dim: int) -> None:
+        attention.num_heads = heads
+        attention.head_dim = head_dim
+        attention.inv_norm_factor = mha_scale(head_dim)
+
+    def traits(self, layer: Any) -> dict[str, Any]:
+        return slopes_of(layer, layer.num_attention_heads)
+
+    def set_traits(self, layer: Any, traits: Mapping[str, Any]) -> None:
+        set_slopes(layer, traits)
+
+    def kept_traits(self, shape: BlockShape, heads: np.ndarray) -> Mapping[str, Any]:
+        return kept_slopes(shape, heads)
+
+    def native(self, config: dict[str, Any], structure: Structure) -> dict[str, Any] | None:
+        return super().native(config, structure) if all(map(counted, structure["decoder"])) else None
+
+
+ADAPTER = FalconAdapter()
+
+
+@register
+class ShrunkFalconBackbone(ShrunkBackbone, FalconBackbone):
+    """A `FalconBackbone` with its own sizes in every block."""
+
+    adapter = ADAPTER
+
+
+@register
+class ShrunkFalconCausalLM(ShrunkCausalLM, FalconCausalLM):
+    """A `FalconCausalLM` on a shrunk backbone."""
+
+
+SHRUNK = {FalconBackbone: ShrunkFalconBackbone}
+TASKS = {FalconCausalLM: ShrunkFalconCausalLM}
+
+
+# ------------------------------------------------------------------------------------------------------------- decoding
 
 
 def read(backbone) -> spec.LanguageModel:
-    first = backbone.transformer_layers[0]
-    scale = first.attention_layer.inv_norm_factor
     return spec.LanguageModel(
         family="falcon",
         embedding=array(backbone.token_embedding.embeddings),
         decoder=spec.Stack(
             blocks=[_block(layer) for layer in backbone.transformer_layers],
             final_norm=layer_norm(backbone.final_layernorm),
-            alibi=tuple(slope * scale for slope in first._get_slopes(first.num_attention_heads)),
         ),
     )
 
@@ -26,6 +95,7 @@ def _block(layer) -> spec.Block:
     attention = layer.attention_layer
     parts = [projection(part) for part in (attention.query_dense, attention.key_dense, attention.value_dense)]
     heads, head_dim = parts[0][2:]
+    scale = attention.inv_norm_factor
     return spec.Block(
         normalize_first=True,
         attention=spec.Attention(
@@ -34,7 +104,8 @@ def _block(layer) -> spec.Block:
             head_dim=head_dim,
             query_key_value=merged(*[part[:2] for part in parts]),
             output=dense(attention.output_dense),
-            scale=attention.inv_norm_factor,
+            scale=scale,
+            alibi=tuple(slope * scale for slope in layer._get_slopes(heads)),
         ),
         attention_norm=layer_norm(layer.input_layernorm),
         feed_forward=spec.FeedForward(
@@ -47,4 +118,3 @@ def _block(layer) -> spec.Block:
 
 
 READERS = {"FalconBackbone": read}
-NO_ADAPTER = "ALiBi gives every head a slope by its number, so that heads cannot go without changing the others'"

@@ -1,7 +1,7 @@
 """Llama 2 and 3, Mistral, Qwen 2 and 3: rotary positions, RMS norms, a gate, grouped-query attention."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
@@ -30,6 +30,7 @@ class LlamaAdapter(Adapter):
 
     family = "llama"
     only_stack = "decoder"
+    heads_key: ClassVar[str] = "num_query_heads"  # in configs
 
     def describe(self, layer: Any, kind: str, index: int, hidden: int) -> Block:
         place = f"{kind}.{index}"
@@ -65,7 +66,7 @@ class LlamaAdapter(Adapter):
 
     def placeholder(self, config: dict[str, Any], structure: Structure) -> dict[str, Any]:
         blocks = structure["decoder"]
-        config = {**config, "num_layers": len(blocks), "num_query_heads": 1, "num_key_value_heads": 1}
+        config = {**config, "num_layers": len(blocks), self.heads_key: 1, "num_key_value_heads": 1}
         if "head_dim" in config:
             config["head_dim"] = blocks[0].head_dim
         return {**config, "intermediate_dim": 1}
@@ -82,7 +83,7 @@ class LlamaAdapter(Adapter):
         return {
             **config,
             "num_layers": len(blocks),
-            "num_query_heads": first.heads,
+            self.heads_key: first.heads,
             "num_key_value_heads": first.kv_heads,
             "intermediate_dim": first.ffn,
         }
@@ -90,7 +91,7 @@ class LlamaAdapter(Adapter):
     def summary(self, backbone: Any, structure: Structure) -> dict[str, Any]:
         blocks = structure["decoder"]
         return {
-            "num_query_heads": max(b.heads for b in blocks),
+            self.heads_key: max(b.heads for b in blocks),
             "num_key_value_heads": max(b.kv_heads for b in blocks),
             "intermediate_dim": max(b.ffn for b in blocks),
         }

@@ -94,17 +94,18 @@ class NarrowCache(_Layer):
 
     own_kv_heads: int
 
-    def call(self, *args: Any, cache: Any = None, **kwargs: Any) -> Any:
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        name = "self_attention_cache" if "self_attention_cache" in kwargs else "cache"  # SmolLM3's, and all others'
+        cache, own = kwargs.pop(name, None), self.own_kv_heads
         if cache is None:
-            return super().call(*args, cache=cache, **kwargs)
-        own = self.own_kv_heads
+            return super().call(*args, **kwargs)
         if isinstance(cache, tuple):  # Gemma 3: (key, value), each [batch, length, kv_heads, head_dim]
             narrow = tuple(part[:, :, :own, :] for part in cache)
-            outputs, updated = super().call(*args, cache=narrow, **kwargs)
+            outputs, updated = super().call(*args, **{name: narrow}, **kwargs)
             return outputs, tuple(
                 ops.concatenate([new, old[:, :, own:, :]], axis=2) for new, old in zip(updated, cache)
             )
-        result = super().call(*args, cache=cache[..., :own, :], **kwargs)
+        result = super().call(*args, **{name: cache[..., :own, :]}, **kwargs)
         *outputs, updated = result
         updated = ops.concatenate([updated, cache[..., own:, :]], axis=-2)
         return (*outputs, updated)
@@ -148,7 +149,8 @@ class ShrunkCausalLM:
         batch, length = ops.shape(token_ids)[0], ops.shape(token_ids)[1]
         shape = [batch, self.backbone.num_layers, 2, length, heads, head_dim]
         cache = ops.zeros(shape, dtype=self.compute_dtype)
-        _, hidden_states, cache = self.call_with_cache(token_ids, cache, 0)
+        start = ops.convert_to_tensor(0, dtype="int32")  # SmolLM3 takes no number here
+        _, hidden_states, cache = self.call_with_cache(token_ids, cache, start)
         return hidden_states, cache
 
 

@@ -1,7 +1,7 @@
 """BERT, DistilBERT, RoBERTa and XLM-RoBERTa: stacks of keras-nlp's TransformerEncoder."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from keras_hub.models import BertBackbone, DistilBertBackbone, RobertaBackbone, XLMRobertaBackbone
 
@@ -12,6 +12,8 @@ from tfvllm.models.shrunk import ShrunkBackbone, register
 
 class TransformerStackAdapter(Adapter):
     """What TransformerEncoder and TransformerDecoder have in common."""
+
+    heads_key: ClassVar[str] = "num_heads"  # in configs, of backbones and blocks
 
     def describe(self, layer: Any, kind: str, index: int, hidden: int) -> Block:
         place = f"{kind}.{index}"
@@ -41,12 +43,12 @@ class TransformerStackAdapter(Adapter):
         attention._inverse_sqrt_key_dim = mha_scale(head_dim)
 
     def set_block(self, layer: Any, shape: BlockShape) -> None:
-        layer.num_heads = shape.heads
+        setattr(layer, self.heads_key, shape.heads)
         layer.intermediate_dim = shape.ffn
 
     def placeholder(self, config: dict[str, Any], structure: Structure) -> dict[str, Any]:
         layers = {kind: len(blocks) for kind, blocks in structure.items()}
-        return {**config, "num_layers": max(layers.values()), "num_heads": 1, "intermediate_dim": 1}
+        return {**config, "num_layers": max(layers.values()), self.heads_key: 1, "intermediate_dim": 1}
 
     def native(self, config: dict[str, Any], structure: Structure) -> dict[str, Any] | None:
         blocks = [block for stack in structure.values() for block in stack]
@@ -55,12 +57,12 @@ class TransformerStackAdapter(Adapter):
         depth = {len(stack) for stack in structure.values()}
         if not alike or len(depth) != 1 or config["hidden_dim"] // first.heads != first.head_dim:
             return None
-        return {**config, "num_layers": depth.pop(), "num_heads": first.heads, "intermediate_dim": first.ffn}
+        return {**config, "num_layers": depth.pop(), self.heads_key: first.heads, "intermediate_dim": first.ffn}
 
     def summary(self, backbone: Any, structure: Structure) -> dict[str, Any]:
         blocks = [block for stack in structure.values() for block in stack]
         return {
-            "num_heads": max(max(b.heads, b.cross_heads or 0) for b in blocks),
+            self.heads_key: max(max(b.heads, b.cross_heads or 0) for b in blocks),
             "intermediate_dim": max(b.ffn for b in blocks),
         }
 

@@ -7,9 +7,13 @@ import tfvllm
 from tests.models import zoo
 from tfvllm.generation.generator import Generator
 from tfvllm.models import adapter_for, read
+from tfvllm.savedmodel import manifest, parity
 
-from .reference import filled_by_forward_passes, keras_generate, log_probs
+from .models import bloom, build, falcon, gpt_neo_x, phi3, smollm3
+from .reference import filled_by_forward_passes, keras_generate, keras_prompts, log_probs
+from .small_tokenizers import text_options
 from .test_causal import generate
+from .test_families_export import COUNT, TEXTS, asks
 
 NAMES = ("bloom", "phi3", "gpt_neo_x", "falcon", "smollm3")
 
@@ -50,3 +54,20 @@ def test_tokens_and_their_probabilities_are_those_of_the_shrunk_model(name):
     np.testing.assert_array_equal(
         generate(Generator(read(model)), ids, mask, 6)[0], keras_generate(model, ids, mask, 6)
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", (bloom, phi3, gpt_neo_x, falcon, smollm3), ids=lambda make: make.__name__)
+def test_a_shrunk_model_is_exported_with_its_tokenizer(make, tmp_path):
+    whole = build(make, **text_options(make.__name__))
+    sizes = {"heads": 2, "ffn": 24, "width": 24, "round_to": 8}
+    model = tfvllm.shrink(whole, **sizes)
+    path = tfvllm.export(model, tmp_path / "1", task="generate", max_length=40, warmup=False, check=None)
+    ids, mask = keras_prompts(model, TEXTS)
+    expected = keras_generate(model, ids, mask, COUNT, eager=True)
+    (found,) = parity.run_fresh_each([(path, [asks(make)])])[0]
+    stops = manifest.read(path)["stop_token_ids"]
+    for row, tokens in enumerate(expected):
+        hits = np.flatnonzero(np.isin(tokens, stops))
+        length = hits[0] + 1 if len(hits) else COUNT
+        np.testing.assert_array_equal(found["token_ids"][row, :length], tokens[:length])

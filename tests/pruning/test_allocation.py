@@ -14,8 +14,8 @@ FEW = np.asarray([9.0, *[1.0] * 9])  # z: one at 3, the others below 0
 MANY = np.asarray([*[9.0] * 9, 1.0])  # nine at 1/3
 
 
-def site(scores, count, cost=1, step=1):
-    return Site("ffn", "decoder.0", count, np.asarray(scores), cost, step)
+def site(scores, count, cost=1, step=1, channels=1):
+    return Site("ffn", "decoder.0", count, np.asarray(scores), cost, channels, step)
 
 
 def test_scores_are_standardised():
@@ -34,6 +34,12 @@ def test_a_unit_costs_its_parameters():
     sites = [site(MANY, 5, cost=4), site(FEW, 10, cost=1)]
     adapt(sites)  # 1 x 4 and 1 x 1 stay anyway; of the 25 left, 4 each go to the next of MANY
     assert [found.count for found in sites] == [7, 1]
+
+
+def test_a_head_counts_as_the_mean_of_its_channels():
+    sites = [site(FEW, 2, channels=100), site(np.arange(10.0), 8)]  # z: 0.3 and nine at -0.03; 1.57 to -1.57
+    adapt(sites)
+    assert [found.count for found in sites] == [5, 5]
 
 
 def test_every_site_keeps_one_step():

@@ -1,5 +1,6 @@
 """How many units each block keeps of what all of them may keep together."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ class Site:
         count: units that stay; until they are allotted, those of the share that was asked for.
         scores: float64[units].
         cost: parameters that one unit has.
+        channels: of one unit: those of a group of heads, 1 of a neuron.
         step: how many units go or stay together.
         attention: whose heads they are; None for neurons.
     """
@@ -24,6 +26,7 @@ class Site:
     count: int
     scores: np.ndarray
     cost: int
+    channels: int = 1
     step: int = 1
     attention: Any = None
 
@@ -47,14 +50,15 @@ def adapt(sites: Sequence[Site]) -> None:
     """Spends the parameters that all sites would keep on the units of the highest standardised scores.
 
     Scores are standardised within their site, z = (s - mean) / std; one threshold on z then serves heads and neurons of
-    all blocks alike: FLAP's adaptive structure search (An et al. 2023, arXiv:2312.11983). A unit costs its parameters.
-    Units go or stay in whole steps, each by its mean, and every site keeps one step at least: beyond that, what is kept
-    in all differs from the budget by less than one step of one site.
+    all blocks alike: FLAP's adaptive structure search (An et al. 2023, arXiv:2312.11983). There channels are
+    standardised and a head has the mean of its own; here z / sqrt(channels), the spread of such a mean. A unit costs
+    its parameters. Units go or stay in whole steps, each by its mean, and every site keeps one step at least: beyond
+    that, what is kept in all differs from the budget by less than one step of one site.
     """
     budget = sum(site.count * site.cost for site in sites)
     ranked: list[tuple[float, int, Site]] = []
     for site in sites:
-        z = np.sort(standardised(site.scores))[::-1]
+        z = np.sort(standardised(site.scores))[::-1] / math.sqrt(site.channels)
         steps = [z[start : start + site.step] for start in range(0, len(z), site.step)]
         site.count = len(steps[0])
         ranked += [(float(step.mean()), len(step), site) for step in steps[1:]]

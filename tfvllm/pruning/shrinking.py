@@ -248,7 +248,8 @@ def _head_sites(
                 wanted = int(wanted) // group
             cost = group * costs.get((HEADS, place), 0) + (costs.get((KV_HEADS, place), 0) if unit == KV_HEADS else 0)
             count = resolve(wanted, attention.heads // group, "heads")
-            sites.append(Site(unit, place, count, scores[unit, place], cost, attention=attention))
+            channels = group * attention.head_dim
+            sites.append(Site(unit, place, count, scores[unit, place], cost, channels, attention=attention))
     return sites
 
 

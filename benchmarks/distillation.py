@@ -50,9 +50,9 @@ from tfvllm.compress.optimizer import adamw
 from tfvllm.compress.training import recalled_teacher
 from tfvllm.distillation import student_from, write_targets
 from tfvllm.export.translate import translator_for
+from tfvllm.families.products import flat_products
 from tfvllm.graph.probes import default_for
 from tfvllm.models import read
-from tfvllm.models.products import flat_products
 from tfvllm.pruning.prunable import prunable_weights
 
 losses = tfvllm.losses

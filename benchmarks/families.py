@@ -25,7 +25,7 @@ import keras_nlp
 import tfvllm
 from tfvllm.bench import generate as bench
 from tfvllm.bench import results
-from tfvllm.models import registry
+from tfvllm.families import registry
 
 OUT = Path(__file__).parent / "results" / "families.json"
 M = keras_nlp.models

@@ -25,7 +25,7 @@ from tfvllm.compress import classifiers
 from tfvllm.compress.batches import Batches, Tokens, tokenize
 from tfvllm.compress.optimizer import adamw
 from tfvllm.compress.training import accuracy, logits_function, predict_logits
-from tfvllm.models.products import flat_products
+from tfvllm.families.products import flat_products
 
 RESULTS = Path(__file__).parent / "results"
 ABOUT_ROW = ("measured",)  # what a row says of itself, not shown in tables

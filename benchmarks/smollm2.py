@@ -29,9 +29,9 @@ from parts import fit_rows, lines
 
 import tfvllm
 from tfvllm.bench.results import peak_memory_bytes, write_json
+from tfvllm.families.products import flat_products
 from tfvllm.files import located
 from tfvllm.models.gguf import load_gguf
-from tfvllm.models.products import flat_products
 from tfvllm.savedmodel import parity
 from tfvllm.simplifier.memory import trim
 

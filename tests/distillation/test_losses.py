@@ -10,7 +10,7 @@ import tfvllm
 from tfvllm.distillation import chunks
 from tfvllm.distillation.teacher_logits import DeferredLogits, TopLogits
 from tfvllm.errors import InputError
-from tfvllm.models.outputs import BlockOutputs
+from tfvllm.families.outputs import BlockOutputs
 
 losses = tfvllm.losses
 

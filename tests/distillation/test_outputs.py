@@ -9,8 +9,8 @@ from tests.distillation.pairs import batch, classifier
 from tests.models import zoo
 from tfvllm.distillation import student_from
 from tfvllm.errors import InputError
+from tfvllm.families.outputs import find_layer, run
 from tfvllm.models import adapter_for
-from tfvllm.models.outputs import find_layer, run
 
 
 @pytest.mark.parametrize("name", zoo.families(quick=("bert", "gpt2")))

@@ -12,7 +12,7 @@ from tests.models.test_heads import Sub, dense, net
 from tests.tiny_models import TEXTS, keras_scores
 from tfvllm.errors import InputError, VerificationError
 from tfvllm.export import classify
-from tfvllm.models.heads import Head
+from tfvllm.families.heads import Head
 from tfvllm.savedmodel import parity
 
 X = np.random.default_rng(3).normal(0, 2, (5, 4)).astype("float32")

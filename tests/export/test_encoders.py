@@ -100,7 +100,7 @@ def test_the_ends_of_the_longest_text_are_as_far_apart_as_in_keras(tmp_path):
 
 
 def test_positions_of_texts_longer_than_the_table():
-    from tfvllm.models.relative_positions import exact_positions
+    from tfvllm.families.relative_positions import exact_positions
 
     model = encoders.backbone("deberta_v3", length=24)
     layer = model.get_layer("disentangled_attention_encoder_layer_0")._self_attention_layer

@@ -12,7 +12,7 @@ import pytest
 
 import tfvllm
 from tfvllm.errors import InputError
-from tfvllm.models import registry
+from tfvllm.families import registry
 from tfvllm.savedmodel import manifest, parity, protos
 
 from .models import VOCABULARY, build, prompts

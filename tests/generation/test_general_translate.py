@@ -6,7 +6,7 @@ import pytest
 
 import tfvllm
 from tfvllm.errors import InputError
-from tfvllm.models import registry
+from tfvllm.families import registry
 from tfvllm.savedmodel import manifest, parity
 
 from .models import VOCABULARY, bart, build, families, prompts, t5

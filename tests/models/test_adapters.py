@@ -6,8 +6,8 @@ import pytest
 
 from tests.models import zoo
 from tfvllm.errors import InputError
+from tfvllm.families.base import BlockShape, structure_from
 from tfvllm.models import FFN, HEADS, WIDTH, Axis, adapter_for, families
-from tfvllm.models.base import BlockShape, structure_from
 from tfvllm.pruning import apply_plan
 from tfvllm.pruning.structure import full_plan
 

@@ -11,8 +11,8 @@ import tfvllm
 from tests.models import zoo
 from tfvllm.distillation import student_from
 from tfvllm.errors import InputError
+from tfvllm.families.outputs import run
 from tfvllm.models import adapter_for
-from tfvllm.models.outputs import run
 from tfvllm.pruning import apply_plan, mask_model, plan_shrink, sensitivity, sparsify
 from tfvllm.pruning.sensitivity import _left_out
 

@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import layers, ops
 
 from tfvllm.errors import InputError
-from tfvllm.models.heads import Head, head_of, look
+from tfvllm.families.heads import Head, head_of, look
 
 
 def net(tail):

@@ -20,8 +20,8 @@ from tests.generation import models as causal
 from tests.generation.small_tokenizers import text_options
 from tests.models import zoo
 from tfvllm.errors import InputError, TfvllmError
+from tfvllm.families.stored import lora_layers, lora_parts
 from tfvllm.models import save_huggingface
-from tfvllm.models.stored import lora_layers, lora_parts
 from tfvllm.models.tokenizer import settle
 
 M = keras_nlp.models

@@ -12,8 +12,8 @@ from tests.generation import models as causal
 from tests.generation.reference import keras_generate, keras_translate
 from tests.models import zoo
 from tests.pruning.test_lora import merged, with_lora
-from tfvllm.models import registry
-from tfvllm.models.stored import lora_layers, lora_parts
+from tfvllm.families import registry
+from tfvllm.families.stored import lora_layers, lora_parts
 from tfvllm.savedmodel import parity
 from tfvllm.savedmodel.protos import read_proto
 

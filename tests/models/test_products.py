@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from tests.models import zoo
-from tfvllm.models.products import flat_products
+from tfvllm.families.products import flat_products
 
 
 def built(equation, output, shape, **options):

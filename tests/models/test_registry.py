@@ -2,7 +2,7 @@
 
 import pytest
 
-from tfvllm.models.registry import FAMILIES, READERS
+from tfvllm.families.registry import FAMILIES, READERS
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__.rsplit(".", 1)[1])

@@ -7,8 +7,8 @@ import pytest
 import tfvllm
 from tests.models import zoo
 from tfvllm.errors import InputError
+from tfvllm.families.outputs import run
 from tfvllm.models import adapter_for
-from tfvllm.models.outputs import run
 from tfvllm.pruning import apply_plan, block_flops, mask_model, plan_shrink
 
 M = keras_nlp.models

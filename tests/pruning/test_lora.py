@@ -7,8 +7,8 @@ import pytest
 import tfvllm
 from tests.models import zoo
 from tfvllm.errors import InputError
+from tfvllm.families.stored import lora_layers, lora_parts
 from tfvllm.models import adapter_for, read
-from tfvllm.models.stored import lora_layers, lora_parts
 from tfvllm.pruning import apply_plan, mask_model, merge_lora, plan_shrink, sparsify, unit_scores
 from tfvllm.pruning.structure import full_plan
 

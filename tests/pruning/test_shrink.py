@@ -11,8 +11,8 @@ import tfvllm
 from tests.models import zoo
 from tests.models.test_adapters import EVERY
 from tfvllm.errors import InputError
+from tfvllm.families.base import keep_indices
 from tfvllm.models import VOCABULARY, WIDTH, adapter_for
-from tfvllm.models.base import keep_indices
 from tfvllm.pruning import apply_plan, mask_model, plan_shrink
 from tfvllm.pruning.importance import spread_order
 from tfvllm.pruning.sensitivity import _left_out

@@ -25,7 +25,7 @@ def save_model(model: keras.Model, path: Path) -> None:
 
 def load_model(path: Path) -> keras.Model:
     """Loads a `.keras` model, shrunk ones included, uncompiled."""
-    import tfvllm.models  # noqa: F401  (registers the classes of shrunk models)
+    import tfvllm.families  # noqa: F401  (registers the classes of shrunk models)
 
     return keras.saving.load_model(path, compile=False)
 

@@ -14,9 +14,9 @@ import tensorflow as tf
 from tfvllm.compress.batches import Batches, Tokens, typed
 from tfvllm.compress.console import Console, Progress
 from tfvllm.errors import InputError
+from tfvllm.families.heads import head_of
+from tfvllm.families.products import flat_products
 from tfvllm.files import new_directory
-from tfvllm.models.heads import head_of
-from tfvllm.models.products import flat_products
 
 
 def logits_function(model: keras.Model) -> Callable[[dict], tf.Tensor]:

@@ -11,7 +11,7 @@ from tfvllm.distillation.losses import DistillationLoss
 from tfvllm.distillation.losses.base import Divergence
 from tfvllm.distillation.teacher_logits import DeferredLogits, TopLogits
 from tfvllm.errors import InputError
-from tfvllm.models.heads import Head, head_of, one_output
+from tfvllm.families.heads import Head, head_of, one_output
 
 
 class Heads:

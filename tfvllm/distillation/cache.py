@@ -19,9 +19,9 @@ from tfvllm.distillation.answers import Heads, logits_of
 from tfvllm.distillation.inputs import has_strings, select, takes_strings
 from tfvllm.distillation.teacher_logits import NONE, TopLogits
 from tfvllm.errors import InputError
+from tfvllm.families.heads import Head, Kind
+from tfvllm.families.products import flat_products
 from tfvllm.files import digest, new_file, write_text
-from tfvllm.models.heads import Head, Kind
-from tfvllm.models.products import flat_products
 
 _FORMAT = 1
 _INPUTS = "tfvllm_inputs"  # where inputs that are a single tensor are kept, beside what the cache adds

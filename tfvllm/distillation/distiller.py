@@ -27,8 +27,8 @@ from tfvllm.distillation.scheduled import Scheduled, check_scheduled, deserializ
 from tfvllm.distillation.task_loss import CrossEntropyByName, by_name
 from tfvllm.distillation.teacher_logits import deferred, split_head
 from tfvllm.errors import InputError
-from tfvllm.models.heads import Head
-from tfvllm.models.outputs import Outputs, run
+from tfvllm.families.heads import Head
+from tfvllm.families.outputs import Outputs, run
 
 
 @keras.saving.register_keras_serializable(package="tfvllm")

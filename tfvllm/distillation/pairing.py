@@ -8,8 +8,8 @@ import keras
 from tfvllm.distillation.layer_map import layer_pairs
 from tfvllm.distillation.losses import DistillationLoss
 from tfvllm.errors import InputError
-from tfvllm.models import adapter_for
-from tfvllm.models.outputs import Outputs, find_layer
+from tfvllm.families import adapter_for
+from tfvllm.families.outputs import Outputs, find_layer
 
 
 class Pair(NamedTuple):

@@ -7,8 +7,8 @@ import keras
 
 from tfvllm.distillation.layer_map import layer_pairs, spread
 from tfvllm.errors import InputError
-from tfvllm.models import adapter_for, original_class, shrunk_class, shrunk_task_class
-from tfvllm.models.stored import refuse_quantised
+from tfvllm.families import adapter_for, original_class, shrunk_class, shrunk_task_class
+from tfvllm.families.stored import refuse_quantised
 
 
 def student_from(

@@ -4,7 +4,7 @@ from typing import Any
 
 import keras
 
-from tfvllm.models.heads import Head
+from tfvllm.families.heads import Head
 
 
 @keras.saving.register_keras_serializable(package="tfvllm")

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tfvllm.distillation.divergences import log_probabilities
 from tfvllm.errors import InputError
-from tfvllm.models.heads import Kind
+from tfvllm.families.heads import Kind
 
 NONE = -1e30  # the log of no mass, finite so that gradients stay finite
 

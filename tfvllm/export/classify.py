@@ -12,8 +12,8 @@ import tensorflow as tf
 from tfvllm.errors import InputError
 from tfvllm.export import float32
 from tfvllm.export.text import NAMES, PROBES, SENTENCE, TextFeatures, as_bytes
-from tfvllm.models.heads import head_of, look
-from tfvllm.models.relative_positions import exact_positions
+from tfvllm.families.heads import head_of, look
+from tfvllm.families.relative_positions import exact_positions
 from tfvllm.savedmodel import write
 
 ATOL = 1e-5  # scores against the model's own padded preprocessing

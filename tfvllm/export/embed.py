@@ -19,8 +19,8 @@ import tensorflow as tf
 from tfvllm.errors import InputError
 from tfvllm.export import float32
 from tfvllm.export.text import TextFeatures
+from tfvllm.families.relative_positions import exact_positions
 from tfvllm.models import tokenizer as tokenizers
-from tfvllm.models.relative_positions import exact_positions
 from tfvllm.savedmodel import write
 
 POOLINGS = ("mean", "max", "first", "last")

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfvllm.errors import InputError
-from tfvllm.models import adapter_for
+from tfvllm.families import adapter_for
 
 
 def coarsest_type(model) -> tf.DType:

@@ -20,6 +20,7 @@ import tensorflow as tf
 
 from tfvllm.errors import InputError
 from tfvllm.export import float32, general
+from tfvllm.families import has_reader, read
 from tfvllm.generation.generator import Generator, finish_reasons
 from tfvllm.generation.model_generator import ModelGenerator, positions_of, refuse_more_than_text
 from tfvllm.generation.model_step import model_inputs
@@ -27,7 +28,6 @@ from tfvllm.generation.sampling import SamplingParams
 from tfvllm.generation.text import codec_for
 from tfvllm.graph.probes import check_runs, default_for
 from tfvllm.graph.targets import check
-from tfvllm.models import has_reader, read
 from tfvllm.savedmodel import write
 
 PRECISIONS = {"float32": tf.float32, "bfloat16": tf.bfloat16}
@@ -46,8 +46,8 @@ def export_task(
     """Writes the SavedModel of a causal language model into `directory` and returns its manifest entries.
 
     Args:
-        model: a keras-nlp `CausalLM`. A family without a reader in `tfvllm.models.registry` goes the general path: the
-            model's own decode step in the loop (`tfvllm.generation.model_step`).
+        model: a keras-nlp `CausalLM`. A family without a reader in `tfvllm.families.registry` goes the general path:
+            the model's own decode step in the loop (`tfvllm.generation.model_step`).
         directory: an existing, empty folder.
         max_length: the most tokens of prompt and answer together; default the preprocessor's sequence length, without a
             preprocessor only the model's own limit.

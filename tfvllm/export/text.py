@@ -13,9 +13,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfvllm.errors import InputError
+from tfvllm.families.relative_positions import exact_positions
 from tfvllm.generation.text import byte_pair_codec
 from tfvllm.models import tokenizer as tokenizers
-from tfvllm.models.relative_positions import exact_positions
 from tfvllm.savedmodel import write
 
 # What every text export is compared on: short, long, empty, accented, Chinese, punctuation, a zero byte. A text as

@@ -23,6 +23,8 @@ from tfvllm.export.generate import (
     inputs_of,
     plain_function,
 )
+from tfvllm.families import has_reader, read
+from tfvllm.families.spec import LanguageModel
 from tfvllm.generation.generator import finish_reasons
 from tfvllm.generation.model_generator import ModelTranslator, positions_of, refuse_more_than_text
 from tfvllm.generation.sampling import SamplingParams
@@ -30,8 +32,6 @@ from tfvllm.generation.text import codec_for
 from tfvllm.generation.translator import Translator
 from tfvllm.graph.probes import check_runs, default_for
 from tfvllm.graph.targets import check
-from tfvllm.models import has_reader, read
-from tfvllm.models.spec import LanguageModel
 from tfvllm.savedmodel import write
 
 

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import tensorflow as tf
 
+from tfvllm.families import spec as specs
 from tfvllm.graph import onednn_costs
-from tfvllm.models import spec as specs
 
 MASKED = -1e9  # finite, so that a fully masked row (an empty source) stays free of NaN
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfvllm.families.spec import LanguageModel
 from tfvllm.generation import loop
 from tfvllm.generation.cache import EncoderOutput, allocate
 from tfvllm.generation.network import Network
 from tfvllm.generation.sampling import SamplingParams
 from tfvllm.generation.stops import StopStrings
 from tfvllm.generation.text import GraphTokenizer, valid_utf8
-from tfvllm.models.spec import LanguageModel
 
 # Positions whose vocabulary logits are held at once while scoring.
 _SCORED_AT_ONCE = 128

@@ -16,7 +16,7 @@ from tfvllm.graph import onednn_costs, targets
 
 
 def activate(x: tf.Tensor, activation: str) -> tf.Tensor:
-    """An element-wise activation by its name in `tfvllm.models.spec.FeedForward`."""
+    """An element-wise activation by its name in `tfvllm.families.spec.FeedForward`."""
     if activation == "linear":
         return x
     if activation == "gelu":

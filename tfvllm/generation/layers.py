@@ -8,13 +8,13 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfvllm.families import spec as specs
 from tfvllm.generation.attention import LONG, PARTS, Turns, one_row_each, softmax
 from tfvllm.generation.cache import EncoderOutput
 from tfvllm.generation.experts import each_for_its_own, route
 from tfvllm.generation.kernels import Portable, activate
 from tfvllm.generation.shared import SharedFunctions
 from tfvllm.generation.weights import read_vector
-from tfvllm.models import spec as specs
 
 _FEW_ROWS = Portable()
 

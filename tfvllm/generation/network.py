@@ -1,4 +1,4 @@
-"""The forward computation of `tfvllm.models.spec`: prefill, one decode step, encoder, logits. Stock ops only.
+"""The forward computation of `tfvllm.families.spec`: prefill, one decode step, encoder, logits. Stock ops only.
 
 Caches: one flat tensor [batch * kv_heads * capacity, head_dim] for the keys and one for the values of each block. A row
 of the batch owns `kv_heads` stretches of `capacity` positions. `InplaceUpdate` writes one position without copying the
@@ -15,13 +15,13 @@ from typing import Any, cast
 
 import tensorflow as tf
 
+from tfvllm.families import spec as specs
 from tfvllm.generation import weights
 from tfvllm.generation.attention import MASKED, Turns, causal_masks, relative_bias
 from tfvllm.generation.cache import EncoderOutput, to_context, to_parts
 from tfvllm.generation.kernels import Portable, kernels_for
 from tfvllm.generation.layers import Layers
 from tfvllm.generation.shared import SharedFunctions
-from tfvllm.models import spec as specs
 
 
 class Network(tf.Module):

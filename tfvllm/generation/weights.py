@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfvllm.families import spec as specs
 from tfvllm.generation.kernels import Portable
-from tfvllm.models import spec as specs
 
 
 class Vectors:

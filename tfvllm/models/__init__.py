@@ -1,6 +1,9 @@
-"""What tfvllm knows of each keras-nlp model family. `adapter_for(model)` gives the description of a model's blocks."""
+"""Models from where they are, and back: presets, `.keras` files, Hugging Face folders, GGUF files.
 
-from tfvllm.models.base import (
+Beside them what tfvllm knows of a family (`tfvllm.families`).
+"""
+
+from tfvllm.families import (
     FFN,
     HEADS,
     KV_HEADS,
@@ -15,20 +18,18 @@ from tfvllm.models.base import (
     Projection,
     Structure,
     Weight,
-    find_backbone,
-)
-from tfvllm.models.gguf import chat_template
-from tfvllm.models.huggingface import save_huggingface
-from tfvllm.models.load import load
-from tfvllm.models.registry import (
     adapter_for,
     families,
+    find_backbone,
     has_reader,
     original_class,
     read,
     shrunk_class,
     shrunk_task_class,
 )
+from tfvllm.models.gguf import chat_template
+from tfvllm.models.huggingface import save_huggingface
+from tfvllm.models.load import load
 
 __all__ = [
     "FFN",

@@ -20,13 +20,13 @@ import safetensors.numpy
 from keras_hub.src.utils.transformers.safetensor_utils import SafetensorLoader
 
 from tfvllm.errors import InputError, TfvllmError
+from tfvllm.families.base import find_backbone
+from tfvllm.families.registry import adapter_for
+from tfvllm.families.stored import refuse_quantised
 from tfvllm.files import new_directory
-from tfvllm.models.base import find_backbone
 from tfvllm.models.huggingface_card import card, read_report
 from tfvllm.models.huggingface_config import ROBERTA_OFFSET, Family, config_of, family_of, is_causal
 from tfvllm.models.huggingface_tokenizer import special_ids, write_json, write_tokenizer
-from tfvllm.models.registry import adapter_for
-from tfvllm.models.stored import refuse_quantised
 
 _WEIGHTS = "model.safetensors"
 _FROM_HEADS = re.compile(r"(o_proj|out_lin|attention\.output\.dense|attn\.c_proj)\.weight$")

@@ -7,9 +7,9 @@ from typing import Any
 import keras
 
 from tfvllm.errors import InputError
-from tfvllm.models.arrays import activation_name
-from tfvllm.models.base import BlockShape, find_backbone
-from tfvllm.models.registry import adapter_for
+from tfvllm.families.arrays import activation_name
+from tfvllm.families.base import BlockShape, find_backbone
+from tfvllm.families.registry import adapter_for
 
 # How many tokens a published model of the family reads, where a keras-nlp backbone sets no end.
 _CONTEXT = {"llama": 8192, "mistral": 32768, "qwen2": 32768, "qwen3": 40960, "gemma": 8192, "gemma3_text": 131072}

@@ -98,7 +98,7 @@ _POOLINGS = {"mean": "mean", "max": "max", "cls": "first"}
 def _from_file(path: Path) -> Any:
     import keras
 
-    import tfvllm.models.registry  # noqa: F401  registers the classes of shrunk models
+    import tfvllm.families.registry  # noqa: F401  registers the classes of shrunk models
 
     try:
         return keras.saving.load_model(str(path), compile=False)
@@ -137,7 +137,7 @@ def _from_folder(path: Path, task: str) -> Any:
         _check_head(path, config)
     import keras_nlp
 
-    import tfvllm.models.registry  # noqa: F401  registers the classes of shrunk models
+    import tfvllm.families.registry  # noqa: F401  registers the classes of shrunk models
 
     try:
         if task == "generate" and config.get("model_type") in _MENDED:
@@ -167,7 +167,7 @@ def _mended(path: Path, config: dict) -> Any:
     """
     import keras_nlp
 
-    from tfvllm.models.llama import SHRUNK, TASKS
+    from tfvllm.families.llama import SHRUNK, TASKS
 
     models, family = keras_nlp.models, config["model_type"]
     module, name = _MENDED[family]
@@ -227,7 +227,7 @@ def _embedder(path: Path) -> Any:
     """What has a backbone and a text preprocessor: keras-nlp's embedder, else the frame of a classifier."""
     import keras_nlp
 
-    import tfvllm.models.registry  # noqa: F401  registers the classes of shrunk models
+    import tfvllm.families.registry  # noqa: F401  registers the classes of shrunk models
 
     first: Exception | None = None
     for name, options in (("TextEmbedder", {}), ("TextClassifier", {"num_classes": 2})):

@@ -15,7 +15,7 @@ _PUBLIC: dict[str, tuple[str, str]] = {
     "Sensitivity": ("tfvllm.pruning.sensitivity", "Sensitivity"),
     "PruningReport": ("tfvllm.pruning.report", "PruningReport"),
     "block_flops": ("tfvllm.pruning.report", "block_flops"),
-    "merge_lora": ("tfvllm.models.stored", "merge_lora"),
+    "merge_lora": ("tfvllm.families.stored", "merge_lora"),
     "save_sparse": ("tfvllm.pruning.files", "save_sparse"),
     "load_sparse": ("tfvllm.pruning.files", "load_sparse"),
     "unit_scores": ("tfvllm.pruning.importance", "unit_scores"),

@@ -11,8 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfvllm.errors import InputError
-from tfvllm.models.products import flat_products
-from tfvllm.models.taps import call_of, tapped
+from tfvllm.families.products import flat_products
+from tfvllm.families.taps import call_of, tapped
 
 
 def traced(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -12,9 +12,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfvllm.errors import InputError
-from tfvllm.models import FFN, HEADS, KV_HEADS, VOCABULARY, WIDTH, Adapter, adapter_for
-from tfvllm.models.products import flat_products
-from tfvllm.models.stored import effective
+from tfvllm.families import FFN, HEADS, KV_HEADS, VOCABULARY, WIDTH, Adapter, adapter_for
+from tfvllm.families.products import flat_products
+from tfvllm.families.stored import effective
 from tfvllm.pruning.capture import batches, listener, padding_mask, token_rows, traced
 
 Scores = dict[tuple[str, str], np.ndarray]

@@ -9,8 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfvllm.errors import InputError
-from tfvllm.models import adapter_for
-from tfvllm.models.base import Block
+from tfvllm.families import adapter_for
+from tfvllm.families.base import Block
 from tfvllm.pruning import scores
 from tfvllm.pruning.capture import Call, batches, block_calls, listener, padding_mask, token_rows
 from tfvllm.pruning.prunable import Prunable, PruneKernels, PruningPolicy, prunable_weights

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tfvllm.errors import InputError
-from tfvllm.models import adapter_for
+from tfvllm.families import adapter_for
 from tfvllm.pruning.files import sparse_size, stored_variables
 
 MASKS_DO_NOT_SPEED_UP = (

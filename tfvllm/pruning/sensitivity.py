@@ -11,8 +11,8 @@ import numpy as np
 
 from tfvllm import files
 from tfvllm.errors import InputError
-from tfvllm.models import FFN, Adapter, Block, adapter_for
-from tfvllm.models.taps import call_of, tapped
+from tfvllm.families import FFN, Adapter, Block, adapter_for
+from tfvllm.families.taps import call_of, tapped
 from tfvllm.pruning.capture import batches
 from tfvllm.pruning.importance import loss_of, unit_scores
 from tfvllm.pruning.structure import Plan, best, full_plan, head_keep, head_unit, mask_model

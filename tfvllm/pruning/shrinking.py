@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from tfvllm.errors import InputError
-from tfvllm.models import FFN, HEADS, KV_HEADS, VOCABULARY, WIDTH, Adapter, Block, adapter_for
-from tfvllm.models.stored import effective, refuse_quantised, stored
+from tfvllm.families import FFN, HEADS, KV_HEADS, VOCABULARY, WIDTH, Adapter, Block, adapter_for
+from tfvllm.families.stored import effective, refuse_quantised, stored
 from tfvllm.pruning.allocation import Site, adapt, compete
 from tfvllm.pruning.importance import Scores, UnitStatistics, unit_scores
 from tfvllm.pruning.structure import (

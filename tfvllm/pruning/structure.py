@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from tfvllm.errors import InputError
-from tfvllm.models import (
+from tfvllm.families import (
     FFN,
     HEADS,
     KV_HEADS,
@@ -28,8 +28,8 @@ from tfvllm.models import (
     shrunk_class,
     shrunk_task_class,
 )
-from tfvllm.models.base import Axes, keep_indices
-from tfvllm.models.stored import lora_layers, lora_parts, refuse_quantised
+from tfvllm.families.base import Axes, keep_indices
+from tfvllm.families.stored import lora_layers, lora_parts, refuse_quantised
 
 Place = tuple[str, str]  # (unit, place), as in `Axis`
 

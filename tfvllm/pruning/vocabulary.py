@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tfvllm.errors import InputError
-from tfvllm.models import VOCABULARY, find_backbone
+from tfvllm.families import VOCABULARY, find_backbone
 from tfvllm.models.tokenizer import settle
 from tfvllm.pruning.capture import batches
 from tfvllm.pruning.structure import Plan, resolve

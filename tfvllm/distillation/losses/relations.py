@@ -29,7 +29,7 @@ class Relations(DistillationLoss):
         kinds: which of "queries", "keys", "values".
 
     Example:
-        >>> from tfvllm.models.outputs import BlockOutputs
+        >>> from tfvllm.families.outputs import BlockOutputs
         >>> vectors = tf.eye(3)[None]  # [batch, length, width]
         >>> block = BlockOutputs(queries=vectors, keys=vectors, values=vectors)
         >>> tfvllm.losses.Relations()([block], [block]).numpy()  # a model relates as it does itself
@@ -62,7 +62,7 @@ class Relations(DistillationLoss):
 
         Args:
             teacher, student: one object for each pair with `queries`, `keys`, `values` [batch, length, width]
-                (`tfvllm.models.outputs.BlockOutputs`).
+                (`tfvllm.families.outputs.BlockOutputs`).
             mask: bool [batch, length]; positions that are not real relate to none.
         """
         values = [

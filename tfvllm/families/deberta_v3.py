@@ -5,10 +5,10 @@ from typing import Any
 
 from keras_hub.models import DebertaV3Backbone
 
-from tfvllm.models.base import Block
-from tfvllm.models.projections import attention, feed_forward
-from tfvllm.models.shrunk import ShrunkBackbone, register
-from tfvllm.models.transformer_encoder import TransformerStackAdapter
+from tfvllm.families.base import Block
+from tfvllm.families.projections import attention, feed_forward
+from tfvllm.families.shrunk import ShrunkBackbone, register
+from tfvllm.families.transformer_encoder import TransformerStackAdapter
 
 
 class DebertaV3Adapter(TransformerStackAdapter):

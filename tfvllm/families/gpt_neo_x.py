@@ -7,13 +7,13 @@ import numpy as np
 from keras_hub.models import GPTNeoXBackbone, GPTNeoXCausalLM
 
 from tfvllm.errors import InputError
-from tfvllm.models import spec
-from tfvllm.models.arrays import activation_name, array, dense, layer_norm, merged
-from tfvllm.models.base import HEADS, Attention, Axis, Block, Projection, mha_scale
-from tfvllm.models.llama import rotary
-from tfvllm.models.projections import WIDE, feed_forward
-from tfvllm.models.shrunk import ShrunkBackbone, ShrunkCausalLM, register
-from tfvllm.models.transformer_encoder import TransformerStackAdapter
+from tfvllm.families import spec
+from tfvllm.families.arrays import activation_name, array, dense, layer_norm, merged
+from tfvllm.families.base import HEADS, Attention, Axis, Block, Projection, mha_scale
+from tfvllm.families.llama import rotary
+from tfvllm.families.projections import WIDE, feed_forward
+from tfvllm.families.shrunk import ShrunkBackbone, ShrunkCausalLM, register
+from tfvllm.families.transformer_encoder import TransformerStackAdapter
 
 
 def _attention(layer: Any, place: str) -> Attention:
@@ -80,6 +80,8 @@ class ShrunkGPTNeoXBackbone(ShrunkBackbone, GPTNeoXBackbone):
 @register
 class ShrunkGPTNeoXCausalLM(ShrunkCausalLM, GPTNeoXCausalLM):
     """A `GPTNeoXCausalLM` on a shrunk backbone."""
+
+    backbone_cls = ShrunkGPTNeoXBackbone
 
 
 SHRUNK = {GPTNeoXBackbone: ShrunkGPTNeoXBackbone}

@@ -7,12 +7,12 @@ from typing import Any
 from keras_hub.models import Phi3Backbone, Phi3CausalLM
 
 from tfvllm.errors import InputError
-from tfvllm.models import spec
-from tfvllm.models.arrays import gated, self_attention
-from tfvllm.models.base import Block, Structure, mha_scale
-from tfvllm.models.llama import LlamaAdapter, decoder, rms_norm, rotary
-from tfvllm.models.projections import attention, feed_forward
-from tfvllm.models.shrunk import ShrunkBackbone, ShrunkCausalLM, register
+from tfvllm.families import spec
+from tfvllm.families.arrays import gated, self_attention
+from tfvllm.families.base import Block, Structure, mha_scale
+from tfvllm.families.llama import LlamaAdapter, decoder, rms_norm, rotary
+from tfvllm.families.projections import attention, feed_forward
+from tfvllm.families.shrunk import ShrunkBackbone, ShrunkCausalLM, register
 
 _FACTORS = ("rope_scaling_short_factor", "rope_scaling_long_factor")
 
@@ -80,6 +80,8 @@ class ShrunkPhi3Backbone(ShrunkBackbone, Phi3Backbone):
 @register
 class ShrunkPhi3CausalLM(ShrunkCausalLM, Phi3CausalLM):
     """A `Phi3CausalLM` on a shrunk backbone."""
+
+    backbone_cls = ShrunkPhi3Backbone
 
 
 SHRUNK = {Phi3Backbone: ShrunkPhi3Backbone}

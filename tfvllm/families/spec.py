@@ -1,6 +1,6 @@
 """What a decoder is made of, said once for all families: plain numbers and arrays, no TensorFlow, no Keras.
 
-A family reader (`tfvllm.models.registry`) fills these classes from a keras-nlp model; `tfvllm.generation.network`
+A family reader (`tfvllm.families.registry`) fills these classes from a keras-nlp model; `tfvllm.generation.network`
 computes with them. Kernels are always two-dimensional, [inputs, outputs]; heads lie beside each other in the columns.
 """
 

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from tfvllm.errors import InputError
-from tfvllm.models import (
+from tfvllm.families import (
     albert,
     bart,
     bloom,
@@ -29,9 +29,9 @@ from tfvllm.models import (
     transformer_decoder,
     transformer_encoder,
 )
-from tfvllm.models.base import Adapter, find_backbone
-from tfvllm.models.spec import LanguageModel
-from tfvllm.models.stored import refuse_quantised
+from tfvllm.families.base import Adapter, find_backbone
+from tfvllm.families.spec import LanguageModel
+from tfvllm.families.stored import refuse_quantised
 
 FAMILIES: tuple[ModuleType, ...] = (
     *(transformer_encoder, electra, deberta_v3, albert),
@@ -75,7 +75,7 @@ def adapter_for(model: Any) -> Adapter:
         known = ", ".join(name for names in families().values() for name in names)
         raise InputError(
             f"no adapter for {found}. Expected a keras-nlp backbone or task with one of: {known}. "
-            "A new family is one new file in tfvllm/models/."
+            "A new family is one new file in tfvllm/families/."
         )
     return family.ADAPTER
 
@@ -127,5 +127,5 @@ def read(model: Any, kind: str | None = None) -> LanguageModel:
     within = f" in a keras-nlp {kind}" if kind else ""
     raise InputError(
         f"cannot generate with {type(backbone).__name__}; expected one of {', '.join(fitting)} "
-        f"(or a subclass){within}. A new family is one new file in tfvllm/models/."
+        f"(or a subclass){within}. A new family is one new file in tfvllm/families/."
     )

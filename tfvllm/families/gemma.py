@@ -10,9 +10,9 @@ import numpy as np
 from keras_hub.models import Gemma3Backbone, GemmaBackbone
 
 from tfvllm.errors import InputError
-from tfvllm.models import spec
-from tfvllm.models.arrays import array, from_heads, merged, projection
-from tfvllm.models.base import (
+from tfvllm.families import spec
+from tfvllm.families.arrays import array, from_heads, merged, projection
+from tfvllm.families.base import (
     FFN,
     HEADS,
     KV_HEADS,
@@ -31,8 +31,8 @@ from tfvllm.models.base import (
     walk,
     width_axes,
 )
-from tfvllm.models.llama import rotary
-from tfvllm.models.shrunk import ShrunkBackbone, register
+from tfvllm.families.llama import rotary
+from tfvllm.families.shrunk import ShrunkBackbone, register
 
 WIDE = Axis(WIDTH)
 

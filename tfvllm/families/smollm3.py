@@ -6,9 +6,9 @@ from typing import Any
 import keras
 from keras_hub.models import SmolLM3Backbone, SmolLM3CausalLM
 
-from tfvllm.models import spec
-from tfvllm.models.arrays import array, bias, dense, from_heads, merged
-from tfvllm.models.base import (
+from tfvllm.families import spec
+from tfvllm.families.arrays import array, bias, dense, from_heads, merged
+from tfvllm.families.base import (
     Axes,
     Block,
     BlockShape,
@@ -19,9 +19,9 @@ from tfvllm.models.base import (
     walk,
     width_axes,
 )
-from tfvllm.models.llama import LlamaAdapter, rms_norm
-from tfvllm.models.projections import attention, feed_forward
-from tfvllm.models.shrunk import ShrunkBackbone, ShrunkCausalLM, register
+from tfvllm.families.llama import LlamaAdapter, rms_norm
+from tfvllm.families.projections import attention, feed_forward
+from tfvllm.families.shrunk import ShrunkBackbone, ShrunkCausalLM, register
 
 
 class SmolLM3Adapter(LlamaAdapter):
@@ -103,6 +103,8 @@ class ShrunkSmolLM3Backbone(ShrunkBackbone, SmolLM3Backbone):
 @register
 class ShrunkSmolLM3CausalLM(ShrunkCausalLM, SmolLM3CausalLM):
     """A `SmolLM3CausalLM` on a shrunk backbone."""
+
+    backbone_cls = ShrunkSmolLM3Backbone
 
 
 SHRUNK = {SmolLM3Backbone: ShrunkSmolLM3Backbone}

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfvllm.models.taps import tapped
+from tfvllm.families.taps import tapped
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 
 from tfvllm.errors import InputError
-from tfvllm.models.spec import Attention, FeedForward, Linear, Norm
+from tfvllm.families.spec import Attention, FeedForward, Linear, Norm
 
 
 def array(variable) -> np.ndarray:

@@ -7,8 +7,8 @@ import keras
 import numpy as np
 from keras_hub.layers import AlibiBias
 
-from tfvllm.models.base import BlockShape
-from tfvllm.models.shrunk import change_class
+from tfvllm.families.base import BlockShape
+from tfvllm.families.shrunk import change_class
 
 _Layer: Any = keras.layers.Layer if TYPE_CHECKING else object
 

@@ -18,11 +18,21 @@ from keras_hub.models import (
     QwenCausalLM,
 )
 
-from tfvllm.models import spec
-from tfvllm.models.arrays import array, gated, self_attention
-from tfvllm.models.base import Adapter, Axes, Block, BlockShape, Structure, embedding_axes, mha_scale, walk, width_axes
-from tfvllm.models.projections import attention, feed_forward
-from tfvllm.models.shrunk import ShrunkBackbone, ShrunkCausalLM, register
+from tfvllm.families import spec
+from tfvllm.families.arrays import array, gated, self_attention
+from tfvllm.families.base import (
+    Adapter,
+    Axes,
+    Block,
+    BlockShape,
+    Structure,
+    embedding_axes,
+    mha_scale,
+    walk,
+    width_axes,
+)
+from tfvllm.families.projections import attention, feed_forward
+from tfvllm.families.shrunk import ShrunkBackbone, ShrunkCausalLM, register
 
 
 class LlamaAdapter(Adapter):

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from keras_hub.models import FalconBackbone, FalconCausalLM
 
-from tfvllm.models import spec
-from tfvllm.models.alibi import counted, kept_slopes, set_slopes, slopes_of
-from tfvllm.models.arrays import activation_name, array, dense, layer_norm, merged, projection
-from tfvllm.models.base import Block, BlockShape, Structure, mha_scale
-from tfvllm.models.projections import attention, feed_forward
-from tfvllm.models.shrunk import ShrunkBackbone, ShrunkCausalLM, register
-from tfvllm.models.transformer_encoder import TransformerStackAdapter
+from tfvllm.families import spec
+from tfvllm.families.alibi import counted, kept_slopes, set_slopes, slopes_of
+from tfvllm.families.arrays import activation_name, array, dense, layer_norm, merged, projection
+from tfvllm.families.base import Block, BlockShape, Structure, mha_scale
+from tfvllm.families.projections import attention, feed_forward
+from tfvllm.families.shrunk import ShrunkBackbone, ShrunkCausalLM, register
+from tfvllm.families.transformer_encoder import TransformerStackAdapter
 
 
 class FalconAdapter(TransformerStackAdapter):
@@ -71,6 +71,8 @@ class ShrunkFalconBackbone(ShrunkBackbone, FalconBackbone):
 @register
 class ShrunkFalconCausalLM(ShrunkCausalLM, FalconCausalLM):
     """A `FalconCausalLM` on a shrunk backbone."""
+
+    backbone_cls = ShrunkFalconBackbone
 
 
 SHRUNK = {FalconBackbone: ShrunkFalconBackbone}

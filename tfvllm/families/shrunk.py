@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 from keras import ops
 
-from tfvllm.models.base import Structure, structure_from
+from tfvllm.families.base import Structure, structure_from
 
 # For type checkers only: the mixins come before a Keras class that has these methods.
 _Layer: Any = keras.layers.Layer if TYPE_CHECKING else object

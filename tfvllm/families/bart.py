@@ -2,11 +2,11 @@
 
 from keras_hub.models import BartBackbone, BartSeq2SeqLM
 
-from tfvllm.models import spec
-from tfvllm.models.arrays import array, layer_norm
-from tfvllm.models.shrunk import ShrunkBackbone, ShrunkSeq2SeqLM, register
-from tfvllm.models.transformer_decoder import block
-from tfvllm.models.transformer_encoder import TransformerStackAdapter
+from tfvllm.families import spec
+from tfvllm.families.arrays import array, layer_norm
+from tfvllm.families.shrunk import ShrunkBackbone, ShrunkSeq2SeqLM, register
+from tfvllm.families.transformer_decoder import block
+from tfvllm.families.transformer_encoder import TransformerStackAdapter
 
 
 class BartAdapter(TransformerStackAdapter):

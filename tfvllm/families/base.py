@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from tfvllm.errors import InputError
-from tfvllm.models.stored import effective, lora_layers, lora_parts, stored
+from tfvllm.families.stored import effective, lora_layers, lora_parts, stored
 
 HEADS = "heads"  # query heads
 KV_HEADS = "kv_heads"  # key/value heads: fewer than query heads under grouped-query attention

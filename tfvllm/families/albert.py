@@ -7,9 +7,9 @@ from typing import Any
 from keras_hub.models import AlbertBackbone
 
 from tfvllm.errors import InputError
-from tfvllm.models.base import Axis, Structure
-from tfvllm.models.shrunk import ShrunkBackbone, register
-from tfvllm.models.transformer_encoder import TransformerStackAdapter
+from tfvllm.families.base import Axis, Structure
+from tfvllm.families.shrunk import ShrunkBackbone, register
+from tfvllm.families.transformer_encoder import TransformerStackAdapter
 
 _Call = tuple[int, int]  # the group and the layer in it
 

@@ -9,13 +9,13 @@ import keras
 import numpy as np
 from keras_hub.models import BloomBackbone, BloomCausalLM
 
-from tfvllm.models import spec
-from tfvllm.models.alibi import counted, kept_slopes, set_slopes, slopes_of
-from tfvllm.models.arrays import array, dense, layer_norm, merged, projection
-from tfvllm.models.base import Block, BlockShape, Structure, mha_scale
-from tfvllm.models.projections import attention, feed_forward
-from tfvllm.models.shrunk import ShrunkBackbone, ShrunkCausalLM, register
-from tfvllm.models.transformer_encoder import TransformerStackAdapter
+from tfvllm.families import spec
+from tfvllm.families.alibi import counted, kept_slopes, set_slopes, slopes_of
+from tfvllm.families.arrays import array, dense, layer_norm, merged, projection
+from tfvllm.families.base import Block, BlockShape, Structure, mha_scale
+from tfvllm.families.projections import attention, feed_forward
+from tfvllm.families.shrunk import ShrunkBackbone, ShrunkCausalLM, register
+from tfvllm.families.transformer_encoder import TransformerStackAdapter
 
 
 class BloomAdapter(TransformerStackAdapter):
@@ -69,6 +69,8 @@ class ShrunkBloomBackbone(ShrunkBackbone, BloomBackbone):
 @register
 class ShrunkBloomCausalLM(ShrunkCausalLM, BloomCausalLM):
     """A `BloomCausalLM` on a shrunk backbone."""
+
+    backbone_cls = ShrunkBloomBackbone
 
 
 SHRUNK = {BloomBackbone: ShrunkBloomBackbone}

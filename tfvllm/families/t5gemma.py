@@ -4,10 +4,10 @@ import math
 
 import numpy as np
 
-from tfvllm.models import spec
-from tfvllm.models.arrays import activation_name, array, dense, from_heads, merged, projection
-from tfvllm.models.gemma import rms_norm
-from tfvllm.models.llama import rotary
+from tfvllm.families import spec
+from tfvllm.families.arrays import activation_name, array, dense, from_heads, merged, projection
+from tfvllm.families.gemma import rms_norm
+from tfvllm.families.llama import rotary
 
 
 def read(backbone) -> spec.LanguageModel:

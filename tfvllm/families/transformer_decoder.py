@@ -4,10 +4,10 @@ import math
 
 from keras_hub.models import GPT2Backbone, GPT2CausalLM, OPTBackbone, OPTCausalLM
 
-from tfvllm.models import spec
-from tfvllm.models.arrays import activation_name, array, dense, from_heads, layer_norm, merged, projection
-from tfvllm.models.shrunk import ShrunkBackbone, ShrunkCausalLM, register
-from tfvllm.models.transformer_encoder import TransformerStackAdapter
+from tfvllm.families import spec
+from tfvllm.families.arrays import activation_name, array, dense, from_heads, layer_norm, merged, projection
+from tfvllm.families.shrunk import ShrunkBackbone, ShrunkCausalLM, register
+from tfvllm.families.transformer_encoder import TransformerStackAdapter
 
 
 class TransformerDecoderAdapter(TransformerStackAdapter):

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from tfvllm.models.base import FFN, HEADS, KV_HEADS, WIDTH, Attention, Axes, Axis, FeedForward, Projection, mha_scale
+from tfvllm.families.base import FFN, HEADS, KV_HEADS, WIDTH, Attention, Axes, Axis, FeedForward, Projection, mha_scale
 
 WIDE = Axis(WIDTH)
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from keras_hub.models import T5Backbone, T5Seq2SeqLM
 
-from tfvllm.models import spec
-from tfvllm.models.arrays import activation_name, array, merged
-from tfvllm.models.base import (
+from tfvllm.families import spec
+from tfvllm.families.arrays import activation_name, array, merged
+from tfvllm.families.base import (
     HEADS,
     Adapter,
     Attention,
@@ -23,8 +23,8 @@ from tfvllm.models.base import (
     walk,
     width_axes,
 )
-from tfvllm.models.projections import attention, feed_forward
-from tfvllm.models.shrunk import ShrunkBackbone, ShrunkSeq2SeqLM, register
+from tfvllm.families.projections import attention, feed_forward
+from tfvllm.families.shrunk import ShrunkBackbone, ShrunkSeq2SeqLM, register
 
 _PROJECTORS = ("query_projector", "key_projector", "value_projector", "output_projector")
 

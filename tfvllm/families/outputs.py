@@ -15,9 +15,9 @@ import keras
 import tensorflow as tf
 
 from tfvllm.errors import InputError
-from tfvllm.models import Block, Projection, adapter_for
-from tfvllm.models.products import flat_products
-from tfvllm.models.taps import Hook, call_of, tapped
+from tfvllm.families import Block, Projection, adapter_for
+from tfvllm.families.products import flat_products
+from tfvllm.families.taps import Hook, call_of, tapped
 
 READABLE = ("hidden_states", "attention_maps", "relations")
 

@@ -5,10 +5,10 @@ from typing import Any
 from keras_hub.models import ElectraBackbone
 
 from tfvllm.errors import InputError
-from tfvllm.models.base import Axis
-from tfvllm.models.projections import WIDE
-from tfvllm.models.shrunk import ShrunkBackbone, register
-from tfvllm.models.transformer_encoder import TransformerStackAdapter
+from tfvllm.families.base import Axis
+from tfvllm.families.projections import WIDE
+from tfvllm.families.shrunk import ShrunkBackbone, register
+from tfvllm.families.transformer_encoder import TransformerStackAdapter
 
 
 class ElectraAdapter(TransformerStackAdapter):

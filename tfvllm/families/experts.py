@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 
 from tfvllm.errors import InputError
-from tfvllm.models import spec
-from tfvllm.models.arrays import activation_name, array, dense, gated, self_attention
-from tfvllm.models.llama import decoder, rms_norm, rotary, self_attention_of
+from tfvllm.families import spec
+from tfvllm.families.arrays import activation_name, array, dense, gated, self_attention
+from tfvllm.families.llama import decoder, rms_norm, rotary, self_attention_of
 
 
 def read_mixtral(backbone) -> spec.LanguageModel:

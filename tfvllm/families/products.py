@@ -13,7 +13,7 @@ from typing import Any
 
 import keras
 
-from tfvllm.models.taps import tapped
+from tfvllm.families.taps import tapped
 
 
 @contextlib.contextmanager
@@ -32,7 +32,7 @@ def flat_products(*models: keras.Model) -> Iterator[None]:
         >>> layer.build((None, 5, 4))
         >>> x = np.ones((2, 5, 4), "float32")
         >>> before = layer(x)
-        >>> with tfvllm.models.products.flat_products(keras.Sequential([layer])):
+        >>> with tfvllm.families.products.flat_products(keras.Sequential([layer])):
         ...     bool(np.allclose(layer(x), before))
         True
     """

@@ -5,9 +5,19 @@ from typing import Any, ClassVar
 
 from keras_hub.models import BertBackbone, DistilBertBackbone, RobertaBackbone, XLMRobertaBackbone
 
-from tfvllm.models.base import Adapter, Axes, Block, BlockShape, Structure, embedding_axes, mha_scale, walk, width_axes
-from tfvllm.models.projections import WIDE, attention, feed_forward
-from tfvllm.models.shrunk import ShrunkBackbone, register
+from tfvllm.families.base import (
+    Adapter,
+    Axes,
+    Block,
+    BlockShape,
+    Structure,
+    embedding_axes,
+    mha_scale,
+    walk,
+    width_axes,
+)
+from tfvllm.families.projections import WIDE, attention, feed_forward
+from tfvllm.families.shrunk import ShrunkBackbone, register
 
 
 class TransformerStackAdapter(Adapter):

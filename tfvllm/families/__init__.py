@@ -1,0 +1,53 @@
+"""What tfvllm knows of each keras-nlp model family. `adapter_for(model)` gives the description of a model's blocks."""
+
+from tfvllm.families.base import (
+    FFN,
+    HEADS,
+    KV_HEADS,
+    VOCABULARY,
+    WIDTH,
+    Adapter,
+    Attention,
+    Axis,
+    Block,
+    BlockShape,
+    FeedForward,
+    Projection,
+    Structure,
+    Weight,
+    find_backbone,
+)
+from tfvllm.families.registry import (
+    adapter_for,
+    families,
+    has_reader,
+    original_class,
+    read,
+    shrunk_class,
+    shrunk_task_class,
+)
+
+__all__ = [
+    "FFN",
+    "HEADS",
+    "KV_HEADS",
+    "VOCABULARY",
+    "WIDTH",
+    "Adapter",
+    "Attention",
+    "Axis",
+    "Block",
+    "BlockShape",
+    "FeedForward",
+    "Projection",
+    "Structure",
+    "Weight",
+    "adapter_for",
+    "families",
+    "find_backbone",
+    "has_reader",
+    "original_class",
+    "read",
+    "shrunk_class",
+    "shrunk_task_class",
+]

@@ -51,13 +51,13 @@ def prepare() -> None:
 def run(seed: int) -> dict[str, Any]:
     """Checks the function of one seed."""
     cpu, size = time.process_time(), SIZES[seed % len(SIZES)]
-    result: dict[str, Any] = {"seed": seed, "size": size, "fired": {}, "yardstick": "none", "failures": []}
+    result: dict[str, Any] = {"seed": seed, "size": size, "fired": {}, "reference": "none", "failures": []}
     try:
         outcome = random_graphs.check(programs(seed), *size, seed=seed)
     except Exception as error:
         result["failures"] = [f"{type(error).__name__}: {error}"[:500]]
     else:
-        result.update(fired=outcome.fired, yardstick=outcome.yardstick, failures=outcome.failures)
+        result.update(fired=outcome.fired, reference=outcome.reference, failures=outcome.failures)
     return {**result, "cpu_seconds": time.process_time() - cpu}
 
 
@@ -72,13 +72,13 @@ def main() -> int:
     failures: list[dict] = []
     started, cpu = time.perf_counter(), 0.0
     functions = -(-arguments.graphs // GRAPHS_IN_ONE)
-    yardsticks: Counter = Counter()
+    references: Counter = Counter()
     with multiprocessing.get_context("spawn").Pool(arguments.processes, prepare) as pool:
         seeds = range(arguments.seed, arguments.seed + functions)
         for number, result in enumerate(pool.imap_unordered(run, seeds, chunksize=10), 1):
             cpu += result["cpu_seconds"]
             fired.update(result["fired"])
-            yardsticks[result["yardstick"]] += 1
+            references[result["reference"]] += 1
             if result["failures"]:
                 failures.append({k: result[k] for k in ("seed", "size", "failures")})
                 print(failures[-1], flush=True)
@@ -89,7 +89,7 @@ def main() -> int:
         "functions": functions,
         "targets": ["portable", "onednn"],
         "failed_functions": sorted(failures, key=lambda f: f["seed"]),
-        "yardsticks": dict(yardsticks),
+        "references": dict(references),
         "rules_fired": dict(fired.most_common()),
         "seconds": round(time.perf_counter() - started, 1),
         "cpu_seconds": round(cpu, 1),

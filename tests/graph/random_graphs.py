@@ -147,7 +147,7 @@ class Outcome:
     fired: dict[str, int] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     nodes: int = 0
-    yardstick: str = ""
+    reference: str = ""
 
 
 def build(programs: Sequence[Sequence[Instruction]], batch: int | None, length: int | None) -> Graph:
@@ -229,7 +229,7 @@ def check(programs, batch, length, targets=("portable", "onednn"), extra=(), see
     graph = build(programs, batch, length)
     specs = (tf.TensorSpec([batch, length, WIDTH], name="x"), tf.TensorSpec([batch, length], tf.int32, "mask")), {}
     verifier = verify.Verifier(graph, specs, samples(batch, length, seed))
-    outcome = Outcome(nodes=len(graph.live()), yardstick="float64" if verifier.exact is not None else "fixed")
+    outcome = Outcome(nodes=len(graph.live()), reference="float64" if verifier.exact is not None else "fixed")
     for target in targets:
         rewriter = Rewriter(graph.copy(), target)
         rewriter.run([*pipeline(), *extra])

@@ -22,7 +22,7 @@ class SlowRelu(Rule):
         return op.Relu(x, name="out")
 
     def condition(self, graph, m):
-        if any(r.op == "Tile" for r in graph.readers(m.out)):
+        if any(r.op == "Tile" for r in graph.uses(m.out)):
             raise Skip("done")
 
     def replacement(self, b, m):

@@ -55,8 +55,8 @@ def test_the_bound_that_was_broken_is_named(monkeypatch):
     weight = tf.Variable(np.random.default_rng(0).normal(size=[64, 64]), dtype=tf.float32)
     function = tf.function(lambda x: x @ weight, input_signature=[tf.TensorSpec([None, 64], tf.float32)])
 
-    def never(self, graph, slack=0.0):
-        return verify.Comparison(samples=1, failures=["off by 3"] if slack else [])
+    def never(self, graph, extra_tolerance=0.0):
+        return verify.Comparison(samples=1, failures=["off by 3"] if extra_tolerance else [])
 
     monkeypatch.setattr(verify.Verifier, "compare", never)
     with pytest.raises(

@@ -70,7 +70,7 @@ class _SlightlyWrong(Rule):
         return op.Tanh(x, name="out")
 
     def condition(self, graph, m):
-        if any(r.op == "Mul" and r.name.endswith("wrong") for r in graph.readers(m.out)):
+        if any(r.op == "Mul" and r.name.endswith("wrong") for r in graph.uses(m.out)):
             raise Skip("done")
 
     def replacement(self, b, m):

@@ -52,7 +52,7 @@ def test_keras_model(bert, target):
     ).report  # which save work with more nodes
     assert report.after["nodes"] < (0.6 if target == "onednn" else 0.8) * report.before["nodes"]
     assert report.after["parameters"] == report.before["parameters"] == bert.count_params()
-    assert report.verification["ok"] and report.verification["yardstick"] == "float64"
+    assert report.verification["ok"] and report.verification["reference"] == "float64"
     internal = [o for o in report.after["ops"] if o.startswith("_")]
     assert bool(internal) == (target == "onednn")
 

@@ -78,7 +78,7 @@ def test_what_a_function_writes_is_as_it_was(counted):
     fast = tfvllm.simplify(model.__call__)
     assert_same(model.state(), before)
     check = fast.report.verification
-    assert check["ok"] and check["status"] == "verified" and check["yardstick"] == "float64" and not fast.report.notes
+    assert check["ok"] and check["status"] == "verified" and check["reference"] == "float64" and not fast.report.notes
     assert check["tolerance"] < 1e-2  # values of some tens
 
 

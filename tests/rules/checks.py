@@ -97,11 +97,16 @@ def check(
 
     guarantees = [a.guarantee for a in rewriter.fired]
     exact = all(isinstance(g, Exact) for g in guarantees)
-    slack = sum(
+    extra_tolerance = sum(
         {a.rule: a.guarantee.max_error for a in rewriter.fired if isinstance(a.guarantee, Approximate)}.values()
     )
     _compare(
-        result, concrete, ([*_samples(specs, special), *samples] if generated else samples), exact, slack, finite_only
+        result,
+        concrete,
+        ([*_samples(specs, special), *samples] if generated else samples),
+        exact,
+        extra_tolerance,
+        finite_only,
     )
     return result
 
@@ -146,7 +151,7 @@ def _sprinkled(rng, array, spec):
     return array
 
 
-def _compare(result: Checked, original, samples, exact: bool, slack: float, finite_only: bool) -> None:
+def _compare(result: Checked, original, samples, exact: bool, extra_tolerance: float, finite_only: bool) -> None:
     specs = original.structured_input_signature
     new = executable.to_concrete(result.graph, specs, pack=list)
     wide = None
@@ -167,10 +172,10 @@ def _compare(result: Checked, original, samples, exact: bool, slack: float, fini
                 widened = (tf.cast(t, tf.float64) if t.dtype == tf.float32 else t for t in tensors)
                 wide_results = [t.numpy() for t in wide(*widened)]
         for a, b, w in zip(old_results, new_results, wide_results, strict=True):
-            _assert_close(a, b, w, slack + (1e-6 if w is a else 0.0), finite_only, f"sample {number}")
+            _assert_close(a, b, w, extra_tolerance + (1e-6 if w is a else 0.0), finite_only, f"sample {number}")
 
 
-def _assert_close(old, new, wide, slack: float, finite_only: bool, where: str) -> None:
+def _assert_close(old, new, wide, extra_tolerance: float, finite_only: bool, where: str) -> None:
     assert old.shape == new.shape and old.dtype == new.dtype, f"{where}: {new.dtype}{new.shape}"
     if old.dtype.kind != "f":
         np.testing.assert_array_equal(new, old, err_msg=where)
@@ -192,6 +197,6 @@ def _assert_close(old, new, wide, slack: float, finite_only: bool, where: str) -
         return
     scale = np.max(np.abs(old64))
     own = np.max(np.abs(old64 - wide64))
-    tolerance = verify.ROUNDING * own + verify.FLOOR * EPSILON * max(scale, 1e-30) + slack * scale
+    tolerance = verify.ROUNDING * own + verify.FLOOR * EPSILON * max(scale, 1e-30) + extra_tolerance * scale
     error = np.max(np.abs(new64 - wide64))
     assert error <= tolerance, f"{where}: off by {error:.3g}, allowed {tolerance:.3g}"

@@ -42,7 +42,7 @@ class _Coarse(Rule):
         return op.Tanh(x, name="out")
 
     def condition(self, graph, m):
-        if any(r.op == "Mul" for r in graph.readers(m.out)):
+        if any(r.op == "Mul" for r in graph.uses(m.out)):
             from tfvllm.graph.builder import Skip
 
             raise Skip("done")

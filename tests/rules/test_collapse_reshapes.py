@@ -42,7 +42,7 @@ def test_transposes_compose():
 
     c = check(f, [f32(None, 3, 4, 5)], "CollapseTransposes", 1)
     (node,) = c.ops("Transpose")
-    assert node.inputs[1].content == (2, 3, 0, 1)
+    assert node.inputs[1].known_value == (2, 3, 0, 1)
 
 
 def test_transpose_of_single_axes_is_a_reshape():

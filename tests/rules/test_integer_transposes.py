@@ -47,7 +47,7 @@ def test_left_alone(function):
 
 
 def test_read_back_as_floats(tmp_path):
-    """A simplified model is simplified again: rules and the float64 yardstick see transposes of floats."""
+    """A simplified model is simplified again: rules and the float64 reference see transposes of floats."""
     w = tf.Variable(tf.random.stateless_normal((4, 6), [3, 4]))
 
     @tf.function(input_signature=[f32(None, 3, 4)])
@@ -59,6 +59,6 @@ def test_read_back_as_floats(tmp_path):
     tf.saved_model.save(module, str(tmp_path / "a"), signatures=f)
     for source, destination in ("ab", "bc"):
         report = tfvllm.simplify_saved_model(tmp_path / source, tmp_path / destination)
-        assert report.rules[RULE] == 1 and report.main.verification["yardstick"] == "float64"
+        assert report.rules[RULE] == 1 and report.main.verification["reference"] == "float64"
     kept = loading.load(tmp_path / "c").signatures["serving_default"].graph
     assert [n.output.dtype for n in kept.live() if n.op == "Transpose"] == [tf.float32]

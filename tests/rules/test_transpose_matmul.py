@@ -8,7 +8,7 @@ LEFT, RIGHT, WHOLE = "FoldTransposeLeft", "FoldTransposeRight", "TransposedProdu
 def test_right_operand():
     c = check(lambda x, y: x @ tf.transpose(y, [0, 2, 3, 1]), [f32(2, 3, 5, 4), f32(2, 7, 3, 4, name="y")], RIGHT, 1)
     (product,) = c.ops("BatchMatMulV2")
-    assert product.attr("adj_y") and c.ops("Transpose")[0].inputs[1].content == (0, 2, 1, 3)
+    assert product.attr("adj_y") and c.ops("Transpose")[0].inputs[1].known_value == (0, 2, 1, 3)
 
 
 def test_left_operand_and_flags_toggle():

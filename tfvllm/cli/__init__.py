@@ -18,7 +18,7 @@ COMMANDS = {
     "simplify": "Rewrite a SavedModel's graph: the same signatures, verified, faster.",
     "export": "Turn a trained Keras task into a SavedModel that a stock TF Serving loads.",
     "inspect": "Show signatures, ops, parameters, FLOPs, and what would be merged or why not.",
-    "lint": "Would a stock TF Serving load and serve this? Each problem and its mend.",
+    "lint": "Would a stock TF Serving load and serve this? Each problem and its fix.",
     "predict": "Run a SavedModel from the shell.",
     "serve": "Serve SavedModels over TF Serving's REST and gRPC protocols.",
     "versions": "Publish, list, roll back and restore the versions of a served model.",

@@ -30,7 +30,7 @@ def command(directory, serving_version, fix, static, as_json):
         for finding in report.findings:
             click.echo(f"{finding.severity:<8} {finding.code}: {finding.what}")
             click.echo(f"         at {finding.where}")
-            click.echo(f"         mend: {finding.mend}")
+            click.echo(f"         fix: {finding.fix}")
         verdict = "would serve this" if report.ok else "would NOT serve this"
         click.echo(f"TF Serving {report.serving_version} {verdict}; target {report.target}, {_counts(report)}.")
     return 0 if report.ok else 1

@@ -20,10 +20,10 @@ def core(graph: Graph, softmax: Node, *, blanked: bool = False) -> list[Node] | 
     chain = _from_product(graph, softmax)
     if chain is None:
         return None
-    value, last = softmax.output, graph.sole_reader(softmax.output)
+    value, last = softmax.output, graph.single_use(softmax.output)
     while blanked and last is not None and last.op == "SelectV2" and last.output.rank == 4:
         chain.append(last)
-        value, last = last.output, graph.sole_reader(last.output)
+        value, last = last.output, graph.single_use(last.output)
     if last is None or last.op != "BatchMatMulV2" or last.inputs[0] is not value:
         return None
     chain.append(last)
@@ -38,7 +38,7 @@ def _from_product(graph: Graph, node: Node) -> list[Node] | None:
     if node.op == "BatchMatMulV2":
         return [node]
     for value in node.inputs:
-        if value.node.op in (*_BETWEEN, "BatchMatMulV2") and value.rank == 4 and graph.sole_reader(value) is node:
+        if value.node.op in (*_BETWEEN, "BatchMatMulV2") and value.rank == 4 and graph.single_use(value) is node:
             way = _from_product(graph, value.node)
             if way is not None:
                 return [*way, node]

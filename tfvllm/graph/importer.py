@@ -258,7 +258,7 @@ def _freeze(graph: Graph) -> None:
 
 
 def _transposes_of_floats(graph: Graph) -> None:
-    """bitcast(transpose(bitcast(x, int32)), float32) -> transpose(x), the form that rules and the yardstick know."""
+    """bitcast(transpose(bitcast(x, int32)), float32) -> transpose(x), the form that rules and the reference know."""
     for node in graph.order():
         moved = node.inputs[0].node if node.op == "Bitcast" else None
         if moved is None or moved.op != "Transpose":

@@ -15,9 +15,9 @@ import tensorflow as tf
 from tensorflow.core.framework import graph_pb2
 
 from tfvllm.graph import dims, graphdef
-from tfvllm.graph.content_rules import content_of
 from tfvllm.graph.graphdef import static_shape
 from tfvllm.graph.ir import Graph, Node, Value
+from tfvllm.graph.known_values import content_of
 from tfvllm.graph.ops import INTEGERS
 from tfvllm.graph.shape_rules import SHAPES
 
@@ -61,7 +61,7 @@ def infer_node(graph: Graph, node: Node, static: Sequence[tf.TensorShape] | None
         known = static[value.index] if static is not None and value.index < len(static) else None
         value.shape = _join(shape, known, f"{node.name}:{value.index}")
     for value in node.outputs[:1]:
-        value.content = content_of(node) if value.dtype in INTEGERS else None
+        value.known_value = content_of(node) if value.dtype in INTEGERS else None
 
 
 def _join(shape: tuple | None, known: tf.TensorShape | None, name: str) -> tuple | None:
@@ -98,7 +98,7 @@ def _one_node(node: Node) -> list[tf.TensorShape]:
         for i, value in enumerate(node.inputs):
             node_def.input.append(f"i{i}")
             graph_def.node.add(name=f"i{i}", op="Placeholder").attr["dtype"].type = value.dtype.as_datatype_enum
-            content = _known_content(value)
+            content = _known_value(value)
             if value.node.op == "Const" and value.dtype in INTEGERS:
                 tensor = tf.constant(value.node.attr("value"), value.dtype)
             elif content is not None:
@@ -117,8 +117,8 @@ def _one_node(node: Node) -> list[tf.TensorShape]:
         return [t.shape for t in scratch.get_operation_by_name("x/node").outputs]
 
 
-def _known_content(value: Value) -> Any:
-    content = value.content
+def _known_value(value: Value) -> Any:
+    content = value.known_value
     if isinstance(content, int):
         return content
     if isinstance(content, tuple) and all(isinstance(c, int) for c in content):

@@ -20,15 +20,15 @@ from tfvllm.graph import ops
 class Value:
     """One output of one node. `shape` is a tuple of sizes (int or `Dim`), or None where the rank is unknown."""
 
-    __slots__ = ("content", "dtype", "index", "node", "readers", "shape")
+    __slots__ = ("dtype", "index", "known_value", "node", "shape", "uses")
 
     def __init__(self, node: Node, index: int, dtype: tf.DType):
         self.node = node
         self.index = index
         self.dtype = dtype
         self.shape: Any = None
-        self.content: Any = None  # what an integer scalar or vector holds, as sizes: see infer.py
-        self.readers: dict[tuple[Node, int], None] = {}
+        self.known_value: Any = None  # what an integer scalar or vector holds, as sizes: see infer.py
+        self.uses: dict[tuple[Node, int], None] = {}
 
     @property
     def rank(self) -> int | None:
@@ -120,20 +120,20 @@ class Graph:
         return f"{name}_{n}"
 
     def _append_input(self, node: Node, value: Value) -> None:
-        value.readers[(node, len(node.inputs))] = None
+        value.uses[(node, len(node.inputs))] = None
         node.inputs.append(value)
 
     def set_input(self, node: Node, position: int, value: Value) -> None:
         self.version += 1
-        del node.inputs[position].readers[(node, position)]
+        del node.inputs[position].uses[(node, position)]
         node.inputs[position] = value
-        value.readers[(node, position)] = None
+        value.uses[(node, position)] = None
 
     def replace(self, old: Value, new: Value) -> None:
         """Makes every reader of `old` (results of the graph included) read `new`."""
         if old is new:
             return
-        for node, position in list(old.readers):
+        for node, position in list(old.uses):
             self.set_input(node, position, new)
         for key, value in self.outputs.items():
             if value is old:
@@ -142,7 +142,7 @@ class Graph:
 
     def remove(self, node: Node) -> None:
         for position, value in enumerate(node.inputs):
-            value.readers.pop((node, position), None)
+            value.uses.pop((node, position), None)
         del self.nodes[node.name]
         self.version += 1
 
@@ -164,7 +164,7 @@ class Graph:
         stack, gone = [node], 0
         while stack:
             n = stack.pop()
-            if n in keep or self.nodes.get(n.name) is not n or any(v.readers for v in n.outputs):
+            if n in keep or self.nodes.get(n.name) is not n or any(v.uses for v in n.outputs):
                 continue
             self.remove(n)
             self.captures.pop(n.name, None)
@@ -186,17 +186,17 @@ class Graph:
 
     # ------------------------------------------------------------------ reading
 
-    def readers(self, value: Value) -> list[Node]:
-        return [node for node, _ in value.readers]
+    def uses(self, value: Value) -> list[Node]:
+        return [node for node, _ in value.uses]
 
-    def is_result(self, value: Value) -> bool:
+    def is_output(self, value: Value) -> bool:
         return any(value is v for v in self.outputs.values())
 
-    def sole_reader(self, value: Value) -> Node | None:
+    def single_use(self, value: Value) -> Node | None:
         """The one place that reads a value, or None where there are more or none, or the value is a result."""
-        if len(value.readers) != 1 or self.is_result(value):
+        if len(value.uses) != 1 or self.is_output(value):
             return None
-        return next(iter(value.readers))[0]
+        return next(iter(value.uses))[0]
 
     def is_weight(self, value: Value) -> bool:
         """Whether a value is a plain read of a variable that nothing assigns."""
@@ -242,10 +242,10 @@ class Graph:
             sizes = v.shape if v.shape is not None else (small + 1,)
             if all(isinstance(d, int) for d in sizes) and int(np.prod(sizes, dtype=np.int64)) <= small:
                 continue
-            if v.dtype != tf.resource and (len(v.readers) > 1 or self.is_result(v)):
+            if v.dtype != tf.resource and (len(v.uses) > 1 or self.is_output(v)):
                 return False
             if v.node.op == "ReadVariableOp":
-                if len(v.node.inputs[0].readers) > 1:
+                if len(v.node.inputs[0].uses) > 1:
                     return False
                 continue
             stack.extend(v.node.inputs)
@@ -297,7 +297,7 @@ class Graph:
             copied = Node(node.name, node.op, dict(node.attrs))
             for value in node.outputs:
                 v = Value(copied, value.index, value.dtype)
-                v.shape, v.content = value.shape, value.content
+                v.shape, v.known_value = value.shape, value.known_value
                 copied.outputs.append(v)
             for value in node.inputs:
                 other._append_input(copied, twin[value.node].outputs[value.index])
@@ -313,8 +313,8 @@ class Graph:
         """Raises AssertionError where readers and inputs disagree; for tests."""
         for node in self.nodes.values():
             for position, value in enumerate(node.inputs):
-                assert (node, position) in value.readers, f"{node} reads {value}, which does not know it"
+                assert (node, position) in value.uses, f"{node} reads {value}, which does not know it"
                 assert self.nodes.get(value.node.name) is value.node, f"{node} reads {value}, which is not in the graph"
             for value in node.outputs:
-                for reader, position in value.readers:
+                for reader, position in value.uses:
                     assert reader.inputs[position] is value, f"{value} believes that {reader} reads it"

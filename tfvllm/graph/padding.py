@@ -185,7 +185,7 @@ def _blame(graph: Graph, analysis: Analysis, value: Value, tokens: Tokens) -> st
         if result is not None:
             return f"padded positions are part of the result {result!r}"
         following = None
-        for reader, position in value.readers:
+        for reader, position in value.uses:
             if reader.op in op_traits.SHAPE_ONLY or not any(v in analysis.demanded for v in reader.outputs):
                 continue
             if tokens in demanded_of(reader, analysis.demanded, analysis.facts)[position]:

@@ -53,7 +53,7 @@ def _facts_of(graph: Graph, node: Node, facts: Facts) -> dict[tuple[int, int], F
         moved = {(viewed(node, b), viewed(node, s)): fact for (b, s), fact in known.items()}
         return {(b, s): fact for (b, s), fact in moved.items() if b is not None and s is not None}
     if node.op == "Transpose":
-        perm = node.inputs[1].content
+        perm = node.inputs[1].known_value
         return {} if perm is None else {(perm.index(b), perm.index(s)): fact for (b, s), fact in known.items()}
     if node.op == "Softmax":
         last = len(out.shape) - 1

@@ -7,7 +7,7 @@ from tfvllm.graph.ir import Node
 
 def reduced_axes(node: Node) -> set[int] | None:
     """The axes of its operand that a reduction goes over, from 0 on; None where they or the rank are not known."""
-    shape, axes = node.inputs[0].shape, node.inputs[1].content
+    shape, axes = node.inputs[0].shape, node.inputs[1].known_value
     if shape is None or axes is None:
         return None
     return {a % len(shape) for a in (axes if isinstance(axes, tuple) else (axes,))}

@@ -73,7 +73,7 @@ class Rule:
         for node in graph.order():
             if graph.nodes.get(node.name) is not node or (names is not None and node.op not in names):
                 continue
-            if not node.outputs or not (node.output.readers or graph.is_result(node.output)):
+            if not node.outputs or not (node.output.uses or graph.is_output(node.output)):
                 continue
             changed |= self._try(rewriter, node, pattern)
         return changed

@@ -57,7 +57,7 @@ def _batch_matmul(node: Node) -> tuple | None:
 
 
 def _reshape(node: Node) -> tuple | None:
-    return reshape_shape(node.inputs[0].shape, node.inputs[1].content)
+    return reshape_shape(node.inputs[0].shape, node.inputs[1].known_value)
 
 
 def reshape_shape(shape: tuple | None, target: Any) -> tuple | None:
@@ -74,7 +74,7 @@ def reshape_shape(shape: tuple | None, target: Any) -> tuple | None:
 
 
 def _transpose(node: Node) -> tuple | None:
-    shape, perm = node.inputs[0].shape, node.inputs[1].content
+    shape, perm = node.inputs[0].shape, node.inputs[1].known_value
     return None if shape is None or perm is None else tuple(shape[i] for i in perm)
 
 
@@ -84,7 +84,7 @@ def _reduce(node: Node) -> tuple | None:
 
 
 def _arg_reduce(node: Node) -> tuple | None:
-    shape, axis = node.inputs[0].shape, node.inputs[1].content
+    shape, axis = node.inputs[0].shape, node.inputs[1].known_value
     if shape is None or axis is None:
         return None
     return tuple(d for i, d in enumerate(shape) if i != axis % len(shape))
@@ -92,7 +92,7 @@ def _arg_reduce(node: Node) -> tuple | None:
 
 def _concat(node: Node) -> tuple | None:
     shapes = [v.shape for v in node.inputs[:-1]]
-    axis = node.inputs[-1].content
+    axis = node.inputs[-1].known_value
     if axis is None or any(s is None for s in shapes):
         return None
     axis %= len(shapes[0])
@@ -121,7 +121,7 @@ def _unpack(node: Node) -> list | None:
 
 
 def _split(node: Node) -> list | None:
-    axis, shape = node.inputs[0].content, node.inputs[1].shape
+    axis, shape = node.inputs[0].known_value, node.inputs[1].shape
     if shape is None or axis is None:
         return None
     axis %= len(shape)
@@ -130,7 +130,7 @@ def _split(node: Node) -> list | None:
 
 
 def _split_v(node: Node) -> list | None:
-    shape, sizes, axis = node.inputs[0].shape, node.inputs[1].content, node.inputs[2].content
+    shape, sizes, axis = node.inputs[0].shape, node.inputs[1].known_value, node.inputs[2].known_value
     if shape is None or axis is None or sizes is None or -1 in sizes:
         return None
     axis %= len(shape)
@@ -174,7 +174,7 @@ def _range_size(size: Any, entry: strided_slice.Entry) -> Any:
 
 
 def _slice(node: Node) -> tuple | None:
-    shape, begin, size = node.inputs[0].shape, node.inputs[1].content, node.inputs[2].content
+    shape, begin, size = node.inputs[0].shape, node.inputs[1].known_value, node.inputs[2].known_value
     if size is None:
         return None
     result = []
@@ -188,7 +188,7 @@ def _slice(node: Node) -> tuple | None:
 
 
 def _gather(node: Node) -> tuple | None:
-    params, indices, axis = node.inputs[0].shape, node.inputs[1].shape, node.inputs[2].content
+    params, indices, axis = node.inputs[0].shape, node.inputs[1].shape, node.inputs[2].known_value
     if params is None or indices is None or axis is None:
         return None
     axis %= len(params)
@@ -197,7 +197,7 @@ def _gather(node: Node) -> tuple | None:
 
 
 def _expand_dims(node: Node) -> tuple | None:
-    shape, axis = node.inputs[0].shape, node.inputs[1].content
+    shape, axis = node.inputs[0].shape, node.inputs[1].known_value
     if shape is None or axis is None:
         return None
     axis = axis[0] if isinstance(axis, tuple) else axis
@@ -228,14 +228,14 @@ def einsum_shape(equation: str, shapes: Sequence[tuple | None]) -> tuple | None:
 
 def _content_as_shape(position: int) -> Callable[[Node], tuple | None]:
     def rule(node: Node) -> tuple | None:
-        content = node.inputs[position].content
+        content = node.inputs[position].known_value
         return tuple(content) if isinstance(content, tuple) and -1 not in content else None
 
     return rule
 
 
 def _tile(node: Node) -> tuple | None:
-    shape, times = node.inputs[0].shape, node.inputs[1].content
+    shape, times = node.inputs[0].shape, node.inputs[1].known_value
     return None if shape is None or times is None else tuple(map(dims.multiply, shape, times))
 
 
@@ -247,9 +247,9 @@ def _range(node: Node) -> tuple | None:
 def _whole_number(value: Value) -> Any:
     """The content of an integer scalar, also where a cast made it floating: Keras counts positions in float32."""
     if value.dtype in INTEGERS:
-        return value.content
+        return value.known_value
     if value.node.op == "Cast":
-        return value.node.inputs[0].content
+        return value.node.inputs[0].known_value
     if value.node.op == "Const":
         array = value.node.attr("value")
         return int(array) if array.ndim == 0 and array.dtype.kind == "f" and float(array).is_integer() else None
@@ -257,7 +257,7 @@ def _whole_number(value: Value) -> Any:
 
 
 def _one_hot(node: Node) -> tuple | None:
-    shape, depth = node.inputs[0].shape, node.inputs[1].content
+    shape, depth = node.inputs[0].shape, node.inputs[1].known_value
     return (*shape, depth) if node.attr("axis", -1) == -1 and shape is not None and depth is not None else None
 
 

@@ -36,7 +36,7 @@ class Entry:
 
 def entries(node: Node) -> list[Entry] | None:
     """The entries of a StridedSlice; None where its strides are not known."""
-    begins, ends, strides = (v.content for v in node.inputs[1:4])
+    begins, ends, strides = (v.known_value for v in node.inputs[1:4])
     if strides is None:
         return None
     unknown = (None,) * len(strides)

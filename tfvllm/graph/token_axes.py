@@ -141,7 +141,7 @@ def strided_axes(node: Node) -> list[int | None] | None:
 
 
 def _transpose(node: Node, tokens: Tokens) -> Tokens | None:
-    perm = node.inputs[1].content
+    perm = node.inputs[1].known_value
     if perm is None:
         return None
     return Tokens(perm[tokens.batch], None if tokens.position is None else perm[tokens.position], tokens.sizes)
@@ -161,7 +161,7 @@ def _lookup(node: Node, tokens: Tokens) -> Tokens | None:
     ids = node.inputs[1]
     if ids.rank is None or node.attr("batch_dims", 0) or max(tokens.axes) >= ids.rank:
         return None
-    return tokens if node.op == "ResourceGather" or node.inputs[2].content == 0 else None
+    return tokens if node.op == "ResourceGather" or node.inputs[2].known_value == 0 else None
 
 
 def _unpack(node: Node, tokens: Tokens) -> Tokens | None:
@@ -172,7 +172,7 @@ def _unpack(node: Node, tokens: Tokens) -> Tokens | None:
 
 def _split(node: Node, tokens: Tokens) -> list[Tokens | None]:
     result: list[Tokens | None] = [None] * len(node.inputs)
-    axis = node.inputs[0 if node.op == "Split" else 2].content
+    axis = node.inputs[0 if node.op == "Split" else 2].known_value
     at = 1 if node.op == "Split" else 0
     shape = node.inputs[at].shape
     if isinstance(axis, int) and shape is not None and axis % len(shape) not in tokens.axes:
@@ -181,7 +181,7 @@ def _split(node: Node, tokens: Tokens) -> list[Tokens | None]:
 
 
 def _concat(node: Node, tokens: Tokens) -> list[Tokens | None]:
-    axis, shape = node.inputs[-1].content, node.output.shape
+    axis, shape = node.inputs[-1].known_value, node.output.shape
     if not isinstance(axis, int) or shape is None or axis % len(shape) in tokens.axes:
         return [None] * len(node.inputs)
     return [*[tokens] * (len(node.inputs) - 1), None]

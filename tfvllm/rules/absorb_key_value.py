@@ -63,7 +63,7 @@ def _projected(graph: Graph, value: Value, turned: bool, what: str) -> _Projecte
     """What `value` [sequences, heads, positions, channels] (its last two axes swapped if `turned`) is made from."""
     transpose = value.node
     reshape = transpose.inputs[0].node if transpose.op == "Transpose" else transpose
-    if reshape.op != "Reshape" or transpose.inputs[1].content != (_SPLIT_TURNED if turned else _SPLIT):
+    if reshape.op != "Reshape" or transpose.inputs[1].known_value != (_SPLIT_TURNED if turned else _SPLIT):
         raise Declined(f"the {what} are not the heads of a product")
     last = reshape.inputs[0]
     bias, product = None, last.node
@@ -78,7 +78,7 @@ def _projected(graph: Graph, value: Value, turned: bool, what: str) -> _Projecte
     if not all(isinstance(d, int) for d in (*weight.shape, *shape[2:])) or weight.shape[1] != shape[2] * shape[3]:
         raise Declined(f"the sizes of the {what} are unknown")
     for v in (product.output, last, reshape.output, value):
-        if graph.sole_reader(v) is None:
+        if graph.single_use(v) is None:
             raise Declined(f"the {what} are read elsewhere")
     if not graph.is_private(weight):
         raise Declined(f"others read the weight of the {what}, which would have to be stored twice")

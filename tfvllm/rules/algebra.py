@@ -28,7 +28,7 @@ class FactorOut(Rule):
             raise Skip("integers")
         if m.x is m.y:
             raise Skip("x·c + x·c")
-        if any(graph.sole_reader(v) is None for v in (m.first, m.second)):
+        if any(graph.single_use(v) is None for v in (m.first, m.second)):
             raise Declined("a product is read elsewhere too")
         if m.x.shape is None or m.y.shape is None or not _alike(m.x.shape, m.y.shape):
             raise Declined("the summands have unlike shapes: their sum is larger than they are")
@@ -57,7 +57,7 @@ class JoinFactors(Rule):
             raise Skip("integers")
         if m.x.node.op == "Const":
             raise Skip("constant folding's work")
-        if graph.sole_reader(m.inner) is None:
+        if graph.single_use(m.inner) is None:
             raise Declined("the inner product is read elsewhere too")
         both = _combined(graph, m)
         parts = [graph.constant(v).astype(np.float64) for v in (m.a, m.b)]
@@ -91,7 +91,7 @@ class JoinTerms(Rule):
             raise Skip("integers")
         if graph.is_static(m.x) or not graph.is_static(m.a) or not graph.is_static(m.b):
             raise Skip("not two fixed terms")
-        if graph.sole_reader(m.inner) is None:
+        if graph.single_use(m.inner) is None:
             raise Declined("the inner sum is read elsewhere too")
         if m.x.shape is None or m.x.shape != m.inner.shape or m.out.shape != m.inner.shape:
             raise Declined("a term widens the sum")

@@ -116,7 +116,7 @@ class LowerBias(Rule):
     def condition(self, graph, m):
         if m.x.dtype != tf.bfloat16 or m.x.node.op != "MatMul":
             raise Skip("not a product in bfloat16")
-        if graph.sole_reader(m.wide) is None:
+        if graph.single_use(m.wide) is None:
             raise Declined("the product without its bias is read elsewhere")
 
     def replacement(self, b, m):
@@ -162,7 +162,7 @@ class LowerSoftmax(NodePass):
     def _narrow(b: Builder, node: Node) -> Value | None:
         """The input of a softmax in bfloat16, where it was that before it was masked."""
         graph, inner = b.graph, node.inputs[0]
-        if graph.sole_reader(inner) is not node:
+        if graph.single_use(inner) is not node:
             return None
         if inner.node.op not in ("AddV2", "SelectV2"):
             return _widened(inner)
@@ -206,13 +206,13 @@ def _widened(value: Value) -> Value | None:
 
 def narrow_next(graph: Graph, value: Value, moved: bool = False) -> bool:
     """Whether a value is rounded to bfloat16 by all that read it; `moved`: or first moved or blanked."""
-    readers = graph.readers(value)
-    if not readers or graph.is_result(value):
+    readers = graph.uses(value)
+    if not readers or graph.is_output(value):
         return False
 
     def narrow(reader: Node) -> bool:
         if moved and reader.op in _MOVES | {"SelectV2"}:
-            return all(narrow_next(graph, v, moved) for v in reader.outputs if graph.readers(v) or graph.is_result(v))
+            return all(narrow_next(graph, v, moved) for v in reader.outputs if graph.uses(v) or graph.is_output(v))
         return reader.op == "Shape" or (reader.op == "Cast" and reader.output.dtype == tf.bfloat16)
 
     return all(narrow(r) for r in readers)

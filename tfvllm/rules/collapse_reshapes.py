@@ -15,7 +15,7 @@ class CollapseReshapes(Rule):
         return op.any_of("Reshape")(op.any_of("Reshape", "ExpandDims")(x, s), t)
 
     def replacement(self, b, m):
-        if m.t.content is None and b.graph.constant(m.t) is None:
+        if m.t.known_value is None and b.graph.constant(m.t) is None:
             raise Declined("the outer shape is computed from data")
         return b.Reshape(m.x, m.t)
 
@@ -29,11 +29,11 @@ class CollapseTransposes(Rule):
         return op.Transpose(op.Transpose(x, p), q)
 
     def condition(self, graph, m):
-        if m.p.content is None or m.q.content is None:
+        if m.p.known_value is None or m.q.known_value is None:
             raise Declined("a permutation is computed at run time")
 
     def replacement(self, b, m):
-        return b.Transpose(m.x, b.ints(*(m.p.content[i] for i in m.q.content)))
+        return b.Transpose(m.x, b.ints(*(m.p.known_value[i] for i in m.q.known_value)))
 
 
 class TransposeToReshape(Rule):
@@ -45,7 +45,7 @@ class TransposeToReshape(Rule):
         return op.Transpose(x, p, name="y")
 
     def replacement(self, b, m):
-        perm, shape = m.p.content, m.x.shape
+        perm, shape = m.p.known_value, m.x.shape
         if perm is None or shape is None:
             raise Declined("the permutation or the rank is unknown")
         moved = [i for i in perm if shape[i] != 1]

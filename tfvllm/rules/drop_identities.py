@@ -20,9 +20,9 @@ class DropIdentities(NodePass):
     def rewrite(self, b, node):
         graph = b.graph
         if node.op == "IdentityN":  # which custom gradients leave behind: each output is its input
-            read = any(v.readers or graph.is_result(v) for v in node.outputs)
+            read = any(v.uses or graph.is_output(v) for v in node.outputs)
             return dict(zip(node.outputs, node.inputs)) if read else None
-        if not node.outputs or not (node.output.readers or graph.is_result(node.output)):
+        if not node.outputs or not (node.output.uses or graph.is_output(node.output)):
             return None
         same = self._same(graph, node)
         return None if same is None else {node.output: same}
@@ -39,12 +39,12 @@ class DropIdentities(NodePass):
         if node.op in _MAYBE:  # where the shape stays
             if x.shape is None or x.shape != y.shape:
                 return None
-            if node.op == "StridedSlice" and node.inputs[3].content is not None:
+            if node.op == "StridedSlice" and node.inputs[3].known_value is not None:
                 # Equal shapes with strides of 1 leave no room for another start.
-                return x if all(s == 1 for s in node.inputs[3].content) else None
+                return x if all(s == 1 for s in node.inputs[3].known_value) else None
             return x if node.op != "StridedSlice" else None
         if node.op == "Transpose":
-            perm = node.inputs[1].content
+            perm = node.inputs[1].known_value
             return x if perm is not None and tuple(perm) == tuple(range(len(perm))) else None
         if node.op == "ConcatV2" and len(node.inputs) == 2:
             return x

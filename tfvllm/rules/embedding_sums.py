@@ -50,7 +50,7 @@ class KnownRow(Rule):
             raise Skip("the index is not known")
         if not graph.is_static(m.table) or m.table.rank != 2 or not isinstance(m.table.shape[0], int):
             raise Skip("the table is computed at run time")
-        if m.axis.content != 0 or m.node("rows").attr("batch_dims"):
+        if m.axis.known_value != 0 or m.node("rows").attr("batch_dims"):
             raise Skip("not a lookup of rows")
         if not 0 <= k < m.table.shape[0]:
             raise Declined(f"row {k} of a table of {m.table.shape[0]}: an error at run time")
@@ -81,11 +81,11 @@ class RowIntoTable(Rule):
             raise Skip("not one row")
         if m.row.shape[-1] != width or m.part.shape is None or m.part.shape[-1] != width:
             raise Declined("only some of the columns are read")
-        if m.get("axis") is not None and (m.axis.content != 0 or m.node("part").attr("batch_dims")):
+        if m.get("axis") is not None and (m.axis.known_value != 0 or m.node("part").attr("batch_dims")):
             raise Skip("not a lookup of rows")
         if m.out.shape != m.inner.shape:
             raise Declined("the row widens the sum")
-        if graph.sole_reader(m.inner) is None or graph.sole_reader(m.part) is None:
+        if graph.single_use(m.inner) is None or graph.single_use(m.part) is None:
             raise Declined("the sum without the row is read elsewhere")
         if not graph.is_private(m.table):
             raise Declined("others read the table too, which would have to be stored twice")

@@ -25,8 +25,8 @@ class FoldConstants(Pass):
         changed = False
         for node in list(graph.nodes.values()):
             for value in node.outputs:
-                if node.op != "Const" and value.readers and _known(value) and rewriter.allowed(self, node):
-                    array = np.asarray(value.content, value.dtype.as_numpy_dtype)
+                if node.op != "Const" and value.uses and _known(value) and rewriter.allowed(self, node):
+                    array = np.asarray(value.known_value, value.dtype.as_numpy_dtype)
                     self._replace(rewriter, value, array)
                     changed = True
         frontier = self._foldable(graph)
@@ -64,12 +64,12 @@ class FoldConstants(Pass):
             for n in constant
             if n.op != "Const"
             for v in n.outputs
-            if graph.is_result(v) or any(r not in constant for r in graph.readers(v))
+            if graph.is_output(v) or any(r not in constant for r in graph.uses(v))
         ]
 
 
 def _known(value: Value) -> bool:
-    content = value.content
+    content = value.known_value
     if content is None:
         return False
     return all(isinstance(c, int) and c >= 0 for c in (content if isinstance(content, tuple) else (content,)))

@@ -25,7 +25,7 @@ class FoldScale(Rule):
         if graph.constant(m.c).size != 1:
             raise Declined("the factor is not one number")
         inner = [m.product] if m.get("biased") is None else [m.product, m.biased]
-        if any(graph.sole_reader(v) is None for v in inner):
+        if any(graph.single_use(v) is None for v in inner):
             raise Declined("the unscaled product is read elsewhere")
 
     def replacement(self, b, m):

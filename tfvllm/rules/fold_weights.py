@@ -88,7 +88,7 @@ class FoldWeights(Pass):
         return [
             n.output
             for n in graph.order()
-            if n in static and (graph.is_result(n.output) or any(r not in static for r in graph.readers(n.output)))
+            if n in static and (graph.is_output(n.output) or any(r not in static for r in graph.uses(n.output)))
         ]
 
     @staticmethod
@@ -102,13 +102,13 @@ class FoldWeights(Pass):
                 inside.add(node)
                 stack.extend(v.node for v in node.inputs)
         handle = source.node.inputs[0] if source.node.op == "ReadVariableOp" else source
-        reads = [r for r in graph.readers(handle) if r in inside] if handle is not source else [source.node]
-        if handle is not source and len(reads) != len(graph.readers(handle)):
+        reads = [r for r in graph.uses(handle) if r in inside] if handle is not source else [source.node]
+        if handle is not source and len(reads) != len(graph.uses(handle)):
             return False
         for node in inside:
             if node is value.node or node.op in ("Placeholder", "Const") or source.node not in _feeds(node):
                 continue
-            if any(r not in inside for v in node.outputs for r in graph.readers(v)):
+            if any(r not in inside for v in node.outputs for r in graph.uses(v)):
                 return False
         return True
 

@@ -28,7 +28,7 @@ class FuseConvBias(Rule):
             raise Declined("the channels are not last (NCHW)")
         if node.attr("padding") == "EXPLICIT":
             raise Declined("its padding is explicit")
-        if graph.sole_reader(m.product) is None:
+        if graph.single_use(m.product) is None:
             raise Declined("the product without its bias is read elsewhere")
 
     def replacement(self, b, m):
@@ -67,7 +67,7 @@ class FuseConvActivation(Rule):
             raise Declined("the convolution has something fused already")
         if m.y.node.attr("fused_ops") == ["BiasAdd", "Add"] and m.node("out").op != "Relu":
             raise Declined("no kernel for a residual and another activation than relu")
-        if graph.sole_reader(m.y) is None:
+        if graph.single_use(m.y) is None:
             raise Declined("the convolution without its activation is read elsewhere")
 
     def replacement(self, b, m):
@@ -92,7 +92,7 @@ class FuseConvResidual(Rule):
             raise Skip("not a convolution")
         if m.y.node.attr("fused_ops") != ["BiasAdd"]:
             raise Declined("the convolution has something fused already")
-        if graph.sole_reader(m.y) is None:
+        if graph.single_use(m.y) is None:
             raise Declined("the convolution without its residual is read elsewhere")
         if m.r.shape is None or m.r.shape != m.y.shape:
             raise Declined("the residual has another shape, or one that cannot be proved equal")

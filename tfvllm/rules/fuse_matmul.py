@@ -25,7 +25,7 @@ class FuseMatMulBias(Rule):
             raise Declined("the first operand is transposed")
         if m.x.dtype.name not in ("float32", "bfloat16"):
             raise Declined(f"no fused kernel for {m.x.dtype.name}")
-        if graph.sole_reader(m.product) is None:
+        if graph.single_use(m.product) is None:
             raise Declined("the product without its bias is read elsewhere")
 
     def replacement(self, b, m):
@@ -55,7 +55,7 @@ def _check(graph, m):
     if m.y.node.attr("fused_ops") != ["BiasAdd"]:
         raise Declined("the product has something fused already")
     inside = set(m.nodes)
-    if graph.is_result(m.y) or any(reader not in inside for reader in graph.readers(m.y)):
+    if graph.is_output(m.y) or any(reader not in inside for reader in graph.uses(m.y)):
         raise Declined("the product without its activation is read elsewhere")
 
 

@@ -29,7 +29,7 @@ class FuseRequantize(Rule):
             raise Skip("not a product in int8")
         if "Add" in m.y.node.attr("fused_ops"):
             raise Declined("a residual is fused with the product")
-        if graph.sole_reader(m.y) is None:
+        if graph.single_use(m.y) is None:
             raise Declined("the product is read in float32 too")
 
     def replacement(self, b, m):

@@ -31,16 +31,16 @@ class OneTransposeForHeads(NodePass):
     @staticmethod
     def _moved(graph, node: Node) -> list[Node] | None:
         """The transposes at the ends of the parts, if each part goes into just one such."""
-        axis, y = node.inputs[0].content, node.inputs[1]
+        axis, y = node.inputs[0].known_value, node.inputs[1]
         if y.shape is None or len(y.shape) != 2 or axis not in (1, -1):
             return None
         transposes = []
         for part in node.outputs:
-            reshape = graph.sole_reader(part)
+            reshape = graph.single_use(part)
             if reshape is None or reshape.op != "Reshape" or reshape.output.rank != 4:
                 return None
-            transpose = graph.sole_reader(reshape.output)
-            if transpose is None or transpose.op != "Transpose" or transpose.inputs[1].content != _HEADS_FIRST:
+            transpose = graph.single_use(reshape.output)
+            if transpose is None or transpose.op != "Transpose" or transpose.inputs[1].known_value != _HEADS_FIRST:
                 return None
             transposes.append(transpose)
         shape = transposes[0].inputs[0].shape

@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from tfvllm.graph import demand, op_traits
 from tfvllm.graph.builder import Builder, Declined
-from tfvllm.graph.demand import FULL, Rows
+from tfvllm.graph.demand import ALL, SliceDemand
 from tfvllm.graph.guarantee import Reordered
 from tfvllm.graph.ir import Node, Value
 from tfvllm.graph.rewriter import Pass
@@ -23,7 +23,7 @@ class HoistSlices(Pass):
     def run(self, rewriter):
         graph = rewriter.graph
         wanted = demand.analyse(graph)
-        partial = {v: d for v, d in wanted.items() if isinstance(d, Rows)}
+        partial = {v: d for v, d in wanted.items() if isinstance(d, SliceDemand)}
         rebuilt = {v for v, d in partial.items() if demand.passes(v.node, d)}
         saved = [v for v in rebuilt if v.node.op in _WORK and partial[v].extent != 1]
         if not saved:
@@ -52,7 +52,7 @@ class HoistSlices(Pass):
             self.removed(rewriter, node)  # else the whole product would still be merged with its neighbours
         return True
 
-    def _sliced(self, b: Builder, value: Value, rows: Rows, done: dict[Value, Value]) -> Value:
+    def _sliced(self, b: Builder, value: Value, rows: SliceDemand, done: dict[Value, Value]) -> Value:
         """The demanded rows of a value: rebuilt if it could be, else cut out of the whole."""
         if value not in done:
             shape, axis, outer = value.shape, rows.axis, rows.outer(value)
@@ -67,7 +67,7 @@ class HoistSlices(Pass):
         value = node.output
         rows = partial[value]
         needs = demand.on_inputs(node, rows)
-        inputs = [v if need == FULL else self._sliced(b, v, need, done) for v, need in zip(node.inputs, needs)]
+        inputs = [v if need == ALL else self._sliced(b, v, need, done) for v, need in zip(node.inputs, needs)]
         shape = (*value.shape[: rows.axis], rows.outer(value), *value.shape[rows.axis + 1 :])
         if node.op in op_traits.RESHAPES:
             return b.reshape(inputs[0], shape, like=[value])

@@ -73,7 +73,7 @@ class DequantiseProducts(Rule):
     def _first_summed(m: Match) -> int:
         """The first of the axes of x that are summed over, and that its largest magnitude is taken over."""
         node = m.node("largest")
-        axes = node.inputs[1].content
+        axes = node.inputs[1].known_value
         if m.x.shape is None or axes is None or not node.attr("keep_dims"):
             raise Declined("a rank is unknown")
         rank = len(m.x.shape)
@@ -110,7 +110,7 @@ def _unshaped(value: Value) -> Value:
     while value.node.op in op_traits.RESHAPES | {"Transpose"}:
         before = value.node.inputs[0]
         if value.node.op == "Transpose":
-            order = value.node.inputs[1].content
+            order = value.node.inputs[1].known_value
             if order is None or before.shape is None:
                 return value
             moved = [a for a in order if before.shape[a] != 1]

@@ -43,7 +43,7 @@ class FuseLayerNorm(Rule):
         if m.x.dtype.name not in ("float32", "bfloat16"):
             raise Declined(f"no fused kernel for {m.x.dtype.name}")
         for axes in (m.axes, m.axes_2):
-            content = axes.content if isinstance(axes.content, tuple) else (axes.content,)
+            content = axes.known_value if isinstance(axes.known_value, tuple) else (axes.known_value,)
             if content not in ((-1,), (m.x.rank - 1,)):
                 raise Declined(f"it normalises over axes {content}, not over the last")
         width = m.x.shape[-1]

@@ -35,7 +35,7 @@ class ScaleIntoWeights(Rule):
         if m.out.shape != m.product.shape:
             raise Declined("the factor widens the product")
         inner = [m.product] if m.get("biased") is None else [m.product, m.biased]
-        if any(graph.sole_reader(v) is None for v in inner):
+        if any(graph.single_use(v) is None for v in inner):
             raise Declined("the unscaled product is read elsewhere")
 
     def replacement(self, b, m):
@@ -102,7 +102,7 @@ class BatchNormToAffine(Rule):
             raise Declined("it is in training mode: its statistics come from the batch")
         if node.attr("data_format", "NHWC") != "NHWC":
             raise Declined("the channels are not last (NCHW)")
-        if any(v.readers or graph.is_result(v) for v in node.outputs[1:]):
+        if any(v.uses or graph.is_output(v) for v in node.outputs[1:]):
             raise Declined("its statistics are read")
         if not all(graph.is_static(v) for v in (m.gamma, m.beta, m.mean, m.variance)):
             raise Declined("its parameters are computed at run time")
@@ -134,7 +134,7 @@ class JoinLinearLayers(Rule):
         if not graph.is_static(m.w) or (m.get("bias") is not None and not graph.is_static(m.bias)):
             raise Skip("not two linear layers")
         inner = [m.product] if m.get("biased") is None else [m.product, m.biased]
-        if any(graph.sole_reader(v) is None for v in inner):
+        if any(graph.single_use(v) is None for v in inner):
             raise Declined("the result of the first layer is read elsewhere")
         if not graph.is_private(m.w) or not graph.is_private(m.second):
             raise Declined("others read a weight too, which would have to be stored twice")

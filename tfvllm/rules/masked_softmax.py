@@ -38,7 +38,7 @@ class MaskRowsAfterAttention(Rule):
         if np.any(zero.astype(np.float64) != 0):
             raise Declined("masked positions are not set to 0")
         _check_low(low)
-        if graph.sole_reader(m.blanked) is None:
+        if graph.single_use(m.blanked) is None:
             raise Declined("the masked chances are read elsewhere")
         if m.mask.rank is None or m.mask.rank < 1 or m.softmax.shape is None:
             raise Declined("a rank is unknown")
@@ -76,7 +76,7 @@ class MaskByAddition(Rule):
         if m.mask.shape[1:3] != (1, 1):
             raise Declined("the mask is not one of keys alone")
         _check_low(graph.constant(m.low))
-        if graph.sole_reader(m.masked) is None:
+        if graph.single_use(m.masked) is None:
             raise Declined("the masked scores are read elsewhere")
         product = m.scores.node
         while product.op in ("Mul", "RealDiv") and product.inputs[0].rank == 4:

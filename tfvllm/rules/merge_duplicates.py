@@ -20,7 +20,7 @@ class MergeDuplicates(Pass):
             if not node.outputs or graph.nodes.get(node.name) is not node:
                 continue
             first = self._twin(graph, node, seen, contents)
-            if first is None or not any(v.readers or graph.is_result(v) for v in node.outputs):
+            if first is None or not any(v.uses or graph.is_output(v) for v in node.outputs):
                 continue
             if not rewriter.allowed(self, node):
                 continue
@@ -34,9 +34,9 @@ class MergeDuplicates(Pass):
         if not read and (not ops.is_pure(node.op) or node.op == "Placeholder"):
             return None
         value = node.output
-        if len(node.outputs) == 1 and node.op != "Const" and value.content is not None:
-            rank = 1 if isinstance(value.content, tuple) else 0
-            first = _first(graph, contents, (value.dtype, rank, value.content), node)
+        if len(node.outputs) == 1 and node.op != "Const" and value.known_value is not None:
+            rank = 1 if isinstance(value.known_value, tuple) else 0
+            first = _first(graph, contents, (value.dtype, rank, value.known_value), node)
             if first is not node:
                 return first
         inputs = [(id(v.node), v.index) for v in node.inputs]

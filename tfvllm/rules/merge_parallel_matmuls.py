@@ -17,7 +17,7 @@ class MergeParallelMatMuls(Pass):
         graph = rewriter.graph
         groups: dict[tuple, list[Node]] = defaultdict(list)
         for node in graph.order():
-            if node.op == "MatMul" and not node.attr("transpose_a") and node.output.readers:
+            if node.op == "MatMul" and not node.attr("transpose_a") and node.output.uses:
                 groups[(id(node.inputs[0].node), node.inputs[0].index, node.attr("transpose_b"))].append(node)
         changed = False
         for nodes in groups.values():
@@ -79,7 +79,7 @@ class MergeParallelMatMuls(Pass):
 
 
 def _bias(graph, node: Node) -> Node | None:
-    reader = graph.sole_reader(node.output)
+    reader = graph.single_use(node.output)
     if reader is not None and reader.op == "BiasAdd" and graph.is_static(reader.inputs[1]):
         return reader
     return None

@@ -111,7 +111,7 @@ class _Packer:
         inputs, results = [], []
         for node in self.nodes:
             for value in node.outputs:
-                for reader, position in list(value.readers):
+                for reader, position in list(value.uses):
                     if reader in self.nodes or reader not in self.live:
                         continue
                     instead = self._instead(reader, value)
@@ -304,13 +304,13 @@ class _Packer:
             inputs[1] = self._enter(inputs[1], tokens)
         elif node.op == "Split":
             inputs[1] = self._enter(inputs[1], tokens)
-            inputs[0] = b.const(node.inputs[0].content % len(node.inputs[1].shape) - count + 1, tf.int32)
+            inputs[0] = b.const(node.inputs[0].known_value % len(node.inputs[1].shape) - count + 1, tf.int32)
         elif node.op == "ConcatV2":
-            axis = inputs[-1].content % len(node.output.shape) - count + 1
+            axis = inputs[-1].known_value % len(node.output.shape) - count + 1
             inputs = [*(self._enter(v, tokens) for v in inputs[:-1]), b.const(axis, tf.int32)]
         elif node.op in op_traits.REDUCTIONS:
             rank = len(inputs[0].shape)
-            axes = inputs[1].content
+            axes = inputs[1].known_value
             axes = axes if isinstance(axes, tuple) else (axes,)
             inputs = [self._enter(inputs[0], tokens), b.ints(*(a % rank - count + 1 for a in axes))]
         elif node.op == "_FusedMatMul":

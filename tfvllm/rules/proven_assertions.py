@@ -47,7 +47,7 @@ class DropProvenAssertions(Pass):
 
     def run(self, rewriter):
         graph = rewriter.graph
-        unread = [n for n in graph.effects if not any(v.readers for v in n.outputs)]
+        unread = [n for n in graph.effects if not any(v.uses for v in n.outputs)]
         asserted = [(n, _condition(graph, n)) for n in unread]
         proven = [n for n, value in asserted if value is not None and rewriter.allowed(self, n) and holds(graph, value)]
         if rewriter.limit is not None:

@@ -22,7 +22,7 @@ class GammaIntoWeights(Pass):
         graph = rewriter.graph
         changed = False
         for node in graph.order():
-            if node.op != "Mul" or graph.nodes.get(node.name) is not node or graph.is_result(node.output):
+            if node.op != "Mul" or graph.nodes.get(node.name) is not node or graph.is_output(node.output):
                 continue
             for z, gamma in (node.inputs, list(reversed(node.inputs))):
                 fits = gamma.shape and z.shape is not None and z.shape == node.output.shape
@@ -42,9 +42,9 @@ class GammaIntoWeights(Pass):
         stack = [node.output]
         while stack:
             value = stack.pop()
-            if graph.is_result(value):
+            if graph.is_output(value):
                 return False
-            for reader in graph.readers(value):
+            for reader in graph.uses(value):
                 if reader.op == "Reshape" and reader.inputs[0] is value and reader.output.shape[-1:] == (width,):
                     bridges.append(reader)
                     stack.append(reader.output)
@@ -100,7 +100,7 @@ class CentreLayerNorm(Rule):
             raise Declined("gamma or beta is computed at run time")
         if m.x.shape is None or m.out.shape != m.x.shape:
             raise Declined("a parameter widens the result")
-        if graph.sole_reader(m.shift) is None:
+        if graph.single_use(m.shift) is None:
             raise Declined("a part of it is read elsewhere")
 
     def replacement(self, b, m):

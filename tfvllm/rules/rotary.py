@@ -31,7 +31,7 @@ class SignsIntoSine(Rule):
             raise Skip("joined along another axis")
         if m.get("stacked") is not None and m.node("stacked").attr("axis") not in (-2, m.first.rank - 1):
             raise Skip("the halves alternate")
-        if any(graph.sole_reader(v) is None for v in (m.negative, m.joined)):
+        if any(graph.single_use(v) is None for v in (m.negative, m.joined)):
             raise Declined("the turned half is read elsewhere")
         if m.sine.shape is None or m.sine.shape[-1] != 2 * half or m.out.shape != m.joined.shape:
             raise Declined("the factor has another width")
@@ -52,7 +52,7 @@ class RotateTogether(NodePass):
 
     def rewrite(self, b, node):
         y, axis = (node.inputs[1], node.inputs[0]) if node.op == "Split" else (node.inputs[0], node.inputs[2])
-        if y.shape is None or len(y.shape) != 2 or axis.content not in (1, -1):
+        if y.shape is None or len(y.shape) != 2 or axis.known_value not in (1, -1):
             return None
         heads = [_heads(b.graph, part) for part in node.outputs]
         turned = [None if h is None else _rotation(b.graph, h) for h in heads]
@@ -95,26 +95,26 @@ def _together(b: Builder, node: Node, y: Value, i: int, heads: list[Value], firs
 
 def _heads(graph, part: Value) -> Value | None:
     """`part` as [batch, length, heads, size], if it is read as that only."""
-    reshape = graph.sole_reader(part)
+    reshape = graph.single_use(part)
     return reshape.output if reshape is not None and reshape.op == "Reshape" and reshape.output.rank == 4 else None
 
 
 def _rotation(graph, x: Value) -> tuple[Value, Value, Value] | None:
     """(x·cos + [x₂, x₁]·sin, cos, sin), if that is all that reads x."""
-    readers = graph.readers(x)
+    readers = graph.uses(x)
     split = next((n for n in readers if n.op == "Split"), None)
     scaled = next((n for n in readers if n.op == "Mul"), None)
-    if len(readers) != 2 or split is None or scaled is None or graph.is_result(x) or len(split.outputs) != 2:
+    if len(readers) != 2 or split is None or scaled is None or graph.is_output(x) or len(split.outputs) != 2:
         return None
-    joined = graph.sole_reader(split.outputs[0])
-    if split.inputs[0].content not in (-1, 3) or joined is None or joined.op != "ConcatV2":
+    joined = graph.single_use(split.outputs[0])
+    if split.inputs[0].known_value not in (-1, 3) or joined is None or joined.op != "ConcatV2":
         return None
-    if joined.inputs[:2] != [split.outputs[1], split.outputs[0]] or joined.inputs[2].content not in (-1, 3):
+    if joined.inputs[:2] != [split.outputs[1], split.outputs[0]] or joined.inputs[2].known_value not in (-1, 3):
         return None
-    turned, total = graph.sole_reader(joined.output), graph.sole_reader(scaled.output)
+    turned, total = graph.single_use(joined.output), graph.single_use(scaled.output)
     if turned is None or turned.op != "Mul" or total is None or total.op not in op_traits.ADDITIONS:
         return None
-    if {*total.inputs} != {scaled.output, turned.output} or graph.sole_reader(turned.output) is not total:
+    if {*total.inputs} != {scaled.output, turned.output} or graph.single_use(turned.output) is not total:
         return None
     cosine, sine = (n.inputs[1] if n.inputs[0] is v else n.inputs[0] for n, v in ((scaled, x), (turned, joined.output)))
     return (total.output, cosine, sine) if total.output.shape == x.shape else None

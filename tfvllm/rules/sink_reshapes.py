@@ -85,7 +85,7 @@ class SinkReshapeResidual(Rule):
             raise Skip("other rules' work")
         if m.r.shape is None or m.r.shape != m.reshaped.shape:
             raise Declined("the residual has another shape, or one that cannot be proved equal")
-        if b.graph.sole_reader(m.reshaped) is None or b.graph.sole_reader(m.y) is None:
+        if b.graph.single_use(m.reshaped) is None or b.graph.single_use(m.y) is None:
             raise Declined("the product is read elsewhere too")
         return b.Reshape(b.AddV2(m.y, b.reshape(m.r, m.y.shape)), m.s)
 

@@ -74,9 +74,9 @@ def _ends(graph: Graph, value: Value) -> set[tuple[Node | None, int]]:
     stack = [value]
     while stack:
         v = stack.pop()
-        if graph.is_result(v):
+        if graph.is_output(v):
             ends.add((None, 0))
-        for node, position in v.readers:
+        for node, position in v.uses:
             if node.op == "Reshape" and position == 0 and node.output.shape and node.output.shape[-1] == v.shape[-1]:
                 stack.append(node.output)
             elif node.op == "Shape":

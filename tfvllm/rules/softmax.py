@@ -24,7 +24,7 @@ class RecogniseSoftmax(Rule):
         if m.x.rank is None or m.x.rank < 1:
             raise Declined("the rank is unknown")
         for axes in (m.axes, m.axes_2):
-            content = axes.content if isinstance(axes.content, tuple) else (axes.content,)
+            content = axes.known_value if isinstance(axes.known_value, tuple) else (axes.known_value,)
             if content not in ((-1,), (m.x.rank - 1,)):
                 raise Declined(f"it is over axes {content}, not over the last")
         if not m.node("largest").attr("keep_dims") or not m.node("total").attr("keep_dims"):

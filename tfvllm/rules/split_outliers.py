@@ -26,7 +26,7 @@ def can_split(graph: Graph, product: Node) -> bool:
         and before.op == "_FusedMatMul"
         and before.attr("fused_ops")[0] == "BiasAdd"
         and all(f in _ZERO_AT_ZERO for f in before.attr("fused_ops")[1:])
-        and graph.sole_reader(value) is product
+        and graph.single_use(value) is product
         and all(graph.is_static(v) for v in (*before.inputs[1:3], *product.inputs[1:3]))
         and graph.is_private(before.inputs[1])
         and graph.is_private(product.inputs[1])

@@ -21,7 +21,7 @@ class FuseSwish(Rule):
     def condition(self, graph, m):
         if m.x.dtype.name not in ("float32", "bfloat16"):
             raise Declined(f"no fused kernel for {m.x.dtype.name}")
-        if graph.sole_reader(m.gate) is None:
+        if graph.single_use(m.gate) is None:
             raise Declined("the sigmoid is read elsewhere too")
 
     def replacement(self, b, m):

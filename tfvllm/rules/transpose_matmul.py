@@ -24,7 +24,7 @@ class FoldTransposeLeft(Rule):
     side = 0
 
     def replacement(self, b, m):
-        perm = m.p.content
+        perm = m.p.known_value
         if perm is None:
             raise Declined("the permutation is computed at run time")
         if m.x.dtype.is_complex:
@@ -57,11 +57,11 @@ class TransposedProduct(Rule):
         return op.Transpose(op.BatchMatMulV2(x, y, name="product"), p)
 
     def replacement(self, b, m):
-        perm, node = m.p.content, m.node("product")
+        perm, node = m.p.known_value, m.node("product")
         if m.x.dtype.is_complex:
             raise Declined("the flags of a complex product conjugate too")
         if perm is None or tuple(perm) != _swap_last(tuple(range(len(perm)))):
             raise Declined("it does more than swap the last two axes")
-        if b.graph.sole_reader(m.product) is None:
+        if b.graph.single_use(m.product) is None:
             raise Declined("the product is read elsewhere in its own order")
         return b.BatchMatMulV2(m.y, m.x, adj_x=not node.attr("adj_y"), adj_y=not node.attr("adj_x"))

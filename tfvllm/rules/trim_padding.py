@@ -62,7 +62,7 @@ class TrimPadding(Pass):
         """Puts the cut between the inputs and all that reads them but what says how long it is."""
         b = Builder(graph, mask.node.name + "/trim")
         zero, one = b.const(0, tf.int32), b.const(1, tf.int32)
-        readers = {value: list(value.readers) for value in inputs}
+        readers = {value: list(value.uses) for value in inputs}
         own = _copied(b, mask)  # the mask as it comes: the graph's own will be cut
         real = own if own.dtype == tf.bool else b.NotEqual(own, b.const(0, own.dtype))
         widths = [_width(b, value) for value in (own, *inputs)]
@@ -98,7 +98,7 @@ def _inputs(graph: Graph, analysis: padding.Analysis) -> list[Value]:
             stack.extend(v.node for v in node.inputs)
     found = []
     for value in graph.inputs.values():
-        if value.rank is None or value.rank < 2 or isinstance(value.shape[1], int) or not value.readers:
+        if value.rank is None or value.rank < 2 or isinstance(value.shape[1], int) or not value.uses:
             continue
         tokens = analysis.leading(value)
         if value.node in behind or (tokens is not None and tokens.axes == (0, 1)):
@@ -108,7 +108,7 @@ def _inputs(graph: Graph, analysis: padding.Analysis) -> list[Value]:
 
 def _from_the_front(node: Node) -> bool:
     """Whether a slice begins at 0 and goes on in steps of 1."""
-    begins = node.inputs[1].content
+    begins = node.inputs[1].known_value
     if node.op == "Slice":
         return begins is not None and all(c == 0 for c in begins)
     entries = strided_slice.entries(node)
@@ -180,14 +180,18 @@ class _Check:
         takes = _TAKE_SIZES.get(node.op, -1)
         if node.op in _TAKE_SIZES and all(takes is None or i == takes for i in positions):
             if node.op == "Slice" and (
-                self.axes(node.inputs[0]) or any(c != 0 for c in node.inputs[1].content or (1,))
+                self.axes(node.inputs[0]) or any(c != 0 for c in node.inputs[1].known_value or (1,))
             ):
                 raise Declined("a part of the positions is cut out")
             if node.op == "BroadcastArgs":
                 self.sizes.add(node.output)
         elif node.op == "Range" and positions == [1]:
-            plain = isinstance(limit := node.inputs[1].content, dims.Dim) and limit == node.output.shape[0]
-            if (node.inputs[0].content, node.inputs[2].content) != (0, 1) or not plain or limit.terms[0][1] != 1:
+            plain = isinstance(limit := node.inputs[1].known_value, dims.Dim) and limit == node.output.shape[0]
+            if (
+                (node.inputs[0].known_value, node.inputs[2].known_value) != (0, 1)
+                or not plain
+                or limit.terms[0][1] != 1
+            ):
                 raise Declined("positions are not counted from the front")
         elif node.op in _SIZES and all(v.dtype.is_integer and (v.rank or 0) <= 1 for v in node.outputs):
             self.sizes.update(node.outputs)
@@ -254,5 +258,5 @@ class _Check:
         if node.op in ("Unpack", "Pack"):
             return node.op == "Pack" or node.attr("axis", 0) % len(node.inputs[0].shape or (0,)) not in along[0]
         at = {"Split": 0, "SplitV": 2, "ConcatV2": len(node.inputs) - 1}[node.op]
-        axis, rank = node.inputs[at].content, len(node.inputs[1 if node.op == "Split" else 0].shape or (0,))
+        axis, rank = node.inputs[at].known_value, len(node.inputs[1 if node.op == "Split" else 0].shape or (0,))
         return isinstance(axis, int) and all(axis % rank not in a for i, a in enumerate(along) if i != at)

@@ -52,7 +52,7 @@ def _chosen(sizes: BySize, b: Builder, node: Node) -> dict[Value, Value] | None:
 
 def _known(node: Node) -> bool:
     """Whether the range is constant, and only the bytes are read."""
-    if any(v.node.op != "Const" or v.shape != () for v in node.inputs[1:]) or any(v.readers for v in node.outputs[1:]):
+    if any(v.node.op != "Const" or v.shape != () for v in node.inputs[1:]) or any(v.uses for v in node.outputs[1:]):
         return False
     low, high = _ends(node)
     as_bytes = node.attr("mode") == "MIN_FIRST" and node.outputs[0].dtype == tf.quint8

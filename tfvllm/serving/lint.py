@@ -1,4 +1,4 @@
-"""Would a stock TF Serving load and serve this SavedModel? Each problem, where it is, and its mend."""
+"""Would a stock TF Serving load and serve this SavedModel? Each problem, where it is, and its fix."""
 
 import os
 from collections.abc import Iterator
@@ -30,8 +30,8 @@ class Finding:
         severity: "error" (will not load or answer), "warning" (will work badly or in part), "note".
         where: the node, signature or file.
         what: what is wrong.
-        mend: what to do about it.
-        fixable: whether `--fix` mends it.
+        fix: what to do about it.
+        fixable: whether `--fix` does it.
         signature: the signature it is about, if it is about one.
 
     Example:
@@ -45,7 +45,7 @@ class Finding:
     severity: str
     where: str
     what: str
-    mend: str
+    fix: str
     fixable: bool = False
     signature: str | None = None
 
@@ -87,7 +87,7 @@ def lint(
 
     Args:
         serving_version: of TF Serving, such as "2.20".
-        fix: mend what can be mended safely: method names, compile-with-XLA attributes, missing warm-up requests.
+        fix: apply the fixes that are safe: method names, compile-with-XLA attributes, missing warm-up requests.
         run: also load the model and replay its warm-up requests; False reads the files only.
 
     Raises InputError when there is no SavedModel to read.
@@ -132,9 +132,9 @@ def _locate(directory: Path) -> tuple[Path, list[Finding]]:
     if (directory / "saved_model.pb").exists() or (directory / "saved_model.pbtxt").exists():
         name = directory.resolve().name
         if not name.isdigit():
-            mend = "put it in a folder such as NAME/1 and give TF Serving the folder NAME"
+            fix = "put it in a folder such as NAME/1 and give TF Serving the folder NAME"
             what = f"the folder is called {name}, which is no version number: TF Serving would not find it"
-            return directory, [Finding("version-folder", WARNING, str(directory), what, mend)]
+            return directory, [Finding("version-folder", WARNING, str(directory), what, fix)]
         return directory, []
     found = versions.find(directory)
     if not found:
@@ -202,20 +202,20 @@ def _check_ops(graph, version: str) -> tuple[list[Finding], str]:
         first = served_ops.since(op)
         if first is not None:
             what = f"op {op} ({len(places)}x) came with TensorFlow {first}; TF Serving {version} does not know it"
-            mend = f"serve with TF Serving {first} or newer, or export with TensorFlow {version}"
-            findings.append(Finding("newer-op", ERROR, _layer(places[0]), what, mend))
+            fix = f"serve with TF Serving {first} or newer, or export with TensorFlow {version}"
+            findings.append(Finding("newer-op", ERROR, _layer(places[0]), what, fix))
         else:
             what = f"op {op} ({len(places)}x) is neither TensorFlow's nor TensorFlow Text's: the model will not load"
-            mend = "replace that layer by TensorFlow ops, or build a server with the op's library linked in"
-            findings.append(Finding("custom-op", ERROR, _layer(places[0]), what, mend))
+            fix = "replace that layer by TensorFlow ops, or build a server with the op's library linked in"
+            findings.append(Finding("custom-op", ERROR, _layer(places[0]), what, fix))
     if python:
         what = f"{len(python)} op(s) call back into Python (tf.py_function, tf.numpy_function)"
-        mend = "write that step with TensorFlow ops; a server has no Python"
-        findings.append(Finding("python-op", ERROR, _layer(python[0]), what, mend))
+        fix = "write that step with TensorFlow ops; a server has no Python"
+        findings.append(Finding("python-op", ERROR, _layer(python[0]), what, fix))
     if growing:
         what = f"{len(growing)} op(s) write into a mutable table while serving: it may grow with every request"
-        mend = "use a tf.lookup.StaticHashTable; keras-nlp's byte-pair tokenizers get one from tfvllm.export"
-        findings.append(Finding("mutable-table", WARNING, _layer(growing[0]), what, mend))
+        fix = "use a tf.lookup.StaticHashTable; keras-nlp's byte-pair tokenizers get one from tfvllm.export"
+        findings.append(Finding("mutable-table", WARNING, _layer(growing[0]), what, fix))
     if internal:
         names = ", ".join(f"{op} {len(places)}x" for op, places in sorted(internal.items()))
         what = (
@@ -223,15 +223,15 @@ def _check_ops(graph, version: str) -> tuple[list[Finding], str]:
             "the model loads, but its runs fail; with warm-up requests such a server refuses the version and keeps "
             "the old one"
         )
-        mend = "try it on the server image you deploy, or use the portable target: tfvllm simplify --target portable"
-        findings.append(Finding("onednn-ops", WARNING, _layer(next(iter(internal.values()))[0]), what, mend))
+        fix = "try it on the server image you deploy, or use the portable target: tfvllm simplify --target portable"
+        findings.append(Finding("onednn-ops", WARNING, _layer(next(iter(internal.values()))[0]), what, fix))
     if "_QuantizedMatMul" in internal:
         what = (
             "int8 products take a CPU with VNNI or AMX: on others oneDNN adds them in 16 bits, which overflow, and "
             "answers are wrong without an error"
         )
-        mend = "serve it on such CPUs only, or simplify with --precision float32 or bfloat16"
-        findings.append(Finding("int8-products", WARNING, _layer(internal["_QuantizedMatMul"][0]), what, mend))
+        fix = "serve it on such CPUs only, or simplify with --precision float32 or bfloat16"
+        findings.append(Finding("int8-products", WARNING, _layer(internal["_QuantizedMatMul"][0]), what, fix))
     return findings, "onednn" if internal else "portable"
 
 
@@ -242,8 +242,8 @@ def _check_attributes(graph) -> list[Finding]:
     compiled = [name for name, attributes in _compiled(graph)]
     if compiled:
         what = f"{len(compiled)} function(s) or node(s) must be compiled with XLA, which TF Serving has off on CPUs"
-        mend = "export with jit_compile=False, or run: tfvllm lint --fix"
-        findings.append(Finding("xla", ERROR, compiled[0], what, mend, fixable=True))
+        fix = "export with jit_compile=False, or run: tfvllm lint --fix"
+        findings.append(Finding("xla", ERROR, compiled[0], what, fix, fixable=True))
     double, devices, sizes = [], [], []
     for function, node in _nodes(graph):
         where = f"{node.name} in {function}" if function else node.name
@@ -263,12 +263,12 @@ def _check_attributes(graph) -> list[Finding]:
             sizes.append((node.ByteSize(), where))
     if double:
         what = f"{len(double)} op(s) compute in float64: at half the speed of float32 or less, and rarely meant"
-        mend = "cast to float32 before that layer (keras.backend.set_floatx('float32'))"
-        findings.append(Finding("float64", WARNING, _layer(double[0]), what, mend))
+        fix = "cast to float32 before that layer (keras.backend.set_floatx('float32'))"
+        findings.append(Finding("float64", WARNING, _layer(double[0]), what, fix))
     if devices:
         what = f"{len(devices)} node(s) are pinned to a device"
-        mend = "save with tf.saved_model.SaveOptions(experimental_variable_policy=None) outside of tf.device"
-        findings.append(Finding("device", NOTE, devices[0], what, mend))
+        fix = "save with tf.saved_model.SaveOptions(experimental_variable_policy=None) outside of tf.device"
+        findings.append(Finding("device", NOTE, devices[0], what, fix))
     total = graph.ByteSize()
     if total > 1.8 * _GIB:
         what = f"the graph takes {total / _GIB:.2f} GiB; protobuf ends at 2 GiB"
@@ -300,12 +300,12 @@ def _check_signatures(graph) -> list[Finding]:
     signatures = {name: value for name, value in graph.signature_def.items() if name not in _INTERNAL}
     if not signatures:
         what = "there is no signature: nothing can be asked of the model"
-        mend = "save it with signatures=, or export it: tfvllm export MODEL.keras DST --task …"
-        return [Finding("no-signature", ERROR, "saved_model.pb", what, mend)]
+        fix = "save it with signatures=, or export it: tfvllm export MODEL.keras DST --task …"
+        return [Finding("no-signature", ERROR, "saved_model.pb", what, fix)]
     if "serving_default" not in signatures:
         what = f"no signature is called serving_default; requests must name one of: {', '.join(sorted(signatures))}"
-        mend = "save the main signature as serving_default"
-        findings.append(Finding("no-default-signature", WARNING, "signatures", what, mend))
+        fix = "save the main signature as serving_default"
+        findings.append(Finding("no-default-signature", WARNING, "signatures", what, fix))
     for name, signature in sorted(signatures.items()):
         findings += _check_method(name, signature)
         findings += _check_batching(name, signature)
@@ -334,13 +334,13 @@ def _check_method(name: str, signature) -> list[Finding]:
             f"it is shaped for :{verb}, but its method name is {signature.method_name!r}: a TF Serving with "
             "--enable_signature_method_name_check refuses it"
         )
-        mend = f"set the method name to {meant}, or run: tfvllm lint --fix"
-        return [Finding("method-name", WARNING, where, what, mend, fixable=True)]
+        fix = f"set the method name to {meant}, or run: tfvllm lint --fix"
+        return [Finding("method-name", WARNING, where, what, fix, fixable=True)]
     if signature.method_name in (_CLASSIFY, _REGRESS) and meant != signature.method_name:
         wanted = "classes and/or scores" if signature.method_name == _CLASSIFY else "outputs"
         what = f"its method is {signature.method_name}, but it is not string 'inputs' to {wanted}"
-        mend = "name the input 'inputs' (serialised tf.Examples) and the outputs so, or use the predict method"
-        return [Finding("method-shape", ERROR, where, what, mend)]
+        fix = "name the input 'inputs' (serialised tf.Examples) and the outputs so, or use the predict method"
+        return [Finding("method-shape", ERROR, where, what, fix)]
     return []
 
 
@@ -363,7 +363,7 @@ def unbatched(report: LintReport) -> dict[str, str]:
     for finding in report.findings:
         if finding.signature is None or finding.code not in _REFUSED_IN_BATCHES:
             continue
-        if finding.code == "variable-length" and finding.mend == _PAD:
+        if finding.code == "variable-length" and finding.fix == _PAD:
             continue
         place = finding.where.partition(", ")[2]
         reasons.setdefault(finding.signature, f"{place} {_REFUSED_IN_BATCHES[finding.code]}")
@@ -372,7 +372,7 @@ def unbatched(report: LintReport) -> dict[str, str]:
 
 def pads(report: LintReport) -> bool:
     """Whether requests of different lengths batch when they are padded, as pad_variable_length_inputs does."""
-    return any(finding.code == "variable-length" and finding.mend == _PAD for finding in report.findings)
+    return any(finding.code == "variable-length" and finding.fix == _PAD for finding in report.findings)
 
 
 _PAD = "set pad_variable_length_inputs in the batching parameters, or export with the tokenizer inside"
@@ -382,8 +382,8 @@ _NO_PAD = "serve this signature without batching: zeros at the end of an input m
 def _check_batching(name: str, signature) -> list[Finding]:
     findings = []
 
-    def found(code: str, severity: str, what: str, mend: str) -> None:
-        findings.append(Finding(code, severity, where, what, mend, signature=name))
+    def found(code: str, severity: str, what: str, fix: str) -> None:
+        findings.append(Finding(code, severity, where, what, fix, signature=name))
 
     for kind, tensors in (("input", signature.inputs), ("output", signature.outputs)):
         for key, info in sorted(tensors.items()):
@@ -394,12 +394,12 @@ def _check_batching(name: str, signature) -> list[Finding]:
                 found("unknown-rank", NOTE, what, "give the signature a TensorSpec")
             elif not shape:
                 what = "it is a scalar: TF Serving's --enable_batching refuses this signature"
-                mend = "serve this signature without batching (or with tfvllm serve, which groups equal scalars)"
-                found("scalar", NOTE, what, mend)
+                fix = "serve this signature without batching (or with tfvllm serve, which groups equal scalars)"
+                found("scalar", NOTE, what, fix)
             elif kind == "input" and key in signature.defaults:
                 what = "it has a default and is no row, but TF Serving's --enable_batching joins it like one"
-                mend = "serve this signature without batching (or with tfvllm serve, which groups equal values)"
-                found("default-input", NOTE, what, mend)
+                fix = "serve this signature without batching (or with tfvllm serve, which groups equal values)"
+                found("default-input", NOTE, what, fix)
             elif shape[0] >= 0:
                 what = f"its first dimension is fixed to {shape[0]}: requests cannot be batched together"
                 found("fixed-batch", WARNING, what, "export with a first dimension of None")
@@ -432,8 +432,8 @@ def _check_warmup(folder: Path, run: bool) -> list[Finding]:
     file = warmup.path(folder)
     if not file.exists():
         what = "no warm-up requests: the first real requests of each version will be slow"
-        mend = "run: tfvllm lint --fix (for a text input), or write them with tfvllm.savedmodel.warmup.write"
-        return [Finding("no-warmup", WARNING, warmup.NAME, what, mend, fixable=True)]
+        fix = "run: tfvllm lint --fix (for a text input), or write them with tfvllm.savedmodel.warmup.write"
+        return [Finding("no-warmup", WARNING, warmup.NAME, what, fix, fixable=True)]
     try:
         requests = warmup.read(folder)
         if len(requests) > warmup.LIMIT:
@@ -442,12 +442,12 @@ def _check_warmup(folder: Path, run: bool) -> list[Finding]:
         if run:
             warmup.replay(folder, requests)
     except TfvllmError as error:
-        mend = "export again, or delete the file: TF Serving does not load a version whose warm-up fails"
-        return [Finding("broken-warmup", ERROR, warmup.NAME, str(error), mend)]
+        fix = "export again, or delete the file: TF Serving does not load a version whose warm-up fails"
+        return [Finding("broken-warmup", ERROR, warmup.NAME, str(error), fix)]
     return []
 
 
-# --- the mends --------------------------------------------------------------------------------------------------------
+# --- the fixes --------------------------------------------------------------------------------------------------------
 
 
 def _fix(folder: Path, proto) -> list[str]:

@@ -142,7 +142,7 @@ class PrecisionSearch:
         switches = b.op("Unpack", [flags], num=len(nodes))
         for name, switch in zip(nodes, switches):
             exact = board.nodes[name].output
-            readers = list(exact.readers)
+            readers = list(exact.uses)
             results = [k for k, v in board.outputs.items() if v is exact]
             chosen = b.SelectV2(switch, lower(board, board.nodes[name]), exact)
             for reader, position in readers:

@@ -137,7 +137,7 @@ class Engine:
                 plan = replace(plain.plan.without(*without, *unpacked), target=target)
                 try:
                     found = plain if own and pack == usual else self._verified(graph, verifier, scratch, plan)
-                    yield Variant(name_of(exact, pack, style), found.rewriter.graph, _slack(found.rewriter))
+                    yield Variant(name_of(exact, pack, style), found.rewriter.graph, _extra_tolerance(found.rewriter))
                     if own and self.from_disk:
                         yield from self._prepacked(found, verifier, name_of(exact, pack, "fused, weights kept packed"))
                     if own and lowered and pack == "padded":
@@ -152,16 +152,16 @@ class Engine:
 
         rewriter = Rewriter(found.rewriter.graph.copy(), found.plan.target)
         rewriter.run([Step("few", (PrepackWeightsSmallBatch(),))])
-        slack = _slack(found.rewriter)
-        if rewriter.fired and verifier.compare(rewriter.graph, slack).agrees:
-            yield Variant(name, rewriter.graph, slack)
+        extra_tolerance = _extra_tolerance(found.rewriter)
+        if rewriter.fired and verifier.compare(rewriter.graph, extra_tolerance).agrees:
+            yield Variant(name, rewriter.graph, extra_tolerance)
 
     def _verified(self, graph: Graph, verifier: verify.Verifier, section: SignatureReport, plan: Plan) -> Verified:
         """The graph rewritten by a plan; what is wrong is rolled back, and skipped in the plan that is returned."""
         for _ in range(_MAX_ROLLBACKS + 1):
             rewriter = plan.rewrite(graph)
             targets.check_graph(rewriter.graph, plan.target)
-            comparison = verifier.compare(rewriter.graph, _slack(rewriter))
+            comparison = verifier.compare(rewriter.graph, _extra_tolerance(rewriter))
             if comparison.agrees:
                 break
             guilty = _bisect(graph, verifier, rewriter, plan)
@@ -193,7 +193,7 @@ class Engine:
             with verifier.state.kept():
                 duel = timing.duel(verifier.calls(best.rewriter.graph), verifier.calls(trial.graph))
             pays = duel.winner == "first" or (duel.winner is None and not _burdens(best.rewriter.graph, trial.graph))
-            comparison = best.comparison if pays else verifier.compare(trial.graph, _slack(trial))
+            comparison = best.comparison if pays else verifier.compare(trial.graph, _extra_tolerance(trial))
             drop = not pays and comparison.agrees
             why = {"first": "faster with it", "second": "faster without it", None: "no difference beyond the noise"}
             section.measured.append(
@@ -292,7 +292,7 @@ def _distinct(variants: Iterable[Variant]) -> list[Variant]:
     return list(found.values())
 
 
-def _slack(rewriter: Rewriter) -> float:
+def _extra_tolerance(rewriter: Rewriter) -> float:
     """What the approximate rules that fired may add, relative: each once, for errors do not all point one way."""
     kinds = {a.rule: a.guarantee for a in rewriter.fired if isinstance(a.guarantee, Approximate)}
     return sum(4 * g.max_error for g in kinds.values())
@@ -302,7 +302,7 @@ def _bisect(graph: Graph, verifier: verify.Verifier, rewriter: Rewriter, plan: P
     """The first application without which the graph is still right; None if even none of them is wrong."""
 
     def wrong(count: int) -> bool:
-        return not verifier.compare(plan.rewrite(graph, limit=count).graph, _slack(rewriter)).agrees
+        return not verifier.compare(plan.rewrite(graph, limit=count).graph, _extra_tolerance(rewriter)).agrees
 
     low, high = 0, len(rewriter.fired)
     if high == 0 or wrong(0):

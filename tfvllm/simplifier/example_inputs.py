@@ -79,7 +79,7 @@ def _array(
     if dtype == tf.string:
         count = int(np.prod(shape, dtype=np.int64))
         texts = [strings[i % len(strings)].encode() for i in range(count)]
-        parser = next((r for r in graph.readers(value) if r.op == "ParseExampleV2"), None)
+        parser = next((r for r in graph.uses(value) if r.op == "ParseExampleV2"), None)
         if parser is not None:
             texts = [_example(graph, parser, text) for text in texts]
         return np.array(texts, dtype=object).reshape(shape)
@@ -129,7 +129,7 @@ def _bound(graph: Graph, value: Value) -> int | None:
     stack = [value]
     while stack:
         current = stack.pop()
-        for reader, position in current.readers:
+        for reader, position in current.uses:
             if reader.op in ("GatherV2", "ResourceGather", "Gather", "GatherNd") and position == 1:
                 table = reader.inputs[0].shape
                 if reader.op == "ResourceGather":

@@ -1,4 +1,4 @@
-"""A graph computed in float64: the yardstick that says how exact float32 is."""
+"""A graph computed in float64: the reference that says how exact float32 is."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ def _widen_weights(wide: Graph) -> set[Node]:
     settled: set[Node] = set(fixed)
     for node in fixed:
         for weight in [v for v in node.outputs if v.dtype == tf.float32]:
-            found = [r for r, position in weight.readers if r.op == "GatherV2" and position == 0]
+            found = [r for r, position in weight.uses if r.op == "GatherV2" and position == 0]
             settled.update(found)
             for value in (weight, *(r.output for r in found)):
-                uses = [use for use in value.readers if use[0] not in settled]
+                uses = [use for use in value.uses if use[0] not in settled]
                 for reader, position in uses:
                     cast = _cast(wide, value, f"{value.node.name}/wide", tf.float32, tf.float64)
                     wide.set_input(reader, position, cast.output)
@@ -112,9 +112,9 @@ def _widen_functions(wide: Graph, node: Node) -> None:
 
 def _delay(graph: Graph, cast: Node) -> None:
     """Lets a weight be widened only when the other operand of what it goes into is there."""
-    reader = graph.sole_reader(cast.output)
+    reader = graph.single_use(cast.output)
     while reader is not None and len(reader.outputs) == 1 and graph.is_static(reader.output):
-        reader = graph.sole_reader(reader.output)
+        reader = graph.single_use(reader.output)
     if reader is not None:
         others = (v.node for v in reader.inputs if not graph.is_static(v))
         cast.controls = [n for n in others if n.op != "Placeholder"][:1]  # arguments are there from the start

@@ -16,7 +16,7 @@ def verification_lines(signature: SignatureReport) -> list[str]:
     if check["status"] != "not verified":
         lines.append(
             f"verified on {check['samples']} inputs: largest difference {check['max_abs_error']:.3g} "
-            f"(allowed {check['tolerance']:.3g}; yardstick: {check['yardstick']})"
+            f"(allowed {check['tolerance']:.3g}; reference: {check['reference']})"
         )
     by_reason: dict[str, list[str]] = defaultdict(list)
     for name, reason in check["not_verified"].items():

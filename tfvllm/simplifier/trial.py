@@ -93,7 +93,7 @@ def tame(graph: Graph) -> Graph:
         if node.op in effects.PRINTS:
             kept = node.inputs[:1] if node.outputs else []
             for position, value in list(enumerate(node.inputs))[len(kept) :]:
-                value.readers.pop((node, position), None)
+                value.uses.pop((node, position), None)
             node.inputs = kept
             node.attrs = {"T": ops.python_to_attr(kept[0].dtype, "type")} if kept else {}
             node.op = "Identity" if kept else "NoOp"

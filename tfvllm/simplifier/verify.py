@@ -1,6 +1,6 @@
 """The original against the rewritten graph, on the user's inputs or on generated ones.
 
-The yardstick is the original itself, evaluated in float64: how far the original's own float32 rounding lies from it
+The reference is the original itself, evaluated in float64: how far the original's own float32 rounding lies from it
 says how far a graph that adds the same terms in another order may lie. Where the float64 evaluation is not possible
 (an op without a float64 kernel), a fixed relative tolerance takes its place, and the report says so.
 """
@@ -25,7 +25,7 @@ from tfvllm.simplifier.state import State
 
 _PLACE = re.compile(r"Detected at node|<stack traces|File \"|\(\d+\) ")
 ROUNDING = 16.0  # how many times the original's own rounding error a reordered result may be off
-FIXED = 1e-4  # relative to the largest magnitude, where float64 is no yardstick
+FIXED = 1e-4  # relative to the largest magnitude, where float64 is no reference
 _MOST = 0.5  # of the largest magnitude: a tolerance above it would prove nothing
 FLOOR = 32.0  # and never less than so many units in the last place of the largest result
 
@@ -38,7 +38,7 @@ class Comparison:
     max_abs_error: float = 0.0
     max_rel_error: float = 0.0  # relative to the largest magnitude of the output
     tolerance: float = 0.0  # the absolute tolerance at the worst place
-    yardstick: str = "float64"
+    reference: str = "float64"
     failures: list[str] = field(default_factory=list)
     unverified: dict[str, str] = field(default_factory=dict)  # output, or variable after the run -> why
     checked: dict[str, int] = field(default_factory=dict)  # output, or variable after the run -> samples it was held on
@@ -69,7 +69,7 @@ class Comparison:
             "max_abs_error": self.max_abs_error,
             "max_rel_error": self.max_rel_error,
             "tolerance": self.tolerance,
-            "yardstick": self.yardstick,
+            "reference": self.reference,
             "ok": self.ok,
             "status": self.status,
             "not_verified": self.unverified,
@@ -88,7 +88,7 @@ class Verifier:
         graph: the original.
         specs: (args, kwargs) of TensorSpecs, as for `executable.to_concrete`.
         samples: lists of arrays, in the order of the graph's inputs; generated if None.
-        rtol, atol: fixed tolerances in place of the float64 yardstick. rtol is relative to an output's largest
+        rtol, atol: fixed tolerances in place of the float64 reference. rtol is relative to an output's largest
             magnitude.
 
     Attributes:
@@ -207,10 +207,10 @@ class Verifier:
         except (tf.errors.OpError, ValueError, TypeError, KeyError, InputError):
             return None
 
-    def compare(self, graph: Graph, slack: float = 0.0) -> Comparison:
-        """Runs a rewritten graph on every sample. `slack`: what approximate rules add, relative."""
-        yardstick = "float64" if self.exact is not None else "fixed tolerance"
-        result = Comparison(yardstick=yardstick, unverified=dict(self.unverified), random=list(self.random))
+    def compare(self, graph: Graph, extra_tolerance: float = 0.0) -> Comparison:
+        """Runs a rewritten graph on every sample. `extra_tolerance`: what approximate rules add, relative."""
+        reference = "float64" if self.exact is not None else "fixed tolerance"
+        result = Comparison(reference=reference, unverified=dict(self.unverified), random=list(self.random))
         if not self.samples:
             return result
         attempt = trial.Trial(graph, self.specs, self.state)
@@ -228,7 +228,7 @@ class Verifier:
                     kinds = f"{new.dtype}{new.shape} instead of {old.dtype}{old.shape}"
                     result.failures.append(f"{name}, sample {i}: {kinds}")
                 elif self.usable[i][j] and name not in self.unverified:
-                    reason = self._compare(result, f"{name}, sample {i}", new, old, exact, slack)
+                    reason = self._compare(result, f"{name}, sample {i}", new, old, exact, extra_tolerance)
                     if reason is None:
                         result.checked[name] = result.checked.get(name, 0) + 1
                     else:
@@ -241,7 +241,7 @@ class Verifier:
         attempt = trial.Trial(graph, self.specs, self.state)
         return [attempt.call(sample) for sample in self.samples]
 
-    def _compare(self, result: Comparison, where: str, new, old, exact, slack: float) -> str | None:
+    def _compare(self, result: Comparison, where: str, new, old, exact, extra_tolerance: float) -> str | None:
         """Compares two arrays of one shape and type; why that proves nothing, where it does not."""
         if old.dtype.kind not in "fV" and old.dtype != tf.bfloat16.as_numpy_dtype:
             if not np.array_equal(new, old):
@@ -265,10 +265,10 @@ class Verifier:
         reference = exact[finite] if exact is not None and np.all(np.isfinite(exact[finite])) else old
         if self.rtol is None and self.atol is None and tolerance > _MOST * scale:
             # The original's own rounding is as large as its values: only what comes near it bit by bit is right.
-            if apart > FIXED * scale + slack * scale:
+            if apart > FIXED * scale + extra_tolerance * scale:
                 return f"the original's own rounding errors ({tolerance / ROUNDING:.2g}) are as large as its values"
             tolerance, reference = FIXED * scale, old
-        tolerance += slack * scale
+        tolerance += extra_tolerance * scale
         error = float(np.max(np.abs(new - reference)))
         result.max_abs_error = max(result.max_abs_error, apart)
         result.max_rel_error = max(result.max_rel_error, apart / scale if scale else 0.0)

@@ -191,7 +191,7 @@ class VariantMerger:
         """Whether a branch reads a variable, by itself or through what is made of weights alone."""
         stack, seen = [handle.output], set()
         while stack:
-            for reader in variant.graph.readers(stack.pop()):
+            for reader in variant.graph.uses(stack.pop()):
                 if reader in seen or reader.name not in self.numbers[variant.name]:
                     continue
                 seen.add(reader)

@@ -119,12 +119,12 @@ def run(variants: Sequence[Variant], specs: tuple[tuple, dict], verifier: verify
         return _single(by_name[default], verifier, points, details)
     graph = merged.build(tree)
     used = [by_name[name] for name in dict.fromkeys(leaf.variant for leaf in leaves(tree))]
-    slack = max(v.slack for v in used)
-    comparison = verifier.compare(graph, slack)
+    extra_tolerance = max(v.extra_tolerance for v in used)
+    comparison = verifier.compare(graph, extra_tolerance)
     shapes, empty = _check_shapes(original.graph, tree, points, verifier, measured)
     if shapes:
         around = verify.Verifier(original.graph, specs, [s for _, s in shapes], verifier.rtol, verifier.atol)
-        comparison = joined(comparison, around.compare(graph, slack))
+        comparison = joined(comparison, around.compare(graph, extra_tolerance))
     if not comparison.agrees:
         details["reason"] = f"the graph that chooses is wrong ({comparison.failures[0]}); please report this"
         return _single(by_name[default], verifier, points, details)
@@ -163,7 +163,7 @@ def joined(first: verify.Comparison, second: verify.Comparison) -> verify.Compar
         max(first.max_abs_error, second.max_abs_error),
         max(first.max_rel_error, second.max_rel_error),
         worst.tolerance,
-        first.yardstick,
+        first.reference,
         [*first.failures, *second.failures],
         {k: why for k, why in {**second.unverified, **first.unverified}.items() if k not in checked},
         checked,
@@ -226,7 +226,7 @@ def _single(variant: Variant, verifier: verify.Verifier, points: Sequence[Point]
         "points": _rows(points, tree, duels),
         "default": variant.name,
     }
-    return Outcome(variant.graph, verifier.compare(variant.graph, variant.slack), details)
+    return Outcome(variant.graph, verifier.compare(variant.graph, variant.extra_tolerance), details)
 
 
 def _listed(used: Sequence[Variant]) -> list[dict[str, Any]]:

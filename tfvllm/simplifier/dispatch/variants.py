@@ -20,7 +20,7 @@ class Variant:
 
     name: str
     graph: Graph
-    slack: float = 0.0
+    extra_tolerance: float = 0.0
     weights: dict[Any, int] = field(default_factory=dict)  # id of a variable, or of its packed copy -> bytes
 
     def __post_init__(self):

@@ -1,4 +1,4 @@
-"""Lint: each problem is found, named, and mended where that is safe; a good model has none."""
+"""Lint: each problem is found, named, and fixed where that is safe; a good model has none."""
 
 import json
 import shutil
@@ -104,7 +104,7 @@ def test_python_op(tmp_path):
     assert not report.ok
 
 
-def test_xla_is_found_and_mended(tmp_path):
+def test_xla_is_found_and_fixed(tmp_path):
     @tf.function(jit_compile=True)
     def compiled(x):
         return x * 2.0
@@ -113,14 +113,14 @@ def test_xla_is_found_and_mended(tmp_path):
     report = lint(path, run=False)
     assert report.codes()[0] == "xla"
     assert not report.ok
-    mended = lint(path, fix=True)
-    assert any(line.startswith("xla") for line in mended.fixed)
-    assert "xla" not in mended.codes()
+    fixed = lint(path, fix=True)
+    assert any(line.startswith("xla") for line in fixed.fixed)
+    assert "xla" not in fixed.codes()
     model = tf.saved_model.load(str(path))
     np.testing.assert_array_equal(model.signatures["serving_default"](x=tf.ones([1, 2]))["y"], [[2.0, 2.0]])
 
 
-def test_method_name_is_found_and_mended(copy):
+def test_method_name_is_found_and_fixed(copy):
     edit(copy, lambda graph: setattr(graph.signature_def["classify"], "method_name", "tensorflow/serving/predict"))
     finding = lint(copy, run=False).findings[0]
     assert (finding.code, finding.where, finding.fixable) == ("method-name", "signature classify", True)
@@ -159,7 +159,7 @@ def test_large_constants(tmp_path):
     assert "constants" in report.codes()
 
 
-def test_missing_warmup_is_mended_and_broken_warmup_found(copy):
+def test_missing_warmup_is_fixed_and_broken_warmup_found(copy):
     warmup.path(copy).unlink()
     assert lint(copy).codes() == ["no-warmup"]
     report = lint(copy, fix=True)

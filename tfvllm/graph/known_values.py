@@ -38,7 +38,7 @@ def _need(content: Any) -> Any:
 
 def _elementwise(function: Callable) -> Callable[[Node], Any]:
     def rule(node: Node) -> Any:
-        a, b = _need(node.inputs[0].content), _need(node.inputs[1].content)
+        a, b = _need(node.inputs[0].known_value), _need(node.inputs[1].known_value)
         if not isinstance(a, tuple) and not isinstance(b, tuple):
             return function(a, b)
         n = max(len(x) for x in (a, b) if isinstance(x, tuple))
@@ -55,7 +55,7 @@ def _content_shape(node: Node) -> Any:
 
 
 def _content_strided_slice(node: Node) -> Any:
-    content = _need(node.inputs[0].content)
+    content = _need(node.inputs[0].known_value)
     entries = _need(strided_slice.entries(node))
     entry = entries[0]
     if any(not e.reads_axis for e in entries):
@@ -68,35 +68,35 @@ def _content_strided_slice(node: Node) -> Any:
 
 
 def _content_gather(node: Node) -> Any:
-    content, index = _need(node.inputs[0].content), _need(node.inputs[1].content)
+    content, index = _need(node.inputs[0].known_value), _need(node.inputs[1].known_value)
     return tuple(content[i] for i in index) if isinstance(index, tuple) else content[index]
 
 
 def _content_concat(node: Node) -> Any:
-    return tuple(x for v in node.inputs[:-1] for x in _need(v.content))
+    return tuple(x for v in node.inputs[:-1] for x in _need(v.known_value))
 
 
 def _content_pack(node: Node) -> Any:
-    parts = [_need(v.content) for v in node.inputs]
+    parts = [_need(v.known_value) for v in node.inputs]
     return None if any(isinstance(p, tuple) for p in parts) else tuple(parts)
 
 
 def _content_prod(node: Node) -> Any:
-    content = _need(node.inputs[0].content)
-    axes = _need(node.inputs[1].content)
+    content = _need(node.inputs[0].known_value)
+    axes = _need(node.inputs[1].known_value)
     if axes in (0, (0,), -1, (-1,)) and not node.attr("keep_dims", False):
         return dims.product(content)
     return content if axes == () else None
 
 
 def _content_slice(node: Node) -> Any:
-    content, begin, size = (_need(v.content) for v in node.inputs[:3])
+    content, begin, size = (_need(v.known_value) for v in node.inputs[:3])
     n = len(content) - begin[0] if size[0] == -1 else size[0]
     return content[begin[0] : begin[0] + n]
 
 
 def _content_reshape(node: Node) -> Any:
-    content, shape = _need(node.inputs[0].content), _need(node.inputs[1].content)
+    content, shape = _need(node.inputs[0].known_value), _need(node.inputs[1].known_value)
     if shape == ():
         return content[0] if isinstance(content, tuple) else content
     if len(shape) == 1:
@@ -105,12 +105,12 @@ def _content_reshape(node: Node) -> Any:
 
 
 def _content_expand(node: Node) -> Any:
-    content = _need(node.inputs[0].content)
+    content = _need(node.inputs[0].known_value)
     return None if isinstance(content, tuple) else (content,)
 
 
 def _content_squeeze(node: Node) -> Any:
-    content = _need(node.inputs[0].content)
+    content = _need(node.inputs[0].known_value)
     return content[0] if isinstance(content, tuple) and len(content) == 1 else None
 
 
@@ -135,5 +135,5 @@ _CONTENTS: dict[str, Callable[[Node], Any]] = {
     "FloorDiv": _elementwise(dims.divide),
     "Maximum": _elementwise(dims.maximum),
     "Minimum": _elementwise(dims.minimum),
-    **dict.fromkeys(op_traits.IDENTITIES | {"Cast"}, lambda n: n.inputs[0].content),
+    **dict.fromkeys(op_traits.IDENTITIES | {"Cast"}, lambda n: n.inputs[0].known_value),
 }

@@ -1,6 +1,5 @@
 """Sequence to sequence without a reader: keras-nlp's own step in the loop, through SavedModels in a fresh process."""
 
-import keras_nlp
 import numpy as np
 import pytest
 
@@ -9,41 +8,12 @@ from tfvllm.errors import InputError
 from tfvllm.families import registry
 from tfvllm.savedmodel import manifest, parity
 
-from .models import VOCABULARY, bart, build, families, prompts, t5
+from .general_models import t5gemma, t5gemma2
+from .models import bart, build, families, prompts, t5
 from .reference import keras_translate, seq2seq_log_probs
 from .small_tokenizers import text_options
 
-M = keras_nlp.models
 START, COUNT, ROOM = [2, 5], 6, 20
-_GEMMA = {
-    f"{side}_{name}": value
-    for side in ("encoder", "decoder")
-    for name, value in {
-        "hidden_dim": 32,
-        "intermediate_dim": 48,
-        "num_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "layer_types": ["sliding_attention", "full_attention"],
-    }.items()
-}
-_MORE = {
-    "dropout_rate": 0.0,
-    "rms_norm_eps": 1e-6,
-    "query_pre_attn_scalar": 8.0,
-    "attention_bias": False,
-    "hidden_activation": "gelu_approximate",
-    "sliding_window": 4,
-}
-
-
-def t5gemma(vocabulary=VOCABULARY, preprocessor=None):
-    return M.T5GemmaSeq2SeqLM(M.T5GemmaBackbone(vocabulary, **_GEMMA, **_MORE), preprocessor)
-
-
-def t5gemma2(vocabulary=VOCABULARY, preprocessor=None):
-    return M.T5Gemma2Seq2SeqLM(M.T5Gemma2Backbone(vocabulary, **_GEMMA, **_MORE), preprocessor)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -7,7 +7,7 @@ import pytest
 import tfvllm
 from tfvllm.errors import InputError
 
-from . import table
+from . import languages, table
 from .families import FAMILIES
 from .walk import ENTRIES, SETTINGS, TASKS, Cell, Group, answers_of, every_cell
 
@@ -76,3 +76,17 @@ def test_settings_and_entry_points(index, tmp_path):
 def test_every_cell(index, tmp_path):
     found = Group(*GROUPS[index], tmp_path).walk(every_cell())
     assert {cell: problem for cell, problem in found.items() if problem} == {}
+
+
+def test_the_page_of_language_models_holds_all_of_keras_nlps():
+    shown = languages.PAGE.read_text(encoding="utf-8")
+    known = {line.split("|")[1].strip() for line in shown.splitlines() if line.startswith("| ")} - {"model"}
+    assert languages.classes() - set(languages.OTHERS) == known
+    assert all(name in shown for name in languages.OTHERS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", languages.BUILDERS, ids=lambda make: make.__name__)
+def test_every_language_model(make):
+    """Two of the thorough tests of generation take the same way."""
+    assert f"| {' | '.join(languages.row(make))} |" in languages.PAGE.read_text(encoding="utf-8")

@@ -17,7 +17,8 @@ from tfvllm.models import adapter_for
 def test_every_family(name):
     model, x = zoo.build(name), zoo.inputs(name)
     plain = model(x)
-    read = ["hidden_states", "relations"] + (["attention_maps"] if not name.startswith("t5") else [])
+    hides = {"t5": "T5MultiHeadAttention", "t5_plain": "T5MultiHeadAttention", "gpt_oss": "GptOssAttention"}.get(name)
+    read = ["hidden_states", "relations"] + ([] if hides else ["attention_maps"])
     outputs = run(model, x, read=read)
     np.testing.assert_allclose(outputs.answer, plain, atol=1e-4)
     kinds = ("encoder", "decoder") if name in zoo.SEQ2SEQ else ("encoder",) if name in zoo.CLASSIFIERS else ("decoder",)
@@ -34,8 +35,8 @@ def test_every_family(name):
                 assert found.attention_map.shape == (3, 4, length, length)
                 sums = np.sum(found.attention_map, axis=-1).transpose(0, 2, 1)[mask]
                 np.testing.assert_allclose(sums, 1.0, atol=1e-3)
-    if name.startswith("t5"):
-        with pytest.raises(InputError, match=r"T5MultiHeadAttention does not show .*losses.Relations"):
+    if hides:
+        with pytest.raises(InputError, match=rf"{hides} does not show .*losses.Relations"):
             run(model, x, read=["attention_maps"])
     with pytest.raises(InputError, match="cannot read"):
         run(model, x, read=["logits"])

@@ -9,18 +9,19 @@ from tfvllm.generation.generator import Generator
 from tfvllm.models import adapter_for, read
 from tfvllm.savedmodel import manifest, parity
 
-from .models import bloom, build, falcon, gpt_neo_x, phi3, smollm3
+from .models import bloom, build, falcon, gpt_neo_x, gpt_oss, mixtral, phi3, qwen3_moe, qwen_moe, smollm3
 from .reference import filled_by_forward_passes, keras_generate, keras_prompts, log_probs
 from .small_tokenizers import text_options
 from .test_causal import generate
 from .test_families_export import COUNT, TEXTS, asks
 
-NAMES = ("bloom", "phi3", "gpt_neo_x", "falcon", "smollm3")
+NAMES = ("bloom", "phi3", "gpt_neo_x", "falcon", "smollm3", *zoo.EXPERTS)
 
 
 def shrunk(name):
     heads = [2, 4] if name in zoo.GROUPED else [3, 2]
-    model = tfvllm.shrink(zoo.build(name), layers=[0, 2], heads=heads, ffn=[7, 8], width=10, round_to=2)
+    more = {"experts": [1, 3]} if name in zoo.EXPERTS else {}
+    model = tfvllm.shrink(zoo.build(name), layers=[0, 2], heads=heads, ffn=[7, 8], width=10, round_to=2, **more)
     assert [block.heads for block in adapter_for(model).blocks(model)] == heads
     return model
 
@@ -57,10 +58,16 @@ def test_tokens_and_their_probabilities_are_those_of_the_shrunk_model(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", (bloom, phi3, gpt_neo_x, falcon, smollm3), ids=lambda make: make.__name__)
+@pytest.mark.parametrize(
+    "make",
+    (bloom, phi3, gpt_neo_x, falcon, smollm3, mixtral, qwen_moe, qwen3_moe, gpt_oss),
+    ids=lambda make: make.__name__,
+)
 def test_a_shrunk_model_is_exported_with_its_tokenizer(make, tmp_path):
     whole = build(make, **text_options(make.__name__))
     sizes = {"heads": 2, "ffn": 24, "width": 24, "round_to": 8}
+    if make in (mixtral, qwen3_moe, gpt_oss):  # of Qwen-MoE keras-nlp builds the layer without experts for both
+        sizes["experts"] = 3
     model = tfvllm.shrink(whole, **sizes)
     path = tfvllm.export(model, tmp_path / "1", task="generate", max_length=40, warmup=False, check=None)
     ids, mask = keras_prompts(model, TEXTS)

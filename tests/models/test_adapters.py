@@ -7,7 +7,7 @@ import pytest
 from tests.models import zoo
 from tfvllm.errors import InputError
 from tfvllm.families.base import BlockShape, structure_from
-from tfvllm.models import FFN, HEADS, WIDTH, Axis, adapter_for, families
+from tfvllm.models import EXPERTS, FFN, HEADS, WIDTH, Axis, Experts, adapter_for, families
 from tfvllm.pruning import apply_plan
 from tfvllm.pruning.structure import full_plan
 
@@ -24,9 +24,13 @@ def test_describes_blocks_and_copies(name):
         assert (block.heads, block.ffn_width, block.hidden_width) == (4, 24, 16)
         assert block.kv_heads == (1 if name == "gemma_mqa" else 2 if name in zoo.GROUPED else 4)
         layers = block.projections
-        gate = {"gate"} if block.feed_forward.gate is not None else set()
+        mixed = isinstance(block.feed_forward, Experts)
+        assert mixed == (name in zoo.EXPERTS and (name, block.index) != ("qwen3_moe", 1))
+        gate = {"gate"} if not mixed and block.feed_forward.gate is not None else set()
+        shared = {"shared_gate", "shared_up", "shared_down", "shared_router"} if name == "qwen_moe" else set()
         cross = {"cross_query", "cross_key", "cross_value", "cross_output"} if block.cross_attention else set()
-        assert set(layers) == {"query", "key", "value", "output", "up", "down"} | gate | cross
+        inside = {"router"} | shared if mixed else {"up", "down"} | gate
+        assert set(layers) == {"query", "key", "value", "output"} | inside | cross
         assert (block.cross_attention is not None) == (name in zoo.SEQ2SEQ and block.kind == "decoder")
     weights = adapter.weights(model)
     assert len({w.name for w in weights}) == len(weights)
@@ -36,7 +40,9 @@ def test_describes_blocks_and_copies(name):
             if axis is not None and axis.unit == WIDTH:
                 assert size == 16
             if axis is not None and axis.unit == FFN:
-                assert size == 24
+                assert size == 24 * axis.inner * axis.repeats
+            if axis is not None and axis.unit == EXPERTS:
+                assert size == 4
             if axis is not None and axis.unit == HEADS:
                 assert size == 4 * axis.inner
     found = zoo.inputs(name)
@@ -70,7 +76,7 @@ def test_unknown_model_lists_families():
     with pytest.raises(InputError, match=r"no adapter for Sequential.*BertBackbone.*LlamaBackbone.*T5Backbone"):
         adapter_for(model)
     encoders = {"transformer_encoder", "electra", "deberta_v3", "albert"}
-    decoders = {"transformer_decoder", "llama", "gemma", "bloom", "phi3", "gpt_neo_x", "falcon", "smollm3"}
+    decoders = {"transformer_decoder", "llama", "gemma", "bloom", "phi3", "gpt_neo_x", "falcon", "smollm3", "experts"}
     assert set(families()) == encoders | decoders | {"bart", "t5"}
 
 

@@ -33,6 +33,7 @@ _LLAMA = {
     "hidden_dim": 16,
     "intermediate_dim": 24,
 }
+_EXPERTS = {**_LLAMA, "num_experts": 4, "top_k": 2}
 
 BUILDERS = {
     "bert": _classifier(M.BertBackbone, M.BertTextClassifier, vocabulary_size=VOCABULARY, **_STACK),
@@ -89,6 +90,20 @@ BUILDERS = {
         max_sequence_length=24,
         **_LLAMA,
     ),
+    "mixtral": _lm(M.MixtralBackbone, M.MixtralCausalLM, **_EXPERTS),
+    "qwen_moe": _lm(
+        M.QwenMoeBackbone, M.QwenMoeCausalLM, moe_intermediate_dim=24, shared_expert_intermediate_dim=24, **_EXPERTS
+    ),
+    "qwen3_moe": _lm(
+        M.Qwen3MoeBackbone,
+        M.Qwen3MoeCausalLM,
+        head_dim=8,
+        moe_intermediate_dim=24,
+        mlp_only_layers=[1],
+        norm_top_k_prob=True,
+        **_EXPERTS,
+    ),
+    "gpt_oss": _lm(M.GptOssBackbone, M.GptOssCausalLM, sliding_window=3, head_dim=8, **_EXPERTS),
     "gemma": _lm(
         M.GemmaBackbone,
         M.GemmaCausalLM,
@@ -135,8 +150,12 @@ BUILDERS = {
 CLASSIFIERS = ("bert", "distil_bert", "roberta", "xlm_roberta", "electra", "electra_wide", "deberta_v3", "albert")
 SEGMENTS = ("bert", "electra", "electra_wide", "albert")
 SEQ2SEQ = ("bart", "t5", "t5_plain")
+EXPERTS = ("mixtral", "qwen_moe", "qwen3_moe", "gpt_oss")
 # Tested by the tests over families in the thorough round, and by a brief one in `tests/pruning/test_families.py`.
-THOROUGH = ("electra", "albert", "deberta_v3", "bloom", "phi3", "gpt_neo_x", "falcon", "smollm3")
+THOROUGH = (
+    *("electra", "albert", "deberta_v3", "bloom", "phi3", "gpt_neo_x", "falcon", "smollm3"),
+    *EXPERTS,
+)
 CAUSAL = tuple(name for name in BUILDERS if name not in CLASSIFIERS + SEQ2SEQ)
 # Fewer key than query heads.
 GROUPED = tuple(name for name in CAUSAL if name not in ("gpt2", "opt", "bloom", "gpt_neo_x", "falcon"))

@@ -125,7 +125,7 @@ def test_width_equals_the_model_with_silent_channels(name):
         value = np.array(weight.variable)
         for position, axis in enumerate(weight.axes):
             if axis is not None and axis.unit == WIDTH:
-                gone = np.setdiff1d(np.arange(16), keep_indices(axis, kept))
+                gone = np.setdiff1d(np.arange(16), keep_indices(axis, kept, 16))
                 value[(slice(None),) * position + (gone,)] = 0
         weight.variable.assign(value)
     spread = tf.one_hot(kept, 16)

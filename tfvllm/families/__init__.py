@@ -1,6 +1,7 @@
 """What tfvllm knows of each keras-nlp model family. `adapter_for(model)` gives the description of a model's blocks."""
 
 from tfvllm.families.base import (
+    EXPERTS,
     FFN,
     HEADS,
     KV_HEADS,
@@ -11,6 +12,7 @@ from tfvllm.families.base import (
     Axis,
     Block,
     BlockShape,
+    Experts,
     FeedForward,
     Projection,
     Structure,
@@ -28,6 +30,7 @@ from tfvllm.families.registry import (
 )
 
 __all__ = [
+    "EXPERTS",
     "FFN",
     "HEADS",
     "KV_HEADS",
@@ -38,6 +41,7 @@ __all__ = [
     "Axis",
     "Block",
     "BlockShape",
+    "Experts",
     "FeedForward",
     "Projection",
     "Structure",

@@ -4,8 +4,9 @@ An `Adapter` describes one family. Everything that cuts, masks, copies or regene
 description, so a family is described once, in one file.
 """
 
+import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -18,6 +19,7 @@ from tfvllm.families.stored import effective, lora_layers, lora_parts, stored
 HEADS = "heads"  # query heads
 KV_HEADS = "kv_heads"  # key/value heads: fewer than query heads under grouped-query attention
 FFN = "ffn"  # neurons between the two feed-forward products; gate and up share them
+EXPERTS = "experts"  # feed-forwards beside each other, of which a router takes some for each token
 WIDTH = "width"  # the residual stream, the same channels in the whole model
 VOCABULARY = "vocabulary"
 
@@ -25,12 +27,20 @@ VOCABULARY = "vocabulary"
 class Axis(NamedTuple):
     """One axis of a weight: `unit` says what is counted along it, `place` where ("decoder.3.self", "" for the model).
 
-    `inner` is how many consecutive entries belong to one unit (T5 flattens heads x head_dim into one axis).
+    `inner` is how many consecutive entries belong to one unit (T5 flattens heads x head_dim into one axis), `repeats`
+    how often all units come, one round after the other (gates | ups).
     """
 
     unit: str
     place: str = ""
     inner: int = 1
+    repeats: int = 1
+
+    def sums(self, entries: np.ndarray) -> np.ndarray:
+        """The sum over the entries of each unit: [entries] -> [units]."""
+        if self.inner == self.repeats == 1:
+            return entries
+        return entries.reshape(self.repeats, -1, self.inner).sum(axis=(0, 2))
 
 
 Axes = tuple[Axis | None, ...]
@@ -58,6 +68,21 @@ class Projection:
 
 
 @dataclass(frozen=True)
+class BareWeight:
+    """A variable that a layer holds itself, with no Dense around it: `owner.attribute`."""
+
+    name: str
+    owner: Any
+    attribute: str
+    axes: Axes
+    initializer: Any
+
+    @property
+    def variable(self) -> Any:
+        return getattr(self.owner, self.attribute)
+
+
+@dataclass(frozen=True)
 class Attention:
     """An attention layer. `place` is its name in axes, e.g. "decoder.0.self" or "decoder.0.cross"."""
 
@@ -71,6 +96,7 @@ class Attention:
     value: Projection
     output: Projection
     scale: float  # what scores are multiplied by before the softmax
+    bare: tuple[BareWeight, ...] = ()
 
     @property
     def projections(self) -> tuple[Projection, ...]:
@@ -92,6 +118,39 @@ class FeedForward:
     def projections(self) -> tuple[Projection, ...]:
         return tuple(p for p in (self.gate, self.up, self.down) if p is not None)
 
+    @property
+    def bare(self) -> tuple[BareWeight, ...]:
+        return ()
+
+
+@dataclass(frozen=True)
+class Experts:
+    """Feed-forwards of one size in banks, and a router that sends every token to the `top` best of them.
+
+    A token gets the sum of what these give, each times the router's softmax over all experts, or, `normalized`, over
+    those chosen. `others` are Dense layers beside them that every token goes through; they stay whole.
+    """
+
+    layer: Any  # reads the residual stream, [batch, length, width]
+    place: str
+    count: int
+    top: int
+    width: int  # neurons of each expert
+    router: Projection  # kernel [width, experts]
+    bare: tuple[BareWeight, ...]  # of all experts: axis 0 counts them. "down" is [experts, neurons, width]
+    hidden: Callable[[Any], Any]  # what the neurons give: rows [tokens, width] -> [experts, tokens, neurons]
+    normalized: bool
+    others: tuple[Projection, ...] = ()
+    activation: Any = None
+
+    @property
+    def projections(self) -> tuple[Projection, ...]:
+        return (self.router, *self.others)
+
+    @property
+    def down(self) -> BareWeight:
+        return next(weight for weight in self.bare if weight.name == "down")
+
 
 @dataclass(frozen=True)
 class Block:
@@ -106,7 +165,7 @@ class Block:
     kind: str  # "encoder" or "decoder"
     hidden_width: int
     attention: Attention
-    feed_forward: FeedForward
+    feed_forward: FeedForward | Experts
     cross_attention: Attention | None = None
     norms: Mapping[str, Any] = field(default_factory=dict)
     normalize_first: bool = True
@@ -130,8 +189,15 @@ class Block:
         return self.feed_forward.width
 
     @property
+    def bare(self) -> tuple[BareWeight, ...]:
+        return (*self.attention.bare, *self.feed_forward.bare)
+
+    @property
     def projections(self) -> dict[str, Any]:
-        """Layers by name: query, key, value, output, up, down, gate (if any), cross_query, cross_key, …"""
+        """Layers by name: query, key, value, output, up, down, gate (if any), cross_query, cross_key, …
+
+        Of experts: router, and what lies beside them.
+        """
         found = {p.name: p.layer for p in (*self.attention.projections, *self.feed_forward.projections)}
         if self.cross_attention is not None:
             found.update({p.name: p.layer for p in self.cross_attention.projections})
@@ -147,6 +213,8 @@ class BlockShape:
     head_dim: int
     ffn: int
     cross_heads: int | None = None
+    experts: int | None = None  # None: one feed-forward; else `ffn` counts the neurons of each
+    top: int | None = None  # how many experts a token takes
     traits: Mapping[str, Any] = field(default_factory=dict)  # what the family derives from a layer's position
 
     def to_dict(self) -> dict[str, Any]:
@@ -156,8 +224,9 @@ class BlockShape:
             "head_dim": self.head_dim,
             "ffn": self.ffn,
         }
-        if self.cross_heads is not None:
-            entry["cross_heads"] = self.cross_heads
+        for name in ("cross_heads", "experts", "top"):
+            if getattr(self, name) is not None:
+                entry[name] = getattr(self, name)
         if self.traits:
             entry["traits"] = dict(self.traits)
         return entry
@@ -290,10 +359,17 @@ class Adapter:
         """The sizes of every block, by stack."""
         found: Structure = {}
         for block in self.blocks(model):
-            cross = block.cross_attention.heads if block.cross_attention else None
+            experts = block.feed_forward if isinstance(block.feed_forward, Experts) else None
             found.setdefault(block.kind, []).append(
                 BlockShape(
-                    block.heads, block.kv_heads, block.head_dim, block.ffn_width, cross, self.traits(block.layer)
+                    heads=block.heads,
+                    kv_heads=block.kv_heads,
+                    head_dim=block.head_dim,
+                    ffn=block.ffn_width,
+                    cross_heads=block.cross_attention.heads if block.cross_attention else None,
+                    experts=experts.count if experts else None,
+                    top=experts.top if experts else None,
+                    traits=self.traits(block.layer),
                 )
             )
         return found
@@ -368,6 +444,7 @@ class Adapter:
         for norm in block.norms.values():
             for variable in norm.weights:
                 axes[id(variable)] = (Axis(WIDTH),)
+        axes.update({id(weight.variable): weight.axes for weight in block.bare})
         axes.update(self.extra_block_axes(block))
         prefix = f"{block.kind}.{block.index}"
         return [
@@ -396,8 +473,17 @@ class Adapter:
                 self._resize_projection(block, projection, sizes, shape.head_dim)
             heads = sizes[HEADS, attention.place]
             self.set_attention(attention.layer, heads, sizes[KV_HEADS, attention.place], shape.head_dim)
-        for projection in block.feed_forward.projections:
-            self._resize_projection(block, projection, sizes, shape.head_dim)
+        feed_forward = block.feed_forward
+        if isinstance(feed_forward, Experts):
+            if shape.experts is None or shape.top is None:
+                raise AssertionError(f"{feed_forward.place} has experts, its shape has none")
+            sizes[EXPERTS, feed_forward.place] = shape.experts
+            self._resize_projection(block, feed_forward.router, sizes, shape.head_dim)
+        else:
+            for projection in feed_forward.projections:
+                self._resize_projection(block, projection, sizes, shape.head_dim)
+        for weight in block.bare:
+            resize_weight(weight, sizes)
         self.set_block(block.layer, shape)
         self.set_traits(block.layer, shape.traits)
 
@@ -459,6 +545,32 @@ def replace_layer(owner: Any, attribute: str, new: Any) -> None:
             owner._tracker.lock()
 
 
+def resize_weight(weight: BareWeight, sizes: Mapping[tuple[str, str], int]) -> None:
+    """Gives `weight` the `sizes` of its units, freshly initialised; keeps its place in the order of weights."""
+    old, owner = weight.variable, weight.owner
+    shape = tuple(
+        size if axis is None or axis.unit == WIDTH else sizes[axis.unit, axis.place] * axis.inner * axis.repeats
+        for axis, size in zip(weight.axes, old.shape)
+    )
+    if shape == tuple(old.shape):
+        return
+    with contextlib.ExitStack() as scopes:
+        for name in old.path.split("/")[:-1]:
+            scopes.enter_context(keras.name_scope(name))
+        new = keras.Variable(weight.initializer, shape, old.dtype, trainable=old.trainable, name=old.name)
+    kept = owner._trainable_variables if old.trainable else owner._non_trainable_variables
+    place = next(place for place, variable in enumerate(kept) if variable is old)
+    locked = owner._tracker.locked
+    owner._tracker.unlock()
+    try:
+        owner._untrack_variable(old)
+        setattr(owner, weight.attribute, new)
+        kept.insert(place, kept.pop())
+    finally:
+        if locked:
+            owner._tracker.lock()
+
+
 def walk(layer: Any, prefix: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, Any]]:
     """(name, variable) of every weight of `layer`, each once, named by attributes; no seeds, no LoRA matrices."""
     seen = set() if seen is None else seen
@@ -491,11 +603,10 @@ def find_backbone(model: Any) -> Any:
     return None
 
 
-def keep_indices(axis: Axis, keep: np.ndarray) -> np.ndarray:
-    """Positions along `axis` of the units `keep`."""
-    if axis.inner == 1:
-        return keep
-    return (keep[:, None] * axis.inner + np.arange(axis.inner)).reshape(-1)
+def keep_indices(axis: Axis, keep: np.ndarray, size: int) -> np.ndarray:
+    """Positions along `axis`, which has `size` of them, of the units `keep`."""
+    once = (np.asarray(keep)[:, None] * axis.inner + np.arange(axis.inner)).reshape(-1)
+    return (np.arange(axis.repeats)[:, None] * (size // axis.repeats) + once).reshape(-1)
 
 
 def mha_scale(head_dim: int) -> float:

@@ -1,151 +1,318 @@
 """Mixtures of experts: Mixtral, Qwen-MoE, Qwen3-MoE and GPT-OSS. Llama's blocks with several feed-forwards."""
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
+import keras
+from keras import ops
+from keras_hub.models import (
+    GptOssBackbone,
+    GptOssCausalLM,
+    MixtralBackbone,
+    MixtralCausalLM,
+    Qwen3MoeBackbone,
+    Qwen3MoeCausalLM,
+    QwenMoeBackbone,
+    QwenMoeCausalLM,
+)
 
-from tfvllm.errors import InputError
-from tfvllm.families import spec
-from tfvllm.families.arrays import activation_name, array, dense, gated, self_attention
-from tfvllm.families.llama import decoder, rms_norm, rotary, self_attention_of
+from tfvllm.families import experts_decoding
+from tfvllm.families.base import (
+    EXPERTS,
+    FFN,
+    HEADS,
+    Axes,
+    Axis,
+    BareWeight,
+    Block,
+    BlockShape,
+    Experts,
+    FeedForward,
+    Projection,
+    Structure,
+)
+from tfvllm.families.llama import LlamaAdapter
+from tfvllm.families.projections import WIDE, attention, feed_forward
+from tfvllm.families.shrunk import ShrunkBackbone, ShrunkCausalLM, register
+
+_DENSE = ("_feedforward_intermediate_dense", "_feedforward_output_dense", "_feedforward_gate_dense")
 
 
-def read_mixtral(backbone) -> spec.LanguageModel:
-    def block(layer) -> spec.Block:
-        attention, moe = layer._self_attention_layer, layer._sparse_moe_block
-        bank = moe.expert_bank
-        return _block(
-            layer,
-            _attention(attention, attention.output_dense, layer.sliding_window),
-            _experts(
-                moe,
-                up=_joined(bank._expert_feedforward_gate_dense, bank._expert_feedforward_intermediate_dense),
-                normalized=True,
-            ),
+class ExpertsAdapter(LlamaAdapter):
+    """Mixtral, Qwen-MoE, Qwen3-MoE, GPT-OSS."""
+
+    family = "experts"
+
+    def describe(self, layer: Any, kind: str, index: int, hidden: int) -> Block:
+        place = f"{kind}.{index}"
+        attend = _attribute(layer, "self_attention_layer")
+        names = [_name(attend, name) for name in ("query_dense", "key_dense", "value_dense", "output_dense")]
+        described = attention(attend, f"{place}.self", names)
+        if hasattr(attend, "sinks"):
+            sinks = BareWeight("sinks", attend, "sinks", (Axis(HEADS, f"{place}.self"),), "random_normal")
+            described = replace(described, bare=(sinks,))
+        if hasattr(layer, "sparse_moe_block"):
+            norms = (layer.input_layernorm, layer.post_attention_layernorm)
+        else:
+            norms = (layer._self_attention_layernorm, layer._feedforward_layernorm)
+        return Block(
+            layer=layer,
+            index=index,
+            kind=kind,
+            hidden_width=hidden,
+            attention=described,
+            feed_forward=_described(_inside(layer), place),
+            norms={"attention": norms[0], "feed_forward": norms[1]},
         )
 
-    return decoder(backbone, block)
+    def set_attention(self, attention: Any, heads: int, kv_heads: int, head_dim: int) -> None:
+        super().set_attention(attention, heads, kv_heads, head_dim)
+        if hasattr(attention, "_head_dim"):
+            attention._head_dim = head_dim
+        if hasattr(attention, "_rotary_dim"):
+            attention._rotary_dim = head_dim // 2 * 2
+
+    def set_block(self, layer: Any, shape: BlockShape) -> None:
+        layer.num_query_heads = shape.heads
+        layer.num_key_value_heads = shape.kv_heads
+        inside = _inside(layer)
+        inside.intermediate_dim = shape.ffn
+        if shape.experts is None:
+            layer.intermediate_dim = shape.ffn
+            return
+        setattr(
+            layer, "moe_intermediate_dim" if hasattr(layer, "moe_intermediate_dim") else "intermediate_dim", shape.ffn
+        )
+        bank = _bank(inside)
+        bank.intermediate_dim = shape.ffn
+        for owner in (layer, inside, bank, getattr(inside, "router", inside)):
+            owner.num_experts = shape.experts
+            if hasattr(owner, "top_k"):
+                owner.top_k = shape.top
+
+    def traits(self, layer: Any) -> dict[str, Any]:
+        """GPT-OSS has a window in every second layer; the window of the others is the config's."""
+        return {"sliding_window": layer.sliding_window} if hasattr(layer, "sparse_moe_block") else {}
+
+    def set_traits(self, layer: Any, traits: Mapping[str, Any]) -> None:
+        if "sliding_window" in traits:
+            layer.sliding_window = layer.self_attention_layer.sliding_window = traits["sliding_window"]
+
+    def complete_config(self, config: dict[str, Any], backbone: Any) -> dict[str, Any]:
+        if hasattr(backbone, "router_aux_loss_coefficient"):  # Qwen-MoE's get_config leaves it out
+            config["router_aux_loss_coefficient"] = backbone.router_aux_loss_coefficient
+        return super().complete_config(config, backbone)
+
+    def placeholder(self, config: dict[str, Any], structure: Structure) -> dict[str, Any]:
+        blocks = structure["decoder"]
+        small = super().placeholder(config, structure)
+        small["intermediate_dim"] = config["intermediate_dim"]
+        return {**small, **dict.fromkeys(_sizes(config, blocks), 1), **_which(config, blocks)}
+
+    def native(self, config: dict[str, Any], structure: Structure) -> dict[str, Any] | None:
+        blocks = structure["decoder"]
+        mixed = {(b.ffn, b.experts, b.top) for b in blocks if b.experts is not None}
+        plain = {b.ffn for b in blocks if b.experts is None}
+        if len(mixed) > 1 or len(plain) > 1:
+            return None
+        for index, block in enumerate(blocks):
+            window = config.get("sliding_window") if index % 2 else None
+            if block.traits.get("sliding_window", window) != window:
+                return None
+        if "head_dim" in config:
+            config = {**config, "head_dim": blocks[0].head_dim}
+        found = super().native(config, {"decoder": [replace(block, ffn=0) for block in blocks]})
+        if found is None:
+            return None
+        found["intermediate_dim"] = config["intermediate_dim"]
+        return {**found, **_sizes(config, blocks), **_which(config, blocks)}
+
+    def summary(self, backbone: Any, structure: Structure) -> dict[str, Any]:
+        found = super().summary(backbone, structure)
+        del found["intermediate_dim"]
+        return {**found, **_sizes(vars(backbone), structure["decoder"])}
 
 
-def read_qwen_moe(backbone) -> spec.LanguageModel:
-    def block(layer) -> spec.Block:
-        attention, mlp = layer._self_attention_layer, layer.mlp
-        window = attention.sliding_window_size if attention.use_sliding_window_attention else None
-        return _block(layer, _attention(attention, attention._output_dense, window), _qwen(mlp))
-
-    return decoder(backbone, block)
+def _name(owner: Any, name: str) -> str:
+    return name if hasattr(owner, name) else f"_{name}"
 
 
-def read_qwen3_moe(backbone) -> spec.LanguageModel:
-    def block(layer) -> spec.Block:
-        attention = layer._self_attention_layer
-        return _block(layer, self_attention_of(attention, attention.sliding_window_size or None), _qwen(layer.mlp))
-
-    return decoder(backbone, block)
+def _attribute(owner: Any, name: str) -> Any:
+    return getattr(owner, _name(owner, name))
 
 
-def read_gpt_oss(backbone) -> spec.LanguageModel:
-    def block(layer) -> spec.Block:
-        attention, moe = layer.self_attention_layer, layer.sparse_moe_block
-        # keras-nlp sees `sliding_window` positions before a query's own.
-        window = attention.sliding_window + 1 if attention.sliding_window else None
-        return spec.Block(
-            normalize_first=True,
-            attention=_attention(attention, attention.output_dense, window, sinks=array(attention.sinks)),
-            attention_norm=rms_norm(layer.input_layernorm),
-            feed_forward=_gpt_oss(moe),
-            feed_forward_norm=rms_norm(layer.post_attention_layernorm),
+def _inside(layer: Any) -> Any:
+    """What holds the experts of a block, or is its one feed-forward."""
+    return layer.mlp if hasattr(layer, "mlp") else _attribute(layer, "sparse_moe_block")
+
+
+def _bank(moe: Any) -> Any:
+    return moe.experts if hasattr(moe, "experts") else moe.expert_bank
+
+
+def _sizes(config: Mapping[str, Any], blocks: Sequence[BlockShape]) -> dict[str, int]:
+    """What a config says of the inside of its blocks: the largest of them."""
+    mixed = [block for block in blocks if block.experts is not None]
+    found = {}
+    if plain := [block.ffn for block in blocks if block.experts is None]:
+        found["intermediate_dim"] = max(plain)
+    if mixed:
+        found["moe_intermediate_dim" if "mlp_only_layers" in config else "intermediate_dim"] = max(b.ffn for b in mixed)
+        found["num_experts"] = max(block.experts or 0 for block in mixed)
+        found["top_k"] = max(block.top or 0 for block in mixed)
+    return found
+
+
+def _which(config: Mapping[str, Any], blocks: Sequence[BlockShape]) -> dict[str, Any]:
+    """Which blocks have no experts, where a config can say so."""
+    if "mlp_only_layers" not in config:
+        return {}
+    plain = [index for index, block in enumerate(blocks) if block.experts is None]
+    return {"mlp_only_layers": plain, "decoder_sparse_step": 1}
+
+
+def _described(inside: Any, place: str) -> FeedForward | Experts:
+    if hasattr(inside, "_feedforward_gate_dense"):
+        return feed_forward(inside, place, *_DENSE, activation=inside.activation)
+    bank, experts, neurons = _bank(inside), Axis(EXPERTS, place), Axis(FFN, place)
+    router = inside.router if hasattr(inside, "router") else inside
+    attribute = "router_dense" if hasattr(inside, "router") else "_sparse_feedforward_gate_dense"
+    shared = getattr(inside, "shared_expert_dense", None)
+    others: list[Projection] = []
+    if shared is not None:
+        others += feed_forward(shared, f"{place}.shared", *_DENSE, prefix="shared_").projections
+        gate = inside.shared_expert_gate_dense
+        others.append(
+            Projection(
+                "shared_router", gate, inside, "shared_expert_gate_dense", kernel_axes=(WIDE, None), bias_axes=(None,)
+            )
         )
 
-    return decoder(backbone, block)
+    def weight(name: str, attribute: str, axes: Axes, initializer: Any = None) -> BareWeight:
+        return BareWeight(name, bank, attribute, axes, initializer or keras.initializers.get(bank.kernel_initializer))
 
-
-def _block(layer, attention: spec.Attention, feed_forward: spec.FeedForward | spec.Experts) -> spec.Block:
-    return spec.Block(
-        normalize_first=True,
-        attention=attention,
-        attention_norm=rms_norm(layer._self_attention_layernorm),
-        feed_forward=feed_forward,
-        feed_forward_norm=rms_norm(layer._feedforward_layernorm),
-    )
-
-
-def _attention(layer, output, window: int | None, **more) -> spec.Attention:
-    return self_attention(
-        *(layer.query_dense, layer.key_dense, layer.value_dense, output),
-        scale=float(layer._inv_norm_factor),
-        window=window,
-        rotary=rotary(layer.rotary_embedding_layer, int(layer.query_dense.kernel.shape[2])),
-        **more,
-    )
-
-
-def _qwen(mlp) -> spec.FeedForward | spec.Experts:
-    """A layer of Qwen's has experts, or one feed-forward like Llama's."""
-    if not hasattr(mlp, "expert_bank"):
-        return _one(mlp)
-    shared = getattr(mlp, "shared_expert_dense", None)
-    return _experts(
-        mlp,
-        up=array(mlp.expert_bank._expert_feedforward_gate_dense),
-        normalized=bool(mlp.norm_top_k_prob),
-        shared=None if shared is None else _one(shared),
-        shared_gate=None if shared is None else dense(mlp.shared_expert_gate_dense),
-    )
-
-
-def _one(mlp) -> spec.FeedForward:
-    return gated(
-        mlp._feedforward_gate_dense,
-        mlp._feedforward_intermediate_dense,
-        mlp._feedforward_output_dense,
-        mlp.activation,
-    )
-
-
-def _experts(moe, up: np.ndarray, **more: Any) -> spec.Experts:
-    return spec.Experts(
-        router=dense(moe._sparse_feedforward_gate_dense),
-        up=up,
-        output=array(moe.expert_bank._expert_feedforward_output_dense),
-        activation=activation_name(moe.expert_bank.activation),
-        top=int(moe.top_k),
-        **more,
-    )
-
-
-def _gpt_oss(moe) -> spec.Experts:
-    experts = moe.experts
-    if experts.alpha != 1.702:
-        raise InputError(
-            f"this GPT-OSS multiplies by sigmoid({experts.alpha} x) in its gates; the decode engine knows 1.702"
+    hidden: Callable[[Any], Any]
+    bare: tuple[BareWeight, ...]
+    if hasattr(bank, "gate_up_proj"):  # gate, up, gate, up, ...
+        both = Axis(FFN, place, inner=2)
+        bare = (
+            weight("gate_up", "gate_up_proj", (experts, WIDE, both)),
+            weight("gate_up_bias", "gate_up_proj_bias", (experts, both), "zeros"),
+            weight("down", "down_proj", (experts, neurons, WIDE)),
+            weight("down_bias", "down_proj_bias", (experts, WIDE), "zeros"),
         )
-    return spec.Experts(
-        router=dense(moe.router.router_dense),
-        up=_apart(array(experts.gate_up_proj)),
-        up_bias=_apart(array(experts.gate_up_proj_bias)),
-        output=array(experts.down_proj),
-        output_bias=array(experts.down_proj_bias),
-        activation="swish_1702",
-        top=int(moe.top_k),
-        normalized=True,  # it takes the softmax of the best logits only
-        limit=float(experts.limit),
+        hidden = _clipped(bank)
+    else:
+        names = ("_expert_feedforward_gate_dense", "_expert_feedforward_intermediate_dense")
+        down = weight("down", "_expert_feedforward_output_dense", (experts, neurons, WIDE))
+        if hasattr(bank, names[1]):
+            bare = (*(weight(n, a, (experts, WIDE, neurons)) for n, a in zip(("gate", "up"), names)), down)
+        else:  # gates | ups
+            bare = (weight("gate_up", names[0], (experts, WIDE, Axis(FFN, place, repeats=2))), down)
+        hidden = _activated(bank, names)
+    return Experts(
+        layer=inside,
+        place=place,
+        count=int(inside.num_experts),
+        top=int(inside.top_k),
+        width=int(bank.intermediate_dim),
+        router=Projection("router", getattr(router, attribute), router, attribute, (WIDE, experts), (experts,)),
+        bare=bare,
+        hidden=hidden,
+        normalized=bool(getattr(inside, "norm_top_k_prob", True)),  # GPT-OSS takes the softmax of the best only
+        others=tuple(others),
+        activation=getattr(bank, "activation", None),
     )
 
 
-def _joined(*kernels) -> np.ndarray:
-    return np.concatenate([array(kernel) for kernel in kernels], axis=-1)
+def _activated(bank: Any, names: Sequence[str]) -> Callable[[Any], Any]:
+    def hidden(rows: Any) -> Any:
+        products = [ops.einsum("th,ehm->etm", rows, getattr(bank, name)) for name in names if hasattr(bank, name)]
+        gate, up = products if len(products) == 2 else ops.split(products[0], 2, axis=-1)
+        return bank.activation(gate) * up
+
+    return hidden
 
 
-def _apart(both: np.ndarray) -> np.ndarray:
-    """gate, up, gate, up, … -> all gates, all ups."""
-    return np.concatenate([both[..., ::2], both[..., 1::2]], axis=-1)
+def _clipped(bank: Any) -> Callable[[Any], Any]:
+    def hidden(rows: Any) -> Any:
+        both = ops.einsum("th,ehm->etm", rows, bank.gate_up_proj) + bank.gate_up_proj_bias[:, None]
+        gate = ops.minimum(both[..., ::2], bank.limit)
+        return (ops.clip(both[..., 1::2], -bank.limit, bank.limit) + 1) * gate * ops.sigmoid(bank.alpha * gate)
+
+    return hidden
 
 
-READERS = {
-    "MixtralBackbone": read_mixtral,
-    "QwenMoeBackbone": read_qwen_moe,
-    "Qwen3MoeBackbone": read_qwen3_moe,
-    "GptOssBackbone": read_gpt_oss,
+ADAPTER = ExpertsAdapter()
+
+
+@register
+class ShrunkMixtralBackbone(ShrunkBackbone, MixtralBackbone):
+    """A `MixtralBackbone` with its own sizes in every block."""
+
+    adapter = ADAPTER
+
+
+@register
+class ShrunkQwenMoeBackbone(ShrunkBackbone, QwenMoeBackbone):
+    """A `QwenMoeBackbone` with its own sizes in every block."""
+
+    adapter = ADAPTER
+
+
+@register
+class ShrunkQwen3MoeBackbone(ShrunkBackbone, Qwen3MoeBackbone):
+    """A `Qwen3MoeBackbone` with its own sizes in every block."""
+
+    adapter = ADAPTER
+
+
+@register
+class ShrunkGptOssBackbone(ShrunkBackbone, GptOssBackbone):
+    """A `GptOssBackbone` with its own sizes in every block."""
+
+    adapter = ADAPTER
+
+
+@register
+class ShrunkMixtralCausalLM(ShrunkCausalLM, MixtralCausalLM):
+    """A `MixtralCausalLM` on a shrunk backbone."""
+
+    backbone_cls = ShrunkMixtralBackbone
+
+
+@register
+class ShrunkQwenMoeCausalLM(ShrunkCausalLM, QwenMoeCausalLM):
+    """A `QwenMoeCausalLM` on a shrunk backbone."""
+
+    backbone_cls = ShrunkQwenMoeBackbone
+
+
+@register
+class ShrunkQwen3MoeCausalLM(ShrunkCausalLM, Qwen3MoeCausalLM):
+    """A `Qwen3MoeCausalLM` on a shrunk backbone."""
+
+    backbone_cls = ShrunkQwen3MoeBackbone
+
+
+@register
+class ShrunkGptOssCausalLM(ShrunkCausalLM, GptOssCausalLM):
+    """A `GptOssCausalLM` on a shrunk backbone."""
+
+    backbone_cls = ShrunkGptOssBackbone
+
+
+SHRUNK = {
+    MixtralBackbone: ShrunkMixtralBackbone,
+    QwenMoeBackbone: ShrunkQwenMoeBackbone,
+    Qwen3MoeBackbone: ShrunkQwen3MoeBackbone,
+    GptOssBackbone: ShrunkGptOssBackbone,
 }
-NO_ADAPTER = "experts, a unit of their own, have not been described yet"
+TASKS = {
+    MixtralCausalLM: ShrunkMixtralCausalLM,
+    QwenMoeCausalLM: ShrunkQwenMoeCausalLM,
+    Qwen3MoeCausalLM: ShrunkQwen3MoeCausalLM,
+    GptOssCausalLM: ShrunkGptOssCausalLM,
+}
+READERS = experts_decoding.READERS

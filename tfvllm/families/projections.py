@@ -56,14 +56,18 @@ def _count(kernel: Any, head_dim: int) -> int:
 
 
 def feed_forward(
-    layer: Any, place: str, up: str, down: str, gate: str | None = None, activation: Any = None
+    layer: Any, place: str, up: str, down: str, gate: str | None = None, activation: Any = None, prefix: str = ""
 ) -> FeedForward:
-    """Describes a feed-forward of Dense layers, held by `layer` under the names `up`, `down` and `gate`."""
+    """Describes a feed-forward of Dense layers, held by `layer` under the names `up`, `down` and `gate`.
+
+    Args:
+        prefix: goes before the names of the projections.
+    """
     neurons = Axis(FFN, place)
 
     def projection(name: str, attribute: str) -> Projection:
         kernel = (neurons, WIDE) if name == "down" else (WIDE, neurons)
-        return Projection(name, getattr(layer, attribute), layer, attribute, kernel, kernel[1:])
+        return Projection(prefix + name, getattr(layer, attribute), layer, attribute, kernel, kernel[1:])
 
     return FeedForward(
         place=place,

@@ -4,6 +4,7 @@ Beside them what tfvllm knows of a family (`tfvllm.families`).
 """
 
 from tfvllm.families import (
+    EXPERTS,
     FFN,
     HEADS,
     KV_HEADS,
@@ -14,6 +15,7 @@ from tfvllm.families import (
     Axis,
     Block,
     BlockShape,
+    Experts,
     FeedForward,
     Projection,
     Structure,
@@ -32,6 +34,7 @@ from tfvllm.models.huggingface import save_huggingface
 from tfvllm.models.load import load
 
 __all__ = [
+    "EXPERTS",
     "FFN",
     "HEADS",
     "KV_HEADS",
@@ -42,6 +45,7 @@ __all__ = [
     "Axis",
     "Block",
     "BlockShape",
+    "Experts",
     "FeedForward",
     "Projection",
     "Structure",

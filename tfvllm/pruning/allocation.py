@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass
 class Site:
-    """The heads of one attention, or the neurons of one feed-forward.
+    """The heads of one attention, the neurons of one feed-forward, or the experts of one block.
 
     Attributes:
         count: units that stay; until they are allotted, those of the share that was asked for.
@@ -18,7 +18,7 @@ class Site:
         cost: parameters that one unit has.
         channels: of one unit: those of a group of heads, 1 of a neuron.
         step: how many units go or stay together.
-        attention: whose heads they are; None for neurons.
+        attention: whose heads they are; None for neurons and experts.
     """
 
     unit: str

@@ -1,4 +1,4 @@
-"""How much each unit of a model matters: scores of heads, neurons, channels, tokens and layers.
+"""How much each unit of a model matters: scores of heads, neurons, experts, channels, tokens and layers.
 
 Every function returns {(unit, place): float64 scores, one per unit}; larger is worth more. Layers are
 ("layers", "encoder" or "decoder").
@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfvllm.errors import InputError
-from tfvllm.families import FFN, HEADS, KV_HEADS, VOCABULARY, WIDTH, Adapter, adapter_for
+from tfvllm.families import EXPERTS, FFN, HEADS, KV_HEADS, VOCABULARY, WIDTH, Adapter, Experts, adapter_for
 from tfvllm.families.products import flat_products
 from tfvllm.families.stored import effective
 from tfvllm.pruning.capture import batches, listener, padding_mask, token_rows, traced
@@ -21,7 +21,7 @@ Scores = dict[tuple[str, str], np.ndarray]
 METHODS = ("magnitude", "taylor", "activation")
 
 
-UNITS = (HEADS, KV_HEADS, FFN, WIDTH, VOCABULARY)
+UNITS = (HEADS, KV_HEADS, FFN, EXPERTS, WIDTH, VOCABULARY)
 
 
 def unit_scores(
@@ -40,7 +40,8 @@ def unit_scores(
             summed over batches (Molchanov et al. 2019, arXiv:1906.10771, eq. 8; for heads as Michel et al. 2019,
             arXiv:1905.10650). "activation": norm of what the unit adds to the residual stream, RMS(h_j) x ||W_j||
             (structured Wanda, Sun et al. 2023, arXiv:2306.11695); with `fluctuation` the standard deviation of h_j
-            instead of its RMS (FLAP, An et al. 2023, arXiv:2312.11983), for use with compensation. Or a mapping as
+            instead of its RMS (FLAP, An et al. 2023, arXiv:2312.11983), for use with compensation; of an expert: its
+            share of what the router gives out, averaged over tokens (its neurons' h_j are times it). Or a mapping as
             returned here, or a function (model, data) -> mapping; what it lacks is filled by magnitude.
         data: calibration batches, for "taylor" with labels.
         limit: use at most that many batches.
@@ -114,9 +115,7 @@ def _per_unit(adapter: Adapter, model: Any, measure: Callable[[np.ndarray], np.n
             if axis is None:
                 continue
             other = tuple(i for i in range(value.ndim) if i != position)
-            total = value.sum(axis=other)
-            if axis.inner > 1:
-                total = total.reshape(-1, axis.inner).sum(axis=1)
+            total = axis.sums(value.sum(axis=other))
             totals[axis.unit, axis.place] = totals.get((axis.unit, axis.place), 0.0) + total
     for place, (queries, groups) in heads.items():  # a group owns its query heads too, and what one kernel holds of all
         own = totals[HEADS, place].reshape(groups, queries // groups).sum(axis=1)
@@ -140,8 +139,9 @@ def loss_of(model: Any, x: Any, y: Any, weight: Any, training: bool = False) -> 
 def taylor(adapter: Adapter, model: Any, data: Any, limit: int = 64, units: Collection[str] = UNITS) -> Scores:
     """(sum of gradient x weight over the unit's output weights) squared, summed over batches.
 
-    For neuron j and head h the sum over the output projection's rows equals the gradient of a gate on the unit, so
-    this is the first-order change of the loss when the unit is switched off. Width, vocabulary: over all weights.
+    For neuron j, head h and expert e the sum over the output projection's rows equals the gradient of a gate on the
+    unit, so this is the first-order change of the loss when the unit is switched off. Width, vocabulary: over all
+    weights.
     """
     tracked = []
     values: dict[int, Callable[[], np.ndarray]] = {}  # LoRA is a sum: the stored kernel has the whole one's gradient
@@ -150,7 +150,7 @@ def taylor(adapter: Adapter, model: Any, data: Any, limit: int = 64, units: Coll
             if axis is None or axis.unit not in units:
                 continue
             reads = axis.unit in (WIDTH, VOCABULARY) or (
-                axis.unit in (HEADS, FFN)
+                axis.unit in (HEADS, FFN, EXPERTS)
                 and weight.axes[-1] is not None
                 and weight.axes[-1].unit == WIDTH
                 and position < len(weight.axes) - 1
@@ -181,8 +181,7 @@ def taylor(adapter: Adapter, model: Any, data: Any, limit: int = 64, units: Coll
                 continue
             value = product[id(variable)]
             total = value.sum(axis=tuple(i for i in range(value.ndim) if i != position), dtype=np.float64)
-            if axis.inner > 1:
-                total = total.reshape(-1, axis.inner).sum(axis=1)
+            total = axis.sums(total)
             sums[axis.unit, axis.place] = sums.get((axis.unit, axis.place), 0.0) + total
         for place, total in sums.items():
             totals[place] = totals.get(place, 0.0) + np.square(total)
@@ -201,6 +200,9 @@ def taylor(adapter: Adapter, model: Any, data: Any, limit: int = 64, units: Coll
 class UnitStatistics:
     """Running mean and second moment of every neuron's and head's activation, over real tokens.
 
+    Of experts: `routed`, the sum of what the router gives each, and the second moment of their neurons' activations
+    times that, [experts, neurons].
+
     With `joint`, also the sums of the products of any two activations at one place: `products`, [inputs, inputs].
     """
 
@@ -211,13 +213,20 @@ class UnitStatistics:
         self.count: dict[Any, float] = {}
         self.sum: dict[Any, np.ndarray] = {}
         self.square: dict[Any, np.ndarray] = {}
+        self.routed: dict[Any, np.ndarray] = {}
         self.influence: dict[tuple[str, int], float] = {}
         self.channels: np.ndarray | float = 0.0
         blocks = adapter.blocks(model)
         self.kinds = {block.kind for block in blocks}
         self.layers: dict[Any, Any] = {}
+        self.experts: dict[str, Experts] = {}
         for block in blocks:
-            self.layers[FFN, block.feed_forward.place, block.kind] = block.feed_forward.down.layer
+            inside = block.feed_forward
+            if isinstance(inside, Experts):
+                self.experts[inside.place] = inside
+                self.layers[EXPERTS, inside.place, block.kind] = inside.layer
+            else:
+                self.layers[FFN, inside.place, block.kind] = inside.down.layer
             self.layers[HEADS, block.attention.place, block.kind] = block.attention.output.layer
             if block.cross_attention is not None:
                 self.layers[HEADS, block.cross_attention.place, block.kind] = block.cross_attention.output.layer
@@ -230,6 +239,7 @@ class UnitStatistics:
             "count": self.count,
             "sum": self.sum,
             "square": self.square,
+            "routed": self.routed,
             "products": self.products,
         }
         for x, _, _ in batches(model, data, limit=limit):
@@ -244,7 +254,7 @@ class UnitStatistics:
         return self
 
     def _measure(self, key: Any, inputs: Any, outputs: Any, x: Any) -> dict[str, Any]:
-        unit, _, kind = key
+        unit, place, kind = key
         mask = padding_mask(x, kind)
         if unit == "block":
             outputs = outputs[0] if isinstance(outputs, tuple | list) else outputs
@@ -252,6 +262,8 @@ class UnitStatistics:
             cosine = tf.reduce_sum(before * after, -1) / (tf.norm(before, axis=-1) * tf.norm(after, axis=-1) + 1e-12)
             return {"influence": tf.reduce_sum(1.0 - cosine), "channels": tf.reduce_sum(tf.abs(after), 0)}
         tokens = token_rows(inputs, mask)
+        if unit == EXPERTS:
+            return _of_experts(self.experts[place], tokens)
         rows = tf.cast(tokens, tf.float64)  # the variance is a difference of these sums
         found = {
             "count": tf.shape(tokens)[0],
@@ -272,6 +284,20 @@ class UnitStatistics:
         return np.maximum(second - np.square(self.mean(unit, place)), 0.0)
 
 
+def _of_experts(experts: Experts, tokens: Any) -> dict[str, Any]:
+    probabilities = tf.nn.softmax(tf.cast(experts.router.layer(tokens), tf.float32))
+    weights, chosen = tf.math.top_k(probabilities, experts.top)
+    if experts.normalized:
+        weights /= tf.reduce_sum(weights, axis=-1, keepdims=True)
+    routed = tf.reduce_sum(tf.one_hot(chosen, experts.count) * weights[..., None], axis=1)  # [tokens, experts]
+    given = tf.cast(experts.hidden(tokens), tf.float32) * tf.transpose(routed)[..., None]
+    return {
+        "count": tf.shape(tokens)[0],
+        "square": tf.reduce_sum(tf.square(tf.cast(given, tf.float64)), 1),
+        "routed": tf.reduce_sum(tf.cast(routed, tf.float64), 0),
+    }
+
+
 def activation(
     adapter: Adapter,
     model: Any,
@@ -284,6 +310,7 @@ def activation(
     """Norm of what each unit adds to the residual stream on `data`.
 
     Layers: block influence 1 - cos(input, output), averaged over tokens (ShortGPT, Men et al. 2024, arXiv:2403.03853).
+    Experts: mean of what the router gives them.
     Width: mean |activation| of the channel at block outputs (Minitron, Muralidharan et al. 2024, arXiv:2407.14679).
     """
     seen = statistics or UnitStatistics(adapter, model).run(model, data, limit)
@@ -301,8 +328,14 @@ def activation(
             contribution = (power * np.square(kernel).sum(axis=-1)).sum(axis=1)
             scores[HEADS, attention.place] = np.sqrt(contribution)
             scores[KV_HEADS, attention.place] = np.sqrt(contribution.reshape(attention.kv_heads, -1).sum(axis=1))
-        place = block.feed_forward.place
-        kernel = effective(block.feed_forward.down.layer, "kernel").astype(np.float64)
+        inside, place = block.feed_forward, block.feed_forward.place
+        if isinstance(inside, Experts):
+            kernel = np.asarray(inside.down.variable, np.float64)
+            power = _power(seen, EXPERTS, place, fluctuation=False)  # nothing makes up for their neurons' means
+            scores[FFN, place] = np.sqrt((power * np.square(kernel).sum(axis=-1)).sum(axis=0))
+            scores[EXPERTS, place] = seen.routed[EXPERTS, place] / max(seen.count[EXPERTS, place], 1.0)
+            continue
+        kernel = effective(inside.down.layer, "kernel").astype(np.float64)
         scores[FFN, place] = np.sqrt(_power(seen, FFN, place, fluctuation) * np.square(kernel).sum(axis=-1))
     for kind in seen.kinds:
         indices = sorted(index for k, index in seen.influence if k == kind)

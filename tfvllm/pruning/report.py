@@ -97,7 +97,8 @@ class PruningReport:
 def block_flops(model: Any, batch: int, length: int) -> int:
     """Multiply-adds x 2 of the blocks of a keras-nlp model at (batch, length): products and attention, norms left out.
 
-    Zeros count: they are multiplied too. DeBERTa's attention to relative positions is left out.
+    Zeros count: they are multiplied too, and every expert: keras-nlp computes all of them for all tokens.
+    DeBERTa's attention to relative positions is left out.
 
     Example:
         >>> tfvllm.pruning.block_flops(tiny_bert(layers=1), batch=1, length=6)
@@ -105,7 +106,9 @@ def block_flops(model: Any, batch: int, length: int) -> int:
     """
     total = 0
     for block in adapter_for(model).blocks(model):
-        per_token = sum(int(np.prod(p.layer.kernel.shape)) for p in block.feed_forward.projections)
+        inside = block.feed_forward
+        per_token = sum(int(np.prod(p.layer.kernel.shape)) for p in inside.projections)
+        per_token += sum(int(np.prod(w.variable.shape)) for w in inside.bare if len(w.variable.shape) == 3)
         for attention in (block.attention, block.cross_attention):
             if attention is not None:
                 per_token += sum(int(np.prod(p.layer.kernel.shape)) // p.parts for p in attention.projections)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tfvllm.errors import InputError
-from tfvllm.families import FFN, HEADS, KV_HEADS, VOCABULARY, WIDTH, Adapter, Block, adapter_for
+from tfvllm.families import EXPERTS, FFN, HEADS, KV_HEADS, VOCABULARY, WIDTH, Adapter, Block, Experts, adapter_for
 from tfvllm.families.stored import effective, refuse_quantised, stored
 from tfvllm.pruning.allocation import Site, adapt, compete
 from tfvllm.pruning.importance import Scores, UnitStatistics, unit_scores
@@ -31,6 +31,7 @@ def shrink(
     *,
     heads: Request = None,
     ffn: Request = None,
+    experts: Request = None,
     layers: Request = None,
     width: Request = None,
     vocabulary: Request = None,
@@ -42,7 +43,7 @@ def shrink(
     round_to: int = 16,
     limit: int = 64,
 ) -> Any:
-    """A new keras-nlp model without the least important heads, neurons, layers, channels or tokens.
+    """A new keras-nlp model without the least important heads, neurons, experts, layers, channels or tokens.
 
     The result is an ordinary Keras model: of the original class where a config can say its sizes, else of a registered
     subclass (loading one needs `import tfvllm.models` first). It keeps task head and preprocessor, is compiled with the
@@ -55,7 +56,9 @@ def shrink(
         model: a keras-nlp backbone or task, or a Keras model around one backbone (then not width or vocabulary).
         heads: attention heads, of self- and cross-attention alike. Under grouped-query attention whole key/value groups
             go with their query heads; an int counts query heads. With one group for all, single query heads go.
-        ffn: feed-forward neurons (gate and up together).
+        ffn: feed-forward neurons (gate and up together); in every expert of a block those of the same number.
+        experts: experts of a mixture, with their places in the router. A token takes as many as before, or all that
+            stay where these are fewer. Blocks without experts are left as they are, whatever a list says of them.
         layers: also a list of block indices to keep, or {"encoder": …, "decoder": …}.
         width: channels of the residual stream, the same in the whole model. Always left even.
         vocabulary: also a list of token ids to keep; "seen" keeps what `data` uses. Special tokens always stay; the
@@ -67,7 +70,7 @@ def shrink(
             give on `data` what all units gave (the mask tuning of Kwon et al. 2022, arXiv:2204.09656, with whole
             weights). False: neither. Default: "mean" wherever data is given and the family has output biases.
         allocation: "uniform": the same share in every block; "global": heads and neurons compete over all blocks after
-            scores are divided by their block's mean; at least one unit stays in each.
+            scores are divided by their block's mean, and so do experts; at least one unit stays in each.
         adaptive: in place of `allocation`, heads and neurons of all blocks share one budget: the parameters that the
             shares or counts asked for would leave. It is spent on the units whose scores, standardised within their
             block, are the highest (FLAP's adaptive structure); at least one head and one step of neurons stay in each.
@@ -75,8 +78,8 @@ def shrink(
         limit: calibration batches used at most.
 
     Raises:
-        InputError: a share outside [0, 1), a count that does not fit, a family without an adapter, data missing,
-            compensation where there is no bias.
+        InputError: a share outside [0, 1), a count that does not fit, a family without an adapter or without experts,
+            data missing, compensation where there is no bias or inside experts.
 
     Example:
         >>> model = tiny_bert()
@@ -90,6 +93,7 @@ def shrink(
             model,
             heads=heads,
             ffn=ffn,
+            experts=experts,
             layers=layers,
             width=width,
             vocabulary=vocabulary,
@@ -109,6 +113,7 @@ def plan_shrink(
     *,
     heads: Request = None,
     ffn: Request = None,
+    experts: Request = None,
     layers: Request = None,
     width: Request = None,
     vocabulary: Request = None,
@@ -136,10 +141,20 @@ def plan_shrink(
             "adaptive=True shares out what heads= and ffn= leave; expected one of them, and allocation='uniform', "
             f"found heads={heads}, ffn={ffn}, allocation={allocation!r}."
         )
+    if adaptive and experts is not None:
+        raise InputError(
+            f"adaptive=True weighs heads against neurons; expected experts=None, found {experts}. Remove experts in a "
+            "call of its own."
+        )
     plan = full_plan(model)
-    if all(request is None for request in (heads, ffn, layers, width, vocabulary)):
-        raise InputError("nothing to remove: expected at least one of heads, ffn, layers, width, vocabulary.")
-    biased = [b for b in adapter.blocks(model) if b.feed_forward.down.has_bias and b.attention.output.has_bias]
+    if all(request is None for request in (heads, ffn, experts, layers, width, vocabulary)):
+        raise InputError("nothing to remove: expected at least one of heads, ffn, experts, layers, width, vocabulary.")
+    mixed = [b for b in adapter.blocks(model) if isinstance(b.feed_forward, Experts)]
+    if experts is not None and not mixed:
+        raise InputError(
+            f"experts={experts}: expected a mixture of experts, found no block with experts; leave it out."
+        )
+    biased = [b for b in adapter.blocks(model) if _biased(b)]
     if compensate not in (None, True, False, "mean", "least_squares"):
         raise InputError(f"compensate={compensate!r}: expected 'mean', 'least_squares', True, False or None.")
     fitted = compensate == "least_squares"
@@ -150,11 +165,16 @@ def plan_shrink(
         )
     if compensate and data is None:
         raise InputError(f"compensate={compensate!r} needs calibration data. Pass data=.")
+    if compensate and mixed and (ffn, experts) != (None, None):
+        raise InputError(
+            f"compensate={compensate!r} makes up for nothing inside experts; expected neither ffn= nor experts=, found "
+            f"ffn={ffn}, experts={experts}. Leave it out, or shrink twice."
+        )
     use_bias = data is not None and bool(biased) and compensate is not False and (heads, ffn) != (None, None)
-    needs_scores = any(request is not None for request in (heads, ffn, layers, width)) or isinstance(
+    needs_scores = any(request is not None for request in (heads, ffn, experts, layers, width)) or isinstance(
         vocabulary, int | float
     )
-    wanted = {WIDTH: width, VOCABULARY: vocabulary, HEADS: heads, KV_HEADS: heads, FFN: ffn}
+    wanted = {WIDTH: width, VOCABULARY: vocabulary, HEADS: heads, KV_HEADS: heads, FFN: ffn, EXPERTS: experts}
     units = [unit for unit, request in wanted.items() if request is not None]
     scores = (
         unit_scores(model, importance, data, fluctuation=use_bias, limit=limit, units=units) if needs_scores else {}
@@ -167,12 +187,14 @@ def plan_shrink(
     costs = _costs(adapter, model) if adaptive else {}
     of_heads = _head_sites(blocks, heads, scores, costs)
     of_neurons = _neuron_sites(blocks, ffn, scores, costs, round_to)
+    of_experts = _expert_sites(blocks, experts, scores)
     if adaptive:
         adapt([*of_heads, *of_neurons])
     elif allocation == "global":
         compete(of_heads)
         compete(of_neurons)
-    _plan_units(plan, adapter, of_heads, of_neurons)
+        compete(of_experts)
+    _plan_units(plan, adapter, of_heads, [*of_neurons, *of_experts])
     if width is not None:
         total = blocks[0].hidden_width
         kept = resolve(width, total, "width", round_to=max(round_to, 2), minimum=2)
@@ -203,13 +225,20 @@ def _plan_layers(plan: Plan, request: Request, scores: Scores) -> None:
             plan.layers[kind] = [int(i) for i in best(scores["layers", kind], resolve(wanted, total, "layers"))]
 
 
-def _plan_units(plan: Plan, adapter: Adapter, heads: list[Site], neurons: list[Site]) -> None:
+def _biased(block: Block) -> bool:
+    """Whether it has output biases that can carry what removed units gave."""
+    inside = block.feed_forward
+    return block.attention.output.has_bias and (isinstance(inside, Experts) or inside.down.has_bias)
+
+
+def _plan_units(plan: Plan, adapter: Adapter, heads: list[Site], others: list[Site]) -> None:
     if adapter.tied_heads:
         _tie(heads)
-    for site in (*heads, *neurons):
+    for site in (*heads, *others):
         if site.count < len(site.scores):
             kept = best(site.scores, site.count)
-            keep = {(FFN, site.place): kept} if site.unit == FFN else head_keep(site.attention, site.unit, kept)
+            alone = site.attention is None
+            keep = {(site.unit, site.place): kept} if alone else head_keep(site.attention, site.unit, kept)
             plan.keep.update(keep)
     if adapter.tied_heads:  # the shared bias is a weight of each stack's first block, which may itself be removed
         for (unit, place), kept in list(plan.keep.items()):
@@ -224,7 +253,7 @@ def _costs(adapter: Adapter, model: Any) -> Mapping[tuple[str, str], int]:
     for weight in adapter.weights(adapter.backbone(model)):
         for axis, size in zip(weight.axes, weight.variable.shape):
             if axis is not None:
-                costs[axis.unit, axis.place] += math.prod(weight.variable.shape) * axis.inner // size
+                costs[axis.unit, axis.place] += math.prod(weight.variable.shape) * axis.inner * axis.repeats // size
     return costs
 
 
@@ -262,6 +291,16 @@ def _neuron_sites(
             place = block.feed_forward.place
             count = resolve(wanted, block.ffn_width, "ffn", round_to=round_to)
             sites.append(Site(FFN, place, count, scores[FFN, place], costs.get((FFN, place), 0), step=round_to))
+    return sites
+
+
+def _expert_sites(blocks: list[Block], request: Request, scores: Scores) -> list[Site]:
+    sites = []
+    for block, wanted in _requests(blocks, request, "experts"):
+        if wanted is not None and isinstance(block.feed_forward, Experts):
+            place = block.feed_forward.place
+            count = resolve(wanted, block.feed_forward.count, "experts")
+            sites.append(Site(EXPERTS, place, count, scores[EXPERTS, place], cost=0))
     return sites
 
 
@@ -308,7 +347,8 @@ def _compensate(
     for block in blocks:
         if block.call:
             continue
-        sites = [(FFN, block.feed_forward.place, block.feed_forward.down)]
+        inside = block.feed_forward
+        sites = [] if isinstance(inside, Experts) else [(FFN, inside.place, inside.down)]
         sites += [(HEADS, a.place, a.output) for a in (block.attention, block.cross_attention) if a is not None]
         for unit, place, projection in sites:
             kept = plan.keep.get((unit, place))

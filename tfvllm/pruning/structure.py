@@ -13,6 +13,7 @@ import numpy as np
 
 from tfvllm.errors import InputError
 from tfvllm.families import (
+    EXPERTS,
     FFN,
     HEADS,
     KV_HEADS,
@@ -84,15 +85,18 @@ def planned_structure(adapter: Adapter, model: Any, plan: Plan) -> Structure:
         for index in kept:
             shape = structure[kind][index]
             block, cross = blocks[kind, index], blocks[kind, index].cross_attention
-            place = block.attention.place
+            place, inside = block.attention.place, block.feed_forward.place
+            experts = None if shape.experts is None else left(EXPERTS, inside, shape.experts)
             heads = plan.keep.get((HEADS, place))
             planned[kind].append(
                 BlockShape(
                     heads=left(HEADS, place, shape.heads),
                     kv_heads=left(KV_HEADS, place, shape.kv_heads),
                     head_dim=shape.head_dim,
-                    ffn=left(FFN, block.feed_forward.place, shape.ffn),
+                    ffn=left(FFN, inside, shape.ffn),
                     cross_heads=None if cross is None else left(HEADS, cross.place, cross.heads),
+                    experts=experts,
+                    top=None if experts is None or shape.top is None else min(shape.top, experts),
                     traits=shape.traits if heads is None else adapter.kept_traits(shape, heads),
                 )
             )
@@ -212,15 +216,16 @@ def taken(value: np.ndarray, axes: Axes, keep: Mapping[Place, np.ndarray]) -> np
     """`value` without the units that `keep` leaves out along its axes."""
     for position, axis in enumerate(axes):
         if axis is not None and (axis.unit, axis.place) in keep:
-            value = np.take(value, keep_indices(axis, keep[axis.unit, axis.place]), axis=position)
+            kept = keep_indices(axis, keep[axis.unit, axis.place], value.shape[position])
+            value = np.take(value, kept, axis=position)
     return value
 
 
 def mask_model(model: Any, plan: Plan) -> None:
     """Zeroes, in place, every head and neuron that `plan` removes: same sizes, same outputs as the shrunk model.
 
-    Compensation goes into the biases and kernels as well, and LoRA is merged into the kernels. Layers, width and
-    vocabulary are not masks and are refused.
+    Compensation goes into the biases and kernels as well, and LoRA is merged into the kernels. Layers, width,
+    vocabulary and experts, which a router of zeros still takes, are not masks and are refused.
 
     Example:
         >>> model = tiny_bert()
@@ -233,16 +238,18 @@ def mask_model(model: Any, plan: Plan) -> None:
     adapter = adapter_for(model)
     refuse_quantised(model, "mask_model")
     whole = full_plan(model)
-    if plan.layers != whole.layers or (WIDTH, "") in plan.keep or (VOCABULARY, "") in plan.keep:
+    if plan.layers != whole.layers or {WIDTH, VOCABULARY, EXPERTS} & {unit for unit, _ in plan.keep}:
         raise InputError(
-            "only heads and feed-forward neurons can be masked; expected a plan without layers, width, vocabulary."
+            "only heads and feed-forward neurons can be masked; expected a plan without layers, width, vocabulary, "
+            "experts."
         )
     for weight in adapter.weights(adapter.backbone(model)):
         value = np.array(_compensated(weight.name, weight.value(), plan))
         for position, axis in enumerate(weight.axes):
             kept = None if axis is None else plan.keep.get((axis.unit, axis.place))
             if axis is not None and kept is not None:
-                gone = np.setdiff1d(np.arange(value.shape[position]), keep_indices(axis, kept))
+                size = value.shape[position]
+                gone = np.setdiff1d(np.arange(size), keep_indices(axis, kept, size))
                 value[(slice(None),) * position + (gone,)] = 0
         weight.variable.assign(value)
         if weight.lora is not None:  # it is in the value now

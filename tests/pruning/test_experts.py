@@ -95,7 +95,8 @@ def test_alike_in_all_layers_is_the_original_class(name, tmp_path):
     np.testing.assert_array_equal(keras.models.load_model(tmp_path / "small.keras")(found), small(found))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", zoo.EXPERTS)
 def test_the_reader_gives_the_shrunk_models_tokens(name):
     small = tfvllm.shrink(zoo.build(name), experts=UNEVEN, heads=[2, 4, 2], ffn=[7, 9, 8])
     found = zoo.inputs(name)
@@ -206,7 +207,8 @@ def test_activation_is_what_the_router_gives_out(name):
         np.testing.assert_allclose(scores[FFN, inside.place], expected, rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", zoo.families(quick=("gpt_oss",), names=zoo.EXPERTS))
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", zoo.EXPERTS)
 def test_taylor_is_the_gradient_of_a_switch(name):
     model, (x, y, weight) = zoo.build(name), labelled(4)
     scores = unit_scores(model, "taylor", (x, y, weight), units=(EXPERTS, FFN))
@@ -227,6 +229,16 @@ def test_taylor_is_the_gradient_of_a_switch(name):
                 variable.assign(value)
         slope = (losses[0] - losses[1]) / 2e-2
         np.testing.assert_allclose(scores[unit, inside.place][where[-1]], slope**2, rtol=0.05, atol=1e-7)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("backbone", [M.MixtralBackbone, M.GptOssBackbone])
+def test_mixed_precision(backbone):
+    sizes = {"num_layers": 2, "num_query_heads": 4, "num_key_value_heads": 2, "hidden_dim": 16, "intermediate_dim": 24}
+    model, found = backbone(40, num_experts=4, dtype="mixed_bfloat16", **sizes), zoo.inputs("mixtral")
+    small = tfvllm.shrink(model, experts=[1, 3], ffn=8, importance="activation", data=found)
+    banks = [weight.variable for inside in mixtures(small).values() for weight in inside.bare]
+    assert {v.dtype for v in banks} == {"float32"} and small(found).dtype == "bfloat16"
 
 
 def test_scores_of_the_users_own_and_experts_that_compete():
@@ -250,6 +262,18 @@ def test_a_shrunk_mixture_can_be_trained(name):
         loss = loss_of(small, x, y, weight)
     assert all(gradient is not None for gradient in tape.gradient(loss, [v.value for v in banks]))
     small.fit(x, y, sample_weight=weight, epochs=2, verbose=0)
+
+
+def test_heads_beside_experts_are_made_up_for():
+    model, (x, *_) = zoo.build("gpt_oss"), labelled(4)
+    plan = plan_shrink(model, heads=2, ffn=8, data=x)
+    names = [f"decoder.{i}.self_attention_layer.output_dense.bias" for i in range(3)]
+    assert sorted(plan.bias) == names and not plan.kernels
+    small = apply_plan(model, plan)
+    mask_model(model, plan)
+    close(small(x), model(x))
+    assert plan_shrink(model, heads=2, data=x, compensate="least_squares").kernels
+    assert not plan_shrink(model, experts=2, ffn=8, data=x).bias
 
 
 def test_flops_count_every_expert():

@@ -108,7 +108,10 @@ class ExpertsAdapter(LlamaAdapter):
         blocks = structure["decoder"]
         small = super().placeholder(config, structure)
         small["intermediate_dim"] = config["intermediate_dim"]
-        return {**small, **dict.fromkeys(_sizes(config, blocks), 1), **_which(config, blocks)}
+        inside = dict.fromkeys(_sizes(config, blocks), 1)
+        if "num_experts" in inside:
+            inside["num_experts"] = 2  # of one Keras warns that its router has nothing to choose
+        return {**small, **inside, **_which(config, blocks)}
 
     def native(self, config: dict[str, Any], structure: Structure) -> dict[str, Any] | None:
         blocks = structure["decoder"]
@@ -237,7 +240,8 @@ def _activated(bank: Any, names: Sequence[str]) -> Callable[[Any], Any]:
 
 def _clipped(bank: Any) -> Callable[[Any], Any]:
     def hidden(rows: Any) -> Any:
-        both = ops.einsum("th,ehm->etm", rows, bank.gate_up_proj) + bank.gate_up_proj_bias[:, None]
+        both = ops.einsum("th,ehm->etm", rows, bank.gate_up_proj)
+        both = ops.add(both, bank.gate_up_proj_bias[:, None])  # under mixed precision they may be of two dtypes
         gate = ops.minimum(both[..., ::2], bank.limit)
         return (ops.clip(both[..., 1::2], -bank.limit, bank.limit) + 1) * gate * ops.sigmoid(bank.alpha * gate)
 

@@ -170,7 +170,8 @@ def plan_shrink(
             f"compensate={compensate!r} makes up for nothing inside experts; expected neither ffn= nor experts=, found "
             f"ffn={ffn}, experts={experts}. Leave it out, or shrink twice."
         )
-    use_bias = data is not None and bool(biased) and compensate is not False and (heads, ffn) != (None, None)
+    inside = None if mixed else ffn  # what goes from inside experts is not made up for
+    use_bias = data is not None and bool(biased) and compensate is not False and (heads, inside) != (None, None)
     needs_scores = any(request is not None for request in (heads, ffn, experts, layers, width)) or isinstance(
         vocabulary, int | float
     )

@@ -50,7 +50,7 @@ from tfvllm.compress.optimizer import adamw
 from tfvllm.compress.training import recalled_teacher
 from tfvllm.distillation import student_from, write_targets
 from tfvllm.export.translate import translator_for
-from tfvllm.families.products import flat_products
+from tfvllm.families.products import einsum_as_matmul
 from tfvllm.graph.probes import default_for
 from tfvllm.models import read
 from tfvllm.pruning.prunable import prunable_weights
@@ -129,7 +129,7 @@ class Task:
 
 def train(task: Task, model: keras.Model, data: tf.data.Dataset, **compiled: Any) -> None:
     model.compile(optimizer=adamw(task.rate, task.steps, 0.1, 0.01), loss=cross_entropy(), **compiled)
-    with flat_products(model):
+    with einsum_as_matmul(model):
         keras.Model.fit(model, data, steps_per_epoch=task.steps, epochs=1, verbose=0)
 
 

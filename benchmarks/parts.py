@@ -25,7 +25,7 @@ from tfvllm.compress import classifiers
 from tfvllm.compress.batches import Batches, Tokens, tokenize
 from tfvllm.compress.optimizer import adamw
 from tfvllm.compress.training import accuracy, logits_function, predict_logits
-from tfvllm.families.products import flat_products
+from tfvllm.families.products import einsum_as_matmul
 
 RESULTS = Path(__file__).parent / "results"
 ABOUT_ROW = ("measured",)  # what a row says of itself, not shown in tables
@@ -204,7 +204,7 @@ def fit(
     keras.utils.set_random_seed(seed)
     model.compile(adamw(rate, steps, 0.1, 0.01), loss=cross_entropy(), jit_compile=False)
     model.optimizer.build(model.trainable_variables)
-    with flat_products(model):
+    with einsum_as_matmul(model):
         model.fit(endless(tokens, batch, seed), steps_per_epoch=steps, verbose=0, callbacks=list(callbacks))
 
 
@@ -280,5 +280,5 @@ def fit_rows(model: keras.Model, parts: Any, steps: int, batch: int, seed: int, 
     rows = rows.shuffle(int(rows.cardinality()), seed=seed).repeat().batch(batch, drop_remainder=True).prefetch(2)
     model.compile(adamw(rate, steps, 0.1, 0.01), loss=cross_entropy(), jit_compile=False)
     model.optimizer.build(model.trainable_variables)
-    with flat_products(model):
+    with einsum_as_matmul(model):
         model.fit(rows, steps_per_epoch=steps, verbose=0)

@@ -29,7 +29,7 @@ from parts import fit_rows, lines
 
 import tfvllm
 from tfvllm.bench.results import peak_memory_bytes, write_json
-from tfvllm.families.products import flat_products
+from tfvllm.families.products import einsum_as_matmul
 from tfvllm.files import located
 from tfvllm.models.gguf import load_gguf
 from tfvllm.savedmodel import parity
@@ -93,7 +93,7 @@ class SmolLM2:
 
         @tf.function(reduce_retracing=True)
         def total(x: Any, y: Any) -> tf.Tensor:
-            with flat_products(model):
+            with einsum_as_matmul(model):
                 logits = model(x, training=False)
             return tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits))
 

@@ -1,4 +1,4 @@
-"""A training step of a keras-nlp encoder: as Keras traces it, with `flat_products`, and with the compiled AdamW too.
+"""A training step of a keras-nlp encoder: as Keras traces it, with `einsum_as_matmul`, and with the compiled AdamW too.
 
     python benchmarks/training.py
 
@@ -30,7 +30,7 @@ def measure(batch: int, length: int) -> dict[str, Any]:
     import numpy as np
 
     from tfvllm.compress.optimizer import adamw
-    from tfvllm.families.products import flat_products
+    from tfvllm.families.products import einsum_as_matmul
     from tfvllm.timing import compare
 
     rng = np.random.default_rng(0)
@@ -55,7 +55,7 @@ def measure(batch: int, length: int) -> dict[str, Any]:
         optimizer.build(model.trainable_variables)
 
         def step() -> None:
-            with flat_products(model) if flat else contextlib.nullcontext():  # the first step is traced
+            with einsum_as_matmul(model) if flat else contextlib.nullcontext():  # the first step is traced
                 losses[name] = float(np.ravel(keras.Model.train_on_batch(model, x, y))[0])
 
         runs[name] = step

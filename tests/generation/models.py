@@ -138,9 +138,8 @@ def mixtral(vocabulary=VOCABULARY, layers=2, preprocessor=None, **options):
 
 
 def qwen_moe(vocabulary=VOCABULARY, layers=2, preprocessor=None):
-    """One layer with experts and one without."""
     options = {"moe_intermediate_dim": 24, "shared_expert_intermediate_dim": 40, "layer_norm_epsilon": 1e-6}
-    backbone = M.QwenMoeBackbone(vocabulary, num_layers=layers, mlp_only_layers=[0], **options, **_EXPERTS)
+    backbone = M.QwenMoeBackbone(vocabulary, num_layers=layers, **options, **_EXPERTS)
     return M.QwenMoeCausalLM(backbone, preprocessor)
 
 

@@ -212,7 +212,6 @@ _CAUSAL = {
         _pairs("QwenMoe", _END),
         moe_intermediate_dim=24,
         shared_expert_intermediate_dim=40,
-        mlp_only_layers=[0],
         layer_norm_epsilon=1e-6,
         **_EXPERTS,
     ),

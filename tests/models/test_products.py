@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from tests.models import zoo
-from tfvllm.families.products import flat_products
+from tfvllm.families.products import einsum_as_matmul
 
 
 def built(equation, output, shape, **options):
@@ -46,7 +46,7 @@ def test_values_and_gradients_are_those_of_keras(equation, output, shape, option
         return y, tape.gradient(loss, [x, *(v.value for v in layer.trainable_variables)])
 
     expected = run(x)
-    with flat_products(model):
+    with einsum_as_matmul(model):
         flat = tf.function(run.python_function)
         found = flat(x)
     tf.nest.map_structure(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, expected)
@@ -63,7 +63,7 @@ def test_other_equations_are_left_as_they_are(equation, output, shape):
     layer = built(equation, output, shape)
     x = np.random.default_rng(0).normal(size=shape).astype("float32")
     expected = layer(x)
-    with flat_products(keras.Sequential([layer])):
+    with einsum_as_matmul(keras.Sequential([layer])):
         assert "call" not in vars(layer)
         np.testing.assert_array_equal(layer(x), expected)
 
@@ -71,7 +71,7 @@ def test_other_equations_are_left_as_they_are(equation, output, shape):
 def test_mixed_precision_computes_in_bfloat16_as_keras_does():
     layer = built("abc,cde->abde", (None, 3, 4), (2, 5, 6), bias_axes="de", dtype="mixed_bfloat16")
     x = tf.random.normal((2, 5, 6))
-    with flat_products(keras.Sequential([layer])):
+    with einsum_as_matmul(keras.Sequential([layer])):
         found = layer(x)
     assert found.dtype == tf.bfloat16
     np.testing.assert_allclose(tf.cast(found, tf.float32), tf.cast(layer(x), tf.float32), rtol=0.02, atol=0.02)
@@ -80,7 +80,7 @@ def test_mixed_precision_computes_in_bfloat16_as_keras_does():
 def test_one_model_inside_another_call_and_under_xla():
     model, x = zoo.build("bert"), zoo.inputs("bert")
     expected = model(x)
-    with flat_products(model), flat_products(model):
+    with einsum_as_matmul(model), einsum_as_matmul(model):
         np.testing.assert_allclose(model(x), expected, atol=1e-5)
         compiled = tf.function(lambda: model(x), jit_compile=True)
         np.testing.assert_allclose(compiled(), expected, atol=1e-5)
@@ -91,6 +91,6 @@ def test_one_model_inside_another_call_and_under_xla():
 
 def test_an_error_inside_leaves_the_layers_as_they_were():
     layer = built("ab,bc->ac", 3, (1, 4))
-    with pytest.raises(RuntimeError), flat_products(keras.Sequential([layer])):
+    with pytest.raises(RuntimeError), einsum_as_matmul(keras.Sequential([layer])):
         raise RuntimeError
     assert "call" not in vars(layer)

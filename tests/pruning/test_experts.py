@@ -13,7 +13,7 @@ from tests.generation.reference import keras_generate
 from tests.generation.test_causal import generate
 from tests.models import zoo
 from tfvllm.errors import InputError
-from tfvllm.families.taps import tapped
+from tfvllm.families.taps import hooked
 from tfvllm.generation.generator import Generator
 from tfvllm.models import EXPERTS, FFN, Experts, adapter_for, read
 from tfvllm.pruning import apply_plan, block_flops, mask_model, plan_shrink, unit_scores
@@ -39,7 +39,7 @@ def closed(model, plan):
             if kept is not None:
                 shut = np.where(np.isin(np.arange(inside.count), kept), 0.0, -1e30).astype("float32")
                 hook = lambda method, x, *args, _shut=shut, **kwargs: method(x, *args, **kwargs) + _shut  # noqa: E731
-                taps.enter_context(tapped(inside.router.layer, "call", hook))
+                taps.enter_context(hooked(inside.router.layer, "call", hook))
         yield
 
 
@@ -192,7 +192,7 @@ def test_activation_is_what_the_router_gives_out(name):
         with contextlib.ExitStack() as taps:
             for layer, kept in ((inside.router.layer, seen), (inside.down.owner, routing)):
                 keep = lambda method, x, _kept=kept, **_: _kept.append((x, method(x))) or _kept[-1][1]  # noqa: E731
-                taps.enter_context(tapped(layer, "call", keep))
+                taps.enter_context(hooked(layer, "call", keep))
             model(found)
         real = found["padding_mask"].reshape(-1) == 1
         logits = np.asarray(seen[0][1], np.float64)[real]

@@ -15,7 +15,7 @@ from tfvllm.compress.batches import Batches, Tokens, typed
 from tfvllm.compress.console import Console, Progress
 from tfvllm.errors import InputError
 from tfvllm.families.heads import head_of
-from tfvllm.families.products import flat_products
+from tfvllm.families.products import einsum_as_matmul
 from tfvllm.files import new_directory
 
 
@@ -27,7 +27,7 @@ def logits_function(model: keras.Model) -> Callable[[dict], tf.Tensor]:
         spec["padding_mask"] = tf.TensorSpec([None, None], tf.bool)
 
     def logits(features: dict) -> tf.Tensor:
-        with flat_products(model):
+        with einsum_as_matmul(model):
             return head.logits(model(features, training=False))
 
     return tf.function(logits, input_signature=[spec])
@@ -259,7 +259,7 @@ def fit(
     keeper = EpochState(Path(state), student, min(best_from, epochs - 1), average)
     if start is not None and not keeper.epochs_done:
         keeper.consider(start, 0)
-    with console.progress(title, epochs * len(batches)) as progress, flat_products(model):
+    with console.progress(title, epochs * len(batches)) as progress, einsum_as_matmul(model):
         # Where all epochs are done, fit runs none, but its callbacks still read the state and take the masks off.
         # Pruning comes before the watcher: dev accuracy and the kept state are then those of the masked weights.
         model.fit(

@@ -20,7 +20,7 @@ from tfvllm.distillation.inputs import has_strings, select, takes_strings
 from tfvllm.distillation.teacher_logits import NONE, TopLogits
 from tfvllm.errors import InputError
 from tfvllm.families.heads import Head, Kind
-from tfvllm.families.products import flat_products
+from tfvllm.families.products import einsum_as_matmul
 from tfvllm.files import digest, new_file, write_text
 
 _FORMAT = 1
@@ -330,7 +330,7 @@ def _bytes(part: np.ndarray) -> tf.train.Feature:
 def _computed(teacher: keras.Model, head: Head, top_k: int, temperatures: tuple[float, ...]) -> Any:
     @tf.function(reduce_retracing=True)
     def compute(x: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        with flat_products(teacher):
+        with einsum_as_matmul(teacher):
             logits = tf.cast(logits_of(teacher(select(teacher, x), training=False), teacher, head), tf.float32)
         largest, ids = tf.math.top_k(logits, top_k)
         if top_k == logits.shape[-1]:

@@ -13,7 +13,7 @@ from tfvllm.distillation.checks import checked_from_logits
 from tfvllm.distillation.inputs import Mask, as_arrays, dataset_of, has_strings, padding_mask, preprocess_of, select
 from tfvllm.distillation.losses import ForwardKL
 from tfvllm.errors import InputError
-from tfvllm.families.products import flat_products
+from tfvllm.families.products import einsum_as_matmul
 
 
 @dataclass
@@ -136,7 +136,7 @@ def side_by_side(
 
     @tf.function(reduce_retracing=True)
     def both(x: Any) -> tuple[tf.Tensor, ...]:
-        with flat_products(teacher, student):
+        with einsum_as_matmul(teacher, student):
             answer = student(select(student, x), training=False)
             answered = teacher(select(teacher, x), training=False)
         read = heads.of("teacher", teacher, x, answered), heads.of("student", student, x, answer)

@@ -55,7 +55,7 @@ def student_from(
     structure = {kind: [whole[kind][index] for index in kept] for kind, kept in chosen.items()}
     config = {**adapter.config(old), "name": name if teacher is old else old.name}
     config["trainable"] = True  # a teacher is frozen once a Distiller has had it
-    native = adapter.native(config, structure)
+    native = adapter.config_if_expressible(config, structure)
     if native is not None:
         small = original_class(old)(**native)
     else:

@@ -66,11 +66,11 @@ class AlbertAdapter(TransformerStackAdapter):
         assert counts is not None, "kept_layers lets nothing else through"
         return counts
 
-    def placeholder(self, config: dict[str, Any], structure: Structure) -> dict[str, Any]:
-        return {**super().placeholder(config, structure), **self._sizes(structure)}
+    def skeleton_config(self, config: dict[str, Any], structure: Structure) -> dict[str, Any]:
+        return {**super().skeleton_config(config, structure), **self._sizes(structure)}
 
-    def native(self, config: dict[str, Any], structure: Structure) -> dict[str, Any] | None:
-        found = super().native(config, structure)
+    def config_if_expressible(self, config: dict[str, Any], structure: Structure) -> dict[str, Any] | None:
+        found = super().config_if_expressible(config, structure)
         return None if found is None else {**found, **self._sizes(structure)}
 
     def embedding_axis(self, backbone: Any) -> Axis | None:

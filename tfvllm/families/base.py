@@ -259,7 +259,7 @@ class Adapter:
     """What is known of one family. Stateless: every method takes the model.
 
     Subclasses describe a block (`describe`) and say how sizes are written back (`set_attention`, `set_block`,
-    `placeholder`, `native`); the rest is common.
+    `skeleton_config`, `native`); the rest is common.
     """
 
     family: ClassVar[str]
@@ -277,11 +277,11 @@ class Adapter:
         """Writes new sizes into a block layer."""
         raise NotImplementedError
 
-    def placeholder(self, config: dict[str, Any], structure: Structure) -> dict[str, Any]:
+    def skeleton_config(self, config: dict[str, Any], structure: Structure) -> dict[str, Any]:
         """The constructor arguments of the original class that build a small model of the right frame."""
         raise NotImplementedError
 
-    def native(self, config: dict[str, Any], structure: Structure) -> dict[str, Any] | None:
+    def config_if_expressible(self, config: dict[str, Any], structure: Structure) -> dict[str, Any] | None:
         """The constructor arguments with which the original class has exactly `structure`, or None."""
         raise NotImplementedError
 

@@ -52,8 +52,8 @@ class BloomAdapter(TransformerStackAdapter):
     def kept_traits(self, shape: BlockShape, heads: np.ndarray) -> Mapping[str, Any]:
         return kept_slopes(shape, heads)
 
-    def native(self, config: dict[str, Any], structure: Structure) -> dict[str, Any] | None:
-        return super().native(config, structure) if all(map(counted, structure["decoder"])) else None
+    def config_if_expressible(self, config: dict[str, Any], structure: Structure) -> dict[str, Any] | None:
+        return super().config_if_expressible(config, structure) if all(map(counted, structure["decoder"])) else None
 
 
 ADAPTER = BloomAdapter()

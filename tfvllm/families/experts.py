@@ -104,16 +104,16 @@ class ExpertsAdapter(LlamaAdapter):
             config["router_aux_loss_coefficient"] = backbone.router_aux_loss_coefficient
         return super().complete_config(config, backbone)
 
-    def placeholder(self, config: dict[str, Any], structure: Structure) -> dict[str, Any]:
+    def skeleton_config(self, config: dict[str, Any], structure: Structure) -> dict[str, Any]:
         blocks = structure["decoder"]
-        small = super().placeholder(config, structure)
+        small = super().skeleton_config(config, structure)
         small["intermediate_dim"] = config["intermediate_dim"]
         inside = dict.fromkeys(_sizes(config, blocks), 1)
         if "num_experts" in inside:
             inside["num_experts"] = 2  # of one Keras warns that its router has nothing to choose
         return {**small, **inside, **_which(config, blocks)}
 
-    def native(self, config: dict[str, Any], structure: Structure) -> dict[str, Any] | None:
+    def config_if_expressible(self, config: dict[str, Any], structure: Structure) -> dict[str, Any] | None:
         blocks = structure["decoder"]
         mixed = {(b.ffn, b.experts, b.top) for b in blocks if b.experts is not None}
         plain = {b.ffn for b in blocks if b.experts is None}
@@ -125,7 +125,7 @@ class ExpertsAdapter(LlamaAdapter):
                 return None
         if "head_dim" in config:
             config = {**config, "head_dim": blocks[0].head_dim}
-        found = super().native(config, {"decoder": [replace(block, ffn=0) for block in blocks]})
+        found = super().config_if_expressible(config, {"decoder": [replace(block, ffn=0) for block in blocks]})
         if found is None:
             return None
         found["intermediate_dim"] = config["intermediate_dim"]

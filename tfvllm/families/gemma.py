@@ -124,12 +124,12 @@ class GemmaAdapter(Adapter):
             layer.attention.rope_layer.max_wavelength = traits["rope_wavelength"]
             layer.attention.rope_layer.scaling_factor = traits["rope_scaling_factor"]
 
-    def placeholder(self, config: dict[str, Any], structure: Structure) -> dict[str, Any]:
+    def skeleton_config(self, config: dict[str, Any], structure: Structure) -> dict[str, Any]:
         blocks = structure["decoder"]
         sizes = {"num_layers": len(blocks), "num_query_heads": 1, "num_key_value_heads": 1, "intermediate_dim": 2}
         return {**config, **sizes, "head_dim": blocks[0].head_dim}
 
-    def native(self, config: dict[str, Any], structure: Structure) -> dict[str, Any] | None:
+    def config_if_expressible(self, config: dict[str, Any], structure: Structure) -> dict[str, Any] | None:
         blocks = structure["decoder"]
         first = blocks[0]
         if any((b.heads, b.kv_heads, b.ffn) != (first.heads, first.kv_heads, first.ffn) for b in blocks):

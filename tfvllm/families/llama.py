@@ -74,14 +74,14 @@ class LlamaAdapter(Adapter):
             config["tie_word_embeddings"] = backbone.tie_word_embeddings
         return config
 
-    def placeholder(self, config: dict[str, Any], structure: Structure) -> dict[str, Any]:
+    def skeleton_config(self, config: dict[str, Any], structure: Structure) -> dict[str, Any]:
         blocks = structure["decoder"]
         config = {**config, "num_layers": len(blocks), self.heads_key: 1, "num_key_value_heads": 1}
         if "head_dim" in config:
             config["head_dim"] = blocks[0].head_dim
         return {**config, "intermediate_dim": 1}
 
-    def native(self, config: dict[str, Any], structure: Structure) -> dict[str, Any] | None:
+    def config_if_expressible(self, config: dict[str, Any], structure: Structure) -> dict[str, Any] | None:
         blocks = structure["decoder"]
         first = blocks[0]
         if any((b.heads, b.kv_heads, b.ffn) != (first.heads, first.kv_heads, first.ffn) for b in blocks):

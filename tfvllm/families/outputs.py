@@ -16,8 +16,8 @@ import tensorflow as tf
 
 from tfvllm.errors import InputError
 from tfvllm.families import Block, Projection, adapter_for
-from tfvllm.families.products import flat_products
-from tfvllm.families.taps import Hook, call_of, tapped
+from tfvllm.families.products import einsum_as_matmul
+from tfvllm.families.taps import Hook, call_of, hooked
 
 READABLE = ("hidden_states", "attention_maps", "relations")
 
@@ -84,17 +84,17 @@ def run(
         raise InputError(f"cannot read {unknown}; expected any of {list(READABLE)}.")
     outputs = Outputs(None)
     with contextlib.ExitStack() as taps:
-        taps.enter_context(flat_products(model))  # first: what is read is read of the product that takes the place
+        taps.enter_context(einsum_as_matmul(model))  # first: what is read is read of the product that takes the place
         if read:
             for block in adapter_for(model).blocks(model):
                 found = BlockOutputs()
                 outputs.blocks.setdefault(block.kind, []).append(found)
                 for layer, method, hook in _block_hooks(block, found, read):
-                    taps.enter_context(tapped(layer, method, hook))
+                    taps.enter_context(hooked(layer, method, hook))
         for name in layers:
             hook = functools.partial(_keep, outputs.layers, name)
             layer = find_layer(model, name)
-            taps.enter_context(tapped(layer, call_of(layer), _after(hook)))
+            taps.enter_context(hooked(layer, call_of(layer), _after(hook)))
         outputs.answer = model(inputs, training=training)
     return outputs
 

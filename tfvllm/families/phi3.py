@@ -56,8 +56,8 @@ class Phi3Adapter(LlamaAdapter):
             turning = layer.attention.rotary_embedding_layer
             turning.inverese_freq_short_factor, turning.inverese_freq_long_factor = (list(traits[n]) for n in _FACTORS)
 
-    def placeholder(self, config: dict[str, Any], structure: Structure) -> dict[str, Any]:
-        config = super().placeholder(config, structure)
+    def skeleton_config(self, config: dict[str, Any], structure: Structure) -> dict[str, Any]:
+        config = super().skeleton_config(config, structure)
         if config["rope_scaling_type"] is not None:  # its one head is as wide as the model
             config.update({name: [1.0] * (config["hidden_dim"] // 2) for name in _FACTORS})
         return config

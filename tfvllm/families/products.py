@@ -13,11 +13,11 @@ from typing import Any
 
 import keras
 
-from tfvllm.families.taps import tapped
+from tfvllm.families.taps import hooked
 
 
 @contextlib.contextmanager
-def flat_products(*models: keras.Model) -> Iterator[None]:
+def einsum_as_matmul(*models: keras.Model) -> Iterator[None]:
     """While it lasts, what is traced of `models` has each `EinsumDense` as one product of matrices.
 
     Results are those of Keras up to the order of sums. Equations that are no such product, int8 kernels and LoRA are
@@ -32,7 +32,7 @@ def flat_products(*models: keras.Model) -> Iterator[None]:
         >>> layer.build((None, 5, 4))
         >>> x = np.ones((2, 5, 4), "float32")
         >>> before = layer(x)
-        >>> with tfvllm.families.products.flat_products(keras.Sequential([layer])):
+        >>> with tfvllm.families.products.einsum_as_matmul(keras.Sequential([layer])):
         ...     bool(np.allclose(layer(x), before))
         True
     """
@@ -40,7 +40,7 @@ def flat_products(*models: keras.Model) -> Iterator[None]:
         for model in models:
             for layer in model._flatten_layers():
                 if count := _contracted(layer):
-                    taps.enter_context(tapped(layer, "call", functools.partial(_product, layer, count)))
+                    taps.enter_context(hooked(layer, "call", functools.partial(_product, layer, count)))
         yield
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfvllm.families.taps import tapped
+from tfvllm.families.taps import hooked
 
 
 @contextlib.contextmanager
@@ -29,7 +29,7 @@ def exact_positions(model: Any, longest: int | None = None) -> Iterator[None]:
         for layer in model._flatten_layers():
             if type(layer).__name__ == "DisentangledSelfAttention":
                 taps.enter_context(
-                    tapped(layer, "_get_rel_pos", _from_table(int(layer.max_position_embeddings), longest))
+                    hooked(layer, "_get_rel_pos", _from_table(int(layer.max_position_embeddings), longest))
                 )
         yield
 

@@ -23,7 +23,7 @@ class ShrunkBackbone(_Layer):
 
     def __init__(self, *, structure: dict[str, list[Any]], **config: Any):
         shapes = structure_from(structure)
-        super().__init__(**self.adapter.placeholder(config, shapes))
+        super().__init__(**self.adapter.skeleton_config(config, shapes))
         for kind, layers in self.adapter.stacks(self).items():
             depth = len(shapes[kind])
             if depth < len(layers):  # the original constructor makes both stacks equally deep

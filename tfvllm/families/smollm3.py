@@ -76,11 +76,11 @@ class SmolLM3Adapter(LlamaAdapter):
         traits = [block.traits for block in structure["decoder"]]
         return {"rope_layer_enabled_list": [t["rope"] for t in traits], "layer_types": [t["type"] for t in traits]}
 
-    def placeholder(self, config: dict[str, Any], structure: Structure) -> dict[str, Any]:
-        return {**super().placeholder(config, structure), **self._by_layer(structure)}
+    def skeleton_config(self, config: dict[str, Any], structure: Structure) -> dict[str, Any]:
+        return {**super().skeleton_config(config, structure), **self._by_layer(structure)}
 
-    def native(self, config: dict[str, Any], structure: Structure) -> dict[str, Any] | None:
-        found = super().native(config, structure)
+    def config_if_expressible(self, config: dict[str, Any], structure: Structure) -> dict[str, Any] | None:
+        found = super().config_if_expressible(config, structure)
         return None if found is None else {**found, **self._by_layer(structure)}
 
     def backbone_weights(self, backbone: Any) -> Iterator[tuple[str, Any, Axes]]:

@@ -88,12 +88,12 @@ class T5Adapter(Adapter):
     def set_block(self, layer: Any, shape: BlockShape) -> None:
         """T5's block keeps no sizes of its own."""
 
-    def placeholder(self, config: dict[str, Any], structure: Structure) -> dict[str, Any]:
+    def skeleton_config(self, config: dict[str, Any], structure: Structure) -> dict[str, Any]:
         depth = max(len(stack) for stack in structure.values())
         head_dim = structure["encoder"][0].head_dim
         return {**config, "num_layers": depth, "num_heads": 1, "key_value_dim": head_dim, "intermediate_dim": 1}
 
-    def native(self, config: dict[str, Any], structure: Structure) -> dict[str, Any] | None:
+    def config_if_expressible(self, config: dict[str, Any], structure: Structure) -> dict[str, Any] | None:
         blocks = [block for stack in structure.values() for block in stack]
         first = blocks[0]
         alike = all((b.heads, b.cross_heads or b.heads, b.ffn) == (first.heads, first.heads, first.ffn) for b in blocks)

@@ -22,7 +22,7 @@ _hooks = threading.local()
 
 
 @contextlib.contextmanager
-def tapped(layer: Any, method: str, hook: Hook) -> Iterator[None]:
+def hooked(layer: Any, method: str, hook: Hook) -> Iterator[None]:
     """While it lasts, `layer.method` goes through `hook` in this thread. Of several hooks the last one is outermost."""
     key = (id(layer), method)
     mine: dict[tuple[int, str], list[Hook]] = _hooks.__dict__.setdefault("by_key", {})
@@ -50,11 +50,11 @@ def tapped(layer: Any, method: str, hook: Hook) -> Iterator[None]:
 
 def _dispatch(key: tuple[int, str], method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
-    def tapped(*args: Any, **kwargs: Any) -> Any:
+    def called(*args: Any, **kwargs: Any) -> Any:
         inner = method
         hooks: Mapping[Any, list[Hook]] = getattr(_hooks, "by_key", {})
         for hook in hooks.get(key, ()):
             inner = functools.partial(hook, inner)
         return inner(*args, **kwargs)
 
-    return tapped
+    return called

@@ -56,11 +56,11 @@ class TransformerStackAdapter(Adapter):
         setattr(layer, self.heads_key, shape.heads)
         layer.intermediate_dim = shape.ffn
 
-    def placeholder(self, config: dict[str, Any], structure: Structure) -> dict[str, Any]:
+    def skeleton_config(self, config: dict[str, Any], structure: Structure) -> dict[str, Any]:
         layers = {kind: len(blocks) for kind, blocks in structure.items()}
         return {**config, "num_layers": max(layers.values()), self.heads_key: 1, "intermediate_dim": 1}
 
-    def native(self, config: dict[str, Any], structure: Structure) -> dict[str, Any] | None:
+    def config_if_expressible(self, config: dict[str, Any], structure: Structure) -> dict[str, Any] | None:
         blocks = [block for stack in structure.values() for block in stack]
         first = blocks[0]
         alike = all((b.heads, b.cross_heads or b.heads, b.ffn) == (first.heads, first.heads, first.ffn) for b in blocks)

@@ -11,8 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfvllm.errors import InputError
-from tfvllm.families.products import flat_products
-from tfvllm.families.taps import call_of, tapped
+from tfvllm.families.products import einsum_as_matmul
+from tfvllm.families.taps import call_of, hooked
 
 
 def traced(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -54,9 +54,9 @@ def listener(
             found[key] = tf.nest.map_structure(tf.add, found[key], measured) if key in found else measured
             return outputs
 
-        with flat_products(model), contextlib.ExitStack() as taps:
+        with einsum_as_matmul(model), contextlib.ExitStack() as taps:
             for key, layer in layers.items():
-                taps.enter_context(tapped(layer, call_of(layer), functools.partial(hook, key)))
+                taps.enter_context(hooked(layer, call_of(layer), functools.partial(hook, key)))
             model(x, training=False) if run is None else run(x)
         order[:] = found
         return list(found.values())
@@ -119,9 +119,9 @@ def block_calls(model: Any, layers: Sequence[Any], data: Sequence[Any]) -> Itera
                 results.append(tensor)
             return outputs
 
-        with flat_products(model), contextlib.ExitStack() as taps:
+        with einsum_as_matmul(model), contextlib.ExitStack() as taps:
             for block, layer in enumerate(layers):
-                taps.enter_context(tapped(layer, call_of(layer), functools.partial(hook, block)))
+                taps.enter_context(hooked(layer, call_of(layer), functools.partial(hook, block)))
             model(x, training=False)
         return [outside[leaf] for leaf in wanted]
 
@@ -174,7 +174,7 @@ def _walk(
         later = set[_Given]().union(*read[block + 1 :])
         for known, (args, kwargs) in zip(values, told):
             if any(given.block == block for given in later):
-                with flat_products(layer):
+                with einsum_as_matmul(layer):
                     outputs = tf.nest.flatten(layer(*args, **kwargs))
                 known.update({_Given(block, leaf): tensor for leaf, tensor in enumerate(outputs)})
             for given in set(known) - later:

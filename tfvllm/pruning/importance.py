@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from tfvllm.errors import InputError
 from tfvllm.families import EXPERTS, FFN, HEADS, KV_HEADS, VOCABULARY, WIDTH, Adapter, Experts, adapter_for
-from tfvllm.families.products import flat_products
+from tfvllm.families.products import einsum_as_matmul
 from tfvllm.families.stored import effective
 from tfvllm.pruning.capture import batches, listener, padding_mask, token_rows, traced
 
@@ -161,7 +161,7 @@ def taylor(adapter: Adapter, model: Any, data: Any, limit: int = 64, units: Coll
     variables = list({id(v): v for v, _, _ in tracked}.values())
 
     def gradients(x: Any, y: Any, sample_weight: Any) -> Any:
-        with flat_products(model), tf.GradientTape(watch_accessed_variables=False) as tape:
+        with einsum_as_matmul(model), tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([v.value for v in variables])
             loss = loss_of(model, x, y, sample_weight)
         return tape.gradient(loss, [v.value for v in variables])

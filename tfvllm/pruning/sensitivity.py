@@ -12,7 +12,7 @@ import numpy as np
 from tfvllm import files
 from tfvllm.errors import InputError
 from tfvllm.families import FFN, Adapter, Block, adapter_for
-from tfvllm.families.taps import call_of, tapped
+from tfvllm.families.taps import call_of, hooked
 from tfvllm.pruning.capture import batches
 from tfvllm.pruning.importance import loss_of, unit_scores
 from tfvllm.pruning.structure import Plan, best, full_plan, head_keep, head_unit, mask_model
@@ -193,7 +193,7 @@ def _left_out(block: Block) -> Iterator[None]:
         first = args[0] if args else next(iter(kwargs.values()))
         return (first, *outputs[1:]) if isinstance(outputs, tuple) else first
 
-    with tapped(block.layer, call_of(block.layer), hook):
+    with hooked(block.layer, call_of(block.layer), hook):
         yield
 
 

@@ -120,7 +120,7 @@ def apply_plan(model: Any, plan: Plan) -> Any:
     structure = planned_structure(adapter, model, plan)
     width, vocabulary = (len(plan.keep[unit, ""]) if (unit, "") in plan.keep else None for unit in (WIDTH, VOCABULARY))
     config = adapter.resized_config(adapter.config(old), width, vocabulary)
-    native = adapter.native(config, structure)
+    native = adapter.config_if_expressible(config, structure)
     if native is not None:
         backbone = original_class(old)(**native)
     else:

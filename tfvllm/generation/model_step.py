@@ -80,12 +80,12 @@ def generate(
             reasons=first_reasons(lengths, room),
             counts=tf.zeros_like(lengths),
             tails=tf.fill(tf.shape(lengths), ""),
-            tokens=tf.fill([batch + spare, max_new_tokens], pad_id),
             scores=tf.zeros([batch + spare, max_new_tokens if log_probs else 0]),
             history=ids[:, :0] if controls is None else tf.pad(ids, [[0, 0], [0, max_new_tokens]]),
         ),
         read=read,
         room=room,
+        most=max_new_tokens,
         uniform=uniform,
         controls=controls,
         stop_ids=stop_ids,
@@ -103,9 +103,9 @@ def generate(
         start = tf.reduce_min(tf.reduce_sum(tf.cast(mask, tf.int32), axis=-1))
         loop(functools.partial(_forward, model, source), inputs["token_ids"], index=start, mask=mask)
     end = loop.end
-    assert end is not None, "the model did not ask its sampler"
+    assert end is not None and loop.tokens is not None, "the model did not ask its sampler"
     return Result(
-        token_ids=end.tokens[:batch],
+        token_ids=loop.tokens[:batch],
         lengths=end.counts[:batch],
         reasons=end.reasons[:batch],
         log_probs=end.scores[:batch] if log_probs else None,
@@ -201,25 +201,28 @@ def _two_sequences(ids: tf.Tensor, lengths: tf.Tensor, steps: tf.Tensor, fixed: 
 class _State(NamedTuple):
     """What is known of the rows: reasons, counts int32[rows]; tails string[rows], as `stops` wants them.
 
-    tokens int32[rows, max_new_tokens] and scores float32, its shape or [rows, 0]: the answers; history int32, [rows,
-    room] or [rows, 0]: prompts and answers.
+    scores float32, [rows, max_new_tokens] or [rows, 0], of the answers; history int32, [rows, room] or [rows, 0]:
+    prompts and answers.
     """
 
     reasons: tf.Tensor
     counts: tf.Tensor
     tails: tf.Tensor
-    tokens: tf.Tensor
     scores: tf.Tensor
     history: tf.Tensor
 
 
 @dataclasses.dataclass
 class _Loop:
-    """In the place of a keras-nlp sampler: the loop over new tokens, from `start` to `end`."""
+    """In the place of a keras-nlp sampler: the loop over at most `most` new tokens, from `start` to `end`.
+
+    tokens int32[rows, most]: the answers, taken out of what the model has stepped over.
+    """
 
     start: _State
     read: tf.Tensor
     room: tf.Tensor
+    most: tf.Tensor
     uniform: tf.Tensor | None
     controls: SamplingParams | None
     stop_ids: tuple[int, ...]
@@ -227,6 +230,7 @@ class _Loop:
     log_probs: bool
     pad_id: int
     end: _State | None = None
+    tokens: tf.Tensor | None = None
 
     def __call__(self, next, prompt, cache=None, index=0, mask=None, **_):
         width = tf.shape(prompt)[1]
@@ -247,17 +251,18 @@ class _Loop:
 
         variables = (tf.cast(index, tf.int32), prompt, first_cache, self.start)
         _, prompt, _, self.end = tf.while_loop(unfinished, advance, variables)
+        step = tf.range(self.most)
+        places = tf.minimum(behind[:, tf.newaxis] + step, width - 1)
+        found = tf.cast(tf.gather(prompt, places, batch_dims=1), tf.int32)
+        self.tokens = tf.where(step < self.end.counts[:, tf.newaxis], found, self.pad_id)
         return prompt
 
     def _record(self, logits: tf.Tensor, step: tf.Tensor, state: _State) -> tuple[tf.Tensor, _State]:
         """The next tokens int32[rows] of the rows that are answering, and what is known of the rows with them."""
         answering = (step >= 0) & (state.reasons == RUNNING)
-        place = tf.clip_by_value(step, 0, tf.maximum(tf.shape(state.tokens)[1] - 1, 0))
+        place = tf.clip_by_value(step, 0, tf.maximum(self.most - 1, 0))
         tokens = self._next_tokens(logits, place, state.history)
-        changed: dict[str, tf.Tensor] = {
-            "tokens": _put(state.tokens, place, tokens, answering),
-            "counts": state.counts + tf.cast(answering, tf.int32),
-        }
+        changed: dict[str, tf.Tensor] = {"counts": state.counts + tf.cast(answering, tf.int32)}
         if self.log_probs:
             changed["scores"] = _put(state.scores, place, sampling.log_probability(logits, tokens), answering)
         if self.controls is not None:

@@ -13,39 +13,6 @@ GROUPED = {"num_query_heads": 4, "num_key_value_heads": 2}
 EXPERTS = {"num_experts": 4, "top_k": 2}
 
 
-def falcon():
-    backbone = keras_nlp.models.FalconBackbone(num_attention_heads=4, **SMALL)
-    return keras_nlp.models.FalconCausalLM(backbone, None)
-
-
-def mixtral():
-    return keras_nlp.models.MixtralCausalLM(keras_nlp.models.MixtralBackbone(**SMALL, **GROUPED, **EXPERTS), None)
-
-
-def qwen_moe():
-    backbone = keras_nlp.models.QwenMoeBackbone(
-        moe_intermediate_dim=24,
-        shared_expert_intermediate_dim=32,
-        layer_norm_epsilon=1e-6,
-        **SMALL,
-        **GROUPED,
-        **EXPERTS,
-    )
-    return keras_nlp.models.QwenMoeCausalLM(backbone, None)
-
-
-def qwen3_moe():
-    backbone = keras_nlp.models.Qwen3MoeBackbone(
-        head_dim=8, moe_intermediate_dim=24, norm_top_k_prob=True, **SMALL, **GROUPED, **EXPERTS
-    )
-    return keras_nlp.models.Qwen3MoeCausalLM(backbone, None)
-
-
-def gpt_oss():
-    backbone = keras_nlp.models.GptOssBackbone(sliding_window=8, head_dim=8, **SMALL, **GROUPED, **EXPERTS)
-    return keras_nlp.models.GptOssCausalLM(backbone, None)
-
-
 def rwkv7():
     backbone = keras_nlp.models.RWKV7Backbone(
         hidden_size=32,
@@ -61,41 +28,27 @@ def rwkv7():
     return keras_nlp.models.RWKV7CausalLM(backbone, None)
 
 
+_LINEAR = {
+    "head_dim": 8,
+    "layer_types": ["linear_attention", "full_attention"],
+    "partial_rotary_factor": 0.5,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_conv_kernel_dim": 4,
+    **GROUPED,
+}
+
+
 def qwen3_5():
-    backbone = keras_nlp.models.Qwen3_5Backbone(
-        head_dim=8,
-        layer_types=["linear_attention", "full_attention"],
-        partial_rotary_factor=0.5,
-        linear_num_key_heads=2,
-        linear_num_value_heads=4,
-        linear_key_head_dim=8,
-        linear_value_head_dim=8,
-        linear_conv_kernel_dim=4,
-        **SMALL,
-        **GROUPED,
-    )
-    return keras_nlp.models.Qwen3_5CausalLM(backbone, None)
+    return M.Qwen3_5CausalLM(M.Qwen3_5Backbone(**_LINEAR, **SMALL), None)
 
 
 def qwen3_5_moe():
-    backbone = keras_nlp.models.Qwen3_5MoeBackbone(
-        vocabulary_size=VOCABULARY,
-        num_layers=2,
-        hidden_dim=32,
-        head_dim=8,
-        moe_intermediate_dim=24,
-        shared_expert_intermediate_size=24,
-        layer_types=["linear_attention", "full_attention"],
-        partial_rotary_factor=0.5,
-        linear_num_key_heads=2,
-        linear_num_value_heads=4,
-        linear_key_head_dim=8,
-        linear_value_head_dim=8,
-        linear_conv_kernel_dim=4,
-        **GROUPED,
-        **EXPERTS,
-    )
-    return keras_nlp.models.Qwen3_5MoeCausalLM(backbone=backbone, preprocessor=None)
+    sizes = {name: SMALL[name] for name in ("vocabulary_size", "num_layers", "hidden_dim")}
+    inside = {"moe_intermediate_dim": 24, "shared_expert_intermediate_size": 24, **EXPERTS}
+    return M.Qwen3_5MoeCausalLM(backbone=M.Qwen3_5MoeBackbone(**_LINEAR, **sizes, **inside), preprocessor=None)
 
 
 TWO_KINDS = ["sliding_attention", "full_attention"]

@@ -24,20 +24,15 @@ from .general_models import (
     SMALL,
     WRONG,
     built,
-    falcon,
     forward_greedy,
     gemma3n,
     gemma4,
-    gpt_oss,
     keras_greedy,
-    mixtral,
     qwen3_5,
     qwen3_5_moe,
-    qwen3_moe,
-    qwen_moe,
     rwkv7,
 )
-from .models import prompts
+from .models import falcon, gpt_oss, mixtral, prompts, qwen3_moe, qwen_moe
 from .small_tokenizers import text_options
 
 

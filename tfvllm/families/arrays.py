@@ -4,7 +4,7 @@ import keras
 import numpy as np
 
 from tfvllm.errors import InputError
-from tfvllm.families.spec import Attention, FeedForward, Linear, Norm
+from tfvllm.families.spec import Attention, CrossAttention, FeedForward, Linear, Norm
 
 
 def array(variable) -> np.ndarray:
@@ -41,13 +41,13 @@ def merged(*parts: tuple[np.ndarray, np.ndarray | None]) -> Linear:
 
 
 def from_heads(layer) -> Linear:
-    """An EinsumDense from heads back to the width, as [heads*head_dim, width]."""
+    """An EinsumDense or Dense from heads back to the width, as [heads*head_dim, width]."""
     kernel = array(layer.kernel)
     return Linear(kernel.reshape(-1, kernel.shape[-1]), bias(layer))
 
 
 def self_attention(query, key, value, output, *, scale: float, **more) -> Attention:
-    """From the four EinsumDense layers of grouped-query attention; `more`: other fields of `spec.Attention`."""
+    """From the four layers of attention, grouped or not; `more`: other fields of `spec.Attention`."""
     kernels = [projection(layer) for layer in (query, key, value)]
     _, _, heads, head_dim = kernels[0]
     return Attention(
@@ -58,6 +58,22 @@ def self_attention(query, key, value, output, *, scale: float, **more) -> Attent
         output=from_heads(output),
         scale=scale,
         **more,
+    )
+
+
+def cross_attention(query, key, value, output, *, scale: float, soft_cap: float | None = None) -> CrossAttention:
+    """From the four layers of a decoder's attention to the encoder."""
+    kernel, query_bias, heads, head_dim = projection(query)
+    keys, values = projection(key), projection(value)
+    return CrossAttention(
+        heads=heads,
+        kv_heads=keys[2],
+        head_dim=head_dim,
+        query=Linear(kernel, query_bias),
+        key_value=merged(keys[:2], values[:2]),
+        output=from_heads(output),
+        scale=scale,
+        soft_cap=soft_cap,
     )
 
 

@@ -6,8 +6,8 @@ import numpy as np
 
 from tfvllm.errors import InputError
 from tfvllm.families import spec
-from tfvllm.families.arrays import activation_name, array, dense, gated, self_attention
-from tfvllm.families.llama import decoder, rms_norm, rotary, self_attention_of
+from tfvllm.families.arrays import activation_name, array, dense, self_attention
+from tfvllm.families.llama import decoder, feed_forward_of, rms_norm, rotary, self_attention_of
 
 
 def read_mixtral(backbone) -> spec.LanguageModel:
@@ -83,23 +83,14 @@ def _attention(layer, output, window: int | None, **more) -> spec.Attention:
 def _qwen(mlp) -> spec.FeedForward | spec.Experts:
     """A layer of Qwen's has experts, or one feed-forward like Llama's."""
     if not hasattr(mlp, "expert_bank"):
-        return _one(mlp)
+        return feed_forward_of(mlp)
     shared = getattr(mlp, "shared_expert_dense", None)
     return _experts(
         mlp,
         up=array(mlp.expert_bank._expert_feedforward_gate_dense),
         normalized=bool(mlp.norm_top_k_prob),
-        shared=None if shared is None else _one(shared),
+        shared=None if shared is None else feed_forward_of(shared),
         shared_gate=None if shared is None else dense(mlp.shared_expert_gate_dense),
-    )
-
-
-def _one(mlp) -> spec.FeedForward:
-    return gated(
-        mlp._feedforward_gate_dense,
-        mlp._feedforward_intermediate_dense,
-        mlp._feedforward_output_dense,
-        mlp.activation,
     )
 
 

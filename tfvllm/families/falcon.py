@@ -4,26 +4,22 @@ Scores are scaled after ALiBi is added to them: its slopes are scaled too. Falco
 decode engine backwards from the query: all scores of a query differ by one number, which softmax does not see.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from keras_hub.models import FalconBackbone, FalconCausalLM
 
 from tfvllm.families import spec
-from tfvllm.families.alibi import counted, kept_slopes, set_slopes, slopes_of
-from tfvllm.families.arrays import activation_name, array, dense, layer_norm, merged, projection
-from tfvllm.families.base import Block, BlockShape, Structure, mha_scale
+from tfvllm.families.alibi import AlibiAdapter
+from tfvllm.families.arrays import activation_name, array, dense, layer_norm, self_attention
+from tfvllm.families.base import Block
 from tfvllm.families.projections import attention, feed_forward
 from tfvllm.families.shrunk import ShrunkBackbone, ShrunkCausalLM, register
-from tfvllm.families.transformer_encoder import TransformerStackAdapter
 
 
-class FalconAdapter(TransformerStackAdapter):
+class FalconAdapter(AlibiAdapter):
     """Falcon."""
 
     family = "falcon"
-    only_stack = "decoder"
     heads_key = "num_attention_heads"
 
     def describe(self, layer: Any, kind: str, index: int, hidden: int) -> Block:
@@ -40,22 +36,8 @@ class FalconAdapter(TransformerStackAdapter):
             norms={"attention": layer.input_layernorm, "feed_forward": layer.post_attention_layernorm},
         )
 
-    def set_attention(self, attention: Any, heads: int, kv_heads: int, head_dim: int) -> None:
-        attention.num_heads = heads
-        attention.head_dim = head_dim
-        attention.inv_norm_factor = mha_scale(head_dim)
-
-    def traits(self, layer: Any) -> dict[str, Any]:
-        return slopes_of(layer, layer.num_attention_heads)
-
-    def set_traits(self, layer: Any, traits: Mapping[str, Any]) -> None:
-        set_slopes(layer, traits)
-
-    def kept_traits(self, shape: BlockShape, heads: np.ndarray) -> Mapping[str, Any]:
-        return kept_slopes(shape, heads)
-
-    def config_if_expressible(self, config: dict[str, Any], structure: Structure) -> dict[str, Any] | None:
-        return super().config_if_expressible(config, structure) if all(map(counted, structure["decoder"])) else None
+    def slopes_owner(self, layer: Any) -> Any:
+        return layer
 
 
 ADAPTER = FalconAdapter()
@@ -95,17 +77,13 @@ def read(backbone) -> spec.LanguageModel:
 
 def _block(layer) -> spec.Block:
     attention = layer.attention_layer
-    parts = [projection(part) for part in (attention.query_dense, attention.key_dense, attention.value_dense)]
-    heads, head_dim = parts[0][2:]
+    projections = (attention.query_dense, attention.key_dense, attention.value_dense, attention.output_dense)
+    heads = int(attention.query_dense.kernel.shape[1])
     scale = attention.inv_norm_factor
     return spec.Block(
         normalize_first=True,
-        attention=spec.Attention(
-            heads=heads,
-            kv_heads=heads,
-            head_dim=head_dim,
-            query_key_value=merged(*[part[:2] for part in parts]),
-            output=dense(attention.output_dense),
+        attention=self_attention(
+            *projections,
             scale=scale,
             alibi=tuple(slope * scale for slope in layer._get_slopes(heads)),
         ),

@@ -11,7 +11,7 @@ from keras_hub.models import Gemma3Backbone, GemmaBackbone
 
 from tfvllm.errors import InputError
 from tfvllm.families import spec
-from tfvllm.families.arrays import array, from_heads, merged, projection
+from tfvllm.families.arrays import array, gated, self_attention
 from tfvllm.families.base import (
     FFN,
     HEADS,
@@ -231,18 +231,12 @@ def _block(layer) -> spec.Block:
     attention = layer.attention
     if getattr(attention, "use_bidirectional_attention", False):
         raise InputError("this Gemma 3 attends in both directions (an embedding model); expected a causal one")
-    query, query_bias, heads, head_dim = projection(attention.query_dense)
-    key, key_bias, kv_heads, _ = projection(attention.key_dense)
-    value, value_bias, _, _ = projection(attention.value_dense)
+    head_dim = attention.head_dim
     normalizer = head_dim if attention.query_head_dim_normalize else layer.hidden_dim // attention.num_query_heads
     return spec.Block(
         normalize_first=True,
-        attention=spec.Attention(
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
-            query_key_value=merged((query, query_bias), (key, key_bias), (value, value_bias)),
-            output=from_heads(attention.output_dense),
+        attention=self_attention(
+            *(attention.query_dense, attention.key_dense, attention.value_dense, attention.output_dense),
             scale=1.0 / math.sqrt(normalizer),
             window=attention.sliding_window_size if attention.use_sliding_window_attention else None,
             soft_cap=attention.logit_soft_cap,
@@ -252,12 +246,7 @@ def _block(layer) -> spec.Block:
         ),
         attention_norm=rms_norm(layer.pre_attention_norm),
         post_attention_norm=_optional(layer, "post_attention_norm"),
-        feed_forward=spec.FeedForward(
-            up=spec.Linear(np.concatenate([array(layer.gating_ffw.kernel), array(layer.gating_ffw_2.kernel)], axis=1)),
-            output=spec.Linear(array(layer.ffw_linear.kernel)),
-            activation="gelu_approximate",
-            gated=True,
-        ),
+        feed_forward=gated(layer.gating_ffw, layer.gating_ffw_2, layer.ffw_linear, "gelu_approximate"),
         feed_forward_norm=rms_norm(layer.pre_ffw_norm),
         post_feed_forward_norm=_optional(layer, "post_ffw_norm"),
     )

@@ -41,6 +41,7 @@ class LlamaAdapter(Adapter):
     family = "llama"
     only_stack = "decoder"
     heads_key: ClassVar[str] = "num_query_heads"  # in configs
+    final_norm: ClassVar[str] = "layer_norm"  # of a backbone
 
     def describe(self, layer: Any, kind: str, index: int, hidden: int) -> Block:
         place = f"{kind}.{index}"
@@ -109,7 +110,7 @@ class LlamaAdapter(Adapter):
     def backbone_weights(self, backbone: Any) -> Iterator[tuple[str, Any, Axes]]:
         for name, variable in walk(backbone.token_embedding, "token_embedding."):
             yield name, variable, embedding_axes(variable.name)
-        for name, variable in walk(backbone.layer_norm, "layer_norm."):
+        for name, variable in walk(getattr(backbone, self.final_norm), f"{self.final_norm}."):
             yield name, variable, width_axes(variable)
 
 
@@ -209,8 +210,11 @@ def read(backbone) -> spec.LanguageModel:
     return decoder(backbone, _block)
 
 
-def decoder(backbone, block: Callable[[Any], spec.Block]) -> spec.LanguageModel:
-    """A model of blocks between an embedding and an RMS norm, as Llama's; `block` reads one of its layers."""
+def decoder(backbone, block: Callable[[Any], spec.Block], final_norm=None) -> spec.LanguageModel:
+    """A model of blocks between an embedding and an RMS norm, as Llama's.
+
+    block: reads one of its layers. final_norm: the layer after them; default `layer_norm` of the backbone.
+    """
     embedding = backbone.token_embedding
     return spec.LanguageModel(
         family=type(backbone).__name__.removesuffix("Backbone").lower(),
@@ -218,7 +222,7 @@ def decoder(backbone, block: Callable[[Any], spec.Block]) -> spec.LanguageModel:
         head=None if embedding.tie_weights else array(embedding.reverse_embeddings),
         decoder=spec.Stack(
             blocks=[block(layer) for layer in backbone.transformer_layers],
-            final_norm=rms_norm(backbone.layer_norm),
+            final_norm=rms_norm(final_norm or backbone.layer_norm),
         ),
     )
 
@@ -242,13 +246,18 @@ def _block(layer) -> spec.Block:
         normalize_first=True,
         attention=self_attention_of(attention, window=_window(layer, attention)),
         attention_norm=rms_norm(layer._self_attention_layernorm),
-        feed_forward=gated(
-            layer._feedforward_gate_dense,
-            layer._feedforward_intermediate_dense,
-            layer._feedforward_output_dense,
-            layer.activation,
-        ),
+        feed_forward=feed_forward_of(layer),
         feed_forward_norm=rms_norm(layer._feedforward_layernorm),
+    )
+
+
+def feed_forward_of(layer) -> spec.FeedForward:
+    """Of a layer that names its feed-forward as Llama's."""
+    return gated(
+        layer._feedforward_gate_dense,
+        layer._feedforward_intermediate_dense,
+        layer._feedforward_output_dense,
+        layer.activation,
     )
 
 

@@ -1,25 +1,20 @@
 """SmolLM3: Llama's block, in some layers without positions (NoPE; Yang et al. 2025, arXiv:2501.18795)."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import keras
 from keras_hub.models import SmolLM3Backbone, SmolLM3CausalLM
 
 from tfvllm.families import spec
-from tfvllm.families.arrays import array, bias, dense, from_heads, merged
+from tfvllm.families.arrays import array, bias, from_heads, gated, merged
 from tfvllm.families.base import (
-    Axes,
     Block,
     BlockShape,
     Structure,
-    embedding_axes,
     mha_scale,
     replace_layer,
-    walk,
-    width_axes,
 )
-from tfvllm.families.llama import LlamaAdapter, rms_norm
+from tfvllm.families.llama import LlamaAdapter, decoder, rms_norm
 from tfvllm.families.projections import attention, feed_forward
 from tfvllm.families.shrunk import ShrunkBackbone, ShrunkCausalLM, register
 
@@ -29,6 +24,7 @@ class SmolLM3Adapter(LlamaAdapter):
 
     family = "smollm3"
     heads_key = "num_attention_heads"
+    final_norm = "norm"
 
     def describe(self, layer: Any, kind: str, index: int, hidden: int) -> Block:
         place = f"{kind}.{index}"
@@ -83,12 +79,6 @@ class SmolLM3Adapter(LlamaAdapter):
         found = super().config_if_expressible(config, structure)
         return None if found is None else {**found, **self._by_layer(structure)}
 
-    def backbone_weights(self, backbone: Any) -> Iterator[tuple[str, Any, Axes]]:
-        for name, variable in walk(backbone.token_embedding, "token_embedding."):
-            yield name, variable, embedding_axes(variable.name)
-        for name, variable in walk(backbone.norm, "norm."):
-            yield name, variable, width_axes(variable)
-
 
 ADAPTER = SmolLM3Adapter()
 
@@ -115,14 +105,7 @@ TASKS = {SmolLM3CausalLM: ShrunkSmolLM3CausalLM}
 
 
 def read(backbone) -> spec.LanguageModel:
-    return spec.LanguageModel(
-        family="smollm3",
-        embedding=array(backbone.token_embedding.embeddings),
-        decoder=spec.Stack(
-            blocks=[_block(layer) for layer in backbone.transformer_layers],
-            final_norm=rms_norm(backbone.norm),
-        ),
-    )
+    return decoder(backbone, _block, backbone.norm)
 
 
 def _block(layer) -> spec.Block:
@@ -139,9 +122,7 @@ def _block(layer) -> spec.Block:
             rotary=_rotary(attention.rotary_embedding) if attention.use_rope else None,
         ),
         attention_norm=rms_norm(layer.input_layernorm),
-        feed_forward=spec.FeedForward(
-            up=_beside(mlp.gate_proj, mlp.up_proj), output=dense(mlp.down_proj), activation="silu", gated=True
-        ),
+        feed_forward=gated(mlp.gate_proj, mlp.up_proj, mlp.down_proj, "silu"),
         feed_forward_norm=rms_norm(layer.post_attention_layernorm),
     )
 

@@ -2,10 +2,8 @@
 
 import math
 
-import numpy as np
-
 from tfvllm.families import spec
-from tfvllm.families.arrays import activation_name, array, dense, from_heads, merged, projection
+from tfvllm.families.arrays import array, cross_attention, gated, self_attention
 from tfvllm.families.gemma import rms_norm
 from tfvllm.families.llama import rotary
 
@@ -33,31 +31,22 @@ def read(backbone) -> spec.LanguageModel:
 
 def _block(layer, *, decoder: bool = False) -> spec.Block:
     attention, mlp = layer.self_attn, layer.mlp
-    parts = [projection(part) for part in (attention.query_dense, attention.key_dense, attention.value_dense)]
-    heads, head_dim = parts[0][2:]
     # keras-nlp's window is what lies before the query; its encoder sees everything, whatever its layers are called.
     windowed = decoder and layer.layer_type == "sliding_attention"
     name = mlp.hidden_activation
     return spec.Block(
         normalize_first=True,
-        attention=spec.Attention(
-            heads=heads,
-            kv_heads=parts[1][2],
-            head_dim=head_dim,
-            query_key_value=merged(*[part[:2] for part in parts]),
-            output=from_heads(attention.output_dense),
+        attention=self_attention(
+            *_projections(attention),
             scale=attention.scaling,
             window=layer.sliding_window + 1 if windowed else None,
             soft_cap=attention.logit_soft_cap,
-            rotary=rotary(attention.rotary_embedding, head_dim),
+            rotary=rotary(attention.rotary_embedding, int(attention.query_dense.kernel.shape[-1])),
         ),
         attention_norm=rms_norm(layer.pre_self_attn_layernorm),
         post_attention_norm=rms_norm(layer.post_self_attn_layernorm),
-        feed_forward=spec.FeedForward(
-            up=spec.Linear(np.concatenate([array(mlp.gate_proj.kernel), array(mlp.up_proj.kernel)], axis=1)),
-            output=dense(mlp.down_proj),
-            activation=name if name == "gelu_approximate" else activation_name(mlp.act_fn),
-            gated=True,
+        feed_forward=gated(
+            *(mlp.gate_proj, mlp.up_proj, mlp.down_proj), name if name == "gelu_approximate" else mlp.act_fn
         ),
         feed_forward_norm=rms_norm(layer.pre_feedforward_layernorm),
         post_feed_forward_norm=rms_norm(layer.post_feedforward_layernorm),
@@ -68,18 +57,11 @@ def _block(layer, *, decoder: bool = False) -> spec.Block:
 
 
 def _cross(attention) -> spec.CrossAttention:
-    query, query_bias, heads, head_dim = projection(attention.query_dense)
-    key, value = projection(attention.key_dense), projection(attention.value_dense)
-    return spec.CrossAttention(
-        heads=heads,
-        kv_heads=key[2],
-        head_dim=head_dim,
-        query=spec.Linear(query, query_bias),
-        key_value=merged(key[:2], value[:2]),
-        output=from_heads(attention.output_dense),
-        scale=attention.scaling,
-        soft_cap=attention.logit_soft_cap,
-    )
+    return cross_attention(*_projections(attention), scale=attention.scaling, soft_cap=attention.logit_soft_cap)
+
+
+def _projections(attention) -> tuple:
+    return attention.query_dense, attention.key_dense, attention.value_dense, attention.output_dense
 
 
 READERS = {"T5GemmaBackbone": read}

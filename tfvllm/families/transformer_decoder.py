@@ -5,7 +5,7 @@ import math
 from keras_hub.models import GPT2Backbone, GPT2CausalLM, OPTBackbone, OPTCausalLM
 
 from tfvllm.families import spec
-from tfvllm.families.arrays import activation_name, array, dense, from_heads, layer_norm, merged, projection
+from tfvllm.families.arrays import activation_name, array, cross_attention, dense, layer_norm, self_attention
 from tfvllm.families.shrunk import ShrunkBackbone, ShrunkCausalLM, register
 from tfvllm.families.transformer_encoder import TransformerStackAdapter
 
@@ -82,19 +82,10 @@ def read_opt(backbone) -> spec.LanguageModel:
 def block(layer) -> spec.Block:
     """A TransformerDecoder or TransformerEncoder layer. Sizes come from the weights, so shrunk layers read as well."""
     attention = layer._self_attention_layer
-    parts = [projection(dense) for dense in (attention._query_dense, attention._key_dense, attention._value_dense)]
-    heads, head_dim = parts[0][2:]
     cross = getattr(layer, "_cross_attention_layer", None)
     return spec.Block(
         normalize_first=layer.normalize_first,
-        attention=spec.Attention(
-            heads=heads,
-            kv_heads=heads,
-            head_dim=head_dim,
-            query_key_value=merged(*[part[:2] for part in parts]),
-            output=from_heads(attention._output_dense),
-            scale=1.0 / math.sqrt(attention._key_dim),
-        ),
+        attention=self_attention(*_projections(attention), scale=1.0 / math.sqrt(attention._key_dim)),
         attention_norm=layer_norm(layer._self_attention_layer_norm),
         feed_forward=spec.FeedForward(
             up=dense(layer._feedforward_intermediate_dense),
@@ -102,22 +93,15 @@ def block(layer) -> spec.Block:
             activation=activation_name(layer._feedforward_intermediate_dense.activation),
         ),
         feed_forward_norm=layer_norm(layer._feedforward_layer_norm),
-        cross_attention=None if cross is None else _cross(cross),
+        cross_attention=None
+        if cross is None
+        else cross_attention(*_projections(cross), scale=1.0 / math.sqrt(cross._key_dim)),
         cross_norm=None if cross is None else layer_norm(layer._cross_attention_layer_norm),
     )
 
 
-def _cross(attention) -> spec.CrossAttention:
-    query, query_bias, heads, head_dim = projection(attention._query_dense)
-    return spec.CrossAttention(
-        heads=heads,
-        kv_heads=heads,
-        head_dim=head_dim,
-        query=spec.Linear(query, query_bias),
-        key_value=merged(projection(attention._key_dense)[:2], projection(attention._value_dense)[:2]),
-        output=from_heads(attention._output_dense),
-        scale=1.0 / math.sqrt(attention._key_dim),
-    )
+def _projections(attention) -> tuple:
+    return attention._query_dense, attention._key_dense, attention._value_dense, attention._output_dense
 
 
 READERS = {"GPT2Backbone": read_gpt2, "OPTBackbone": read_opt}

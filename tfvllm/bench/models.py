@@ -40,7 +40,7 @@ class ServedModel:
                 f"found {', '.join(self._loaded.signatures) or 'none'}."
             )
         self.function = self._loaded.signatures[signature]
-        self.inputs: dict[str, tf.TensorSpec] = dict(self.function.structured_input_signature[1])
+        self.inputs: dict[str, tf.TensorSpec] = dict(sorted(self.function.structured_input_signature[1].items()))
 
     def __call__(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Runs the signature and waits for its outputs."""

@@ -93,9 +93,9 @@ def load(path: str | os.PathLike, only: str | None = None) -> SavedModel:
     for name in names:
         function = loaded.signatures[name]
         graph = from_concrete(function, owners, name)
-        specs = {k: s for k, s in function.structured_input_signature[1].items()}
-        # TensorFlow orders a signature's inputs and outputs by key.
-        graph.inputs = dict(zip(sorted(specs), graph.inputs.values(), strict=True))
+        # TensorFlow orders a signature's inputs and outputs by key; this dict has the order of a proto map.
+        specs = dict(sorted(function.structured_input_signature[1].items()))
+        graph.inputs = dict(zip(specs, graph.inputs.values(), strict=True))
         graph.outputs = dict(zip(sorted(function.structured_outputs), graph.outputs.values(), strict=True))
         signatures[name] = Signature(graph, specs, definitions[name].method_name, function)
     graphs = [s.graph for s in signatures.values()]

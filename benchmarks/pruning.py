@@ -38,7 +38,7 @@ from parts import RESULTS, Rows, Sst2, WikiText2, fit
 from smollm2 import SmolLM2
 
 import tfvllm
-from tfvllm.compress.classifiers import plain
+from tfvllm.compress.tasks.classifiers import plain
 from tfvllm.compress.training import recalled_teacher
 from tfvllm.pruning import apply_plan, plan_shrink, sparsify
 from tfvllm.pruning.structure import full_plan

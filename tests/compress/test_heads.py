@@ -11,7 +11,8 @@ import tensorflow as tf
 from tests import tiny_models
 from tests.compress.conftest import RECIPE
 from tests.tiny_models import TEXTS
-from tfvllm.compress import batches, classifiers, training
+from tfvllm.compress import artifacts, batches, training
+from tfvllm.compress.tasks import classifiers
 from tfvllm.data import Split
 from tfvllm.errors import InputError
 
@@ -63,7 +64,7 @@ def test_the_student_of_a_softmax_is_as_good(tmp_path, small_data):
     head, rest = whole.split("teacher:")[0], whole[whole.index("student:") :]
     rest = rest[: rest.index("prune:")] + "shrink: {ffn: 0.5, epochs: 1, batch_size: 32, calibration: 64}\n"
     run("first", whole[: whole.index("prune:")])
-    plain = classifiers.load_model(tmp_path / "first" / "steps" / "teacher" / "model.keras")
+    plain = artifacts.load_model(tmp_path / "first" / "steps" / "teacher" / "model.keras")
     softmax = keras_nlp.models.BertTextClassifier(
         backbone=plain.backbone, num_classes=2, preprocessor=plain.preprocessor, activation="softmax"
     )
@@ -74,5 +75,5 @@ def test_the_student_of_a_softmax_is_as_good(tmp_path, small_data):
     for stage in ("teacher", "distill", "shrink"):
         one, two = (stages[stage]["dev_accuracy"] for stages in found)
         assert one == pytest.approx(two, abs=0.02) and two > 0.9
-    again = classifiers.load_model(tmp_path / "softmax" / "steps" / "shrink" / "model.keras")
+    again = artifacts.load_model(tmp_path / "softmax" / "steps" / "shrink" / "model.keras")
     assert again.activation is keras.activations.softmax

@@ -55,7 +55,10 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
             "simplify.profile: expected data or a JSON-lines file, found no gone.jsonl",
         ),
         ({"name": "a/b"}, "name: expected letters, digits"),
-        ({"task": "generate"}, "task: expected one of classify"),
+        (
+            {"task": "generat"},
+            "task: expected one of classify, generate, translate, found 'generat'; did you mean generate\\?",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(content, said):

@@ -8,20 +8,20 @@ import yaml
 
 from tests.compress.conftest import write_data
 from tfvllm import compress, data
-from tfvllm.compress.recipe import Recipe, Synthetic, parse_recipe
+from tfvllm.compress.recipe import parse_recipe
+from tfvllm.compress.recipe.blocks import Block
+from tfvllm.compress.recipe.classify import ClassifyRecipe, Synthetic
 from tfvllm.serving import kit
 
-BLOCK = Recipe.__base__
 
-
-def keys(block=Recipe) -> set[tuple[str, str]]:
+def keys(block=ClassifyRecipe) -> set[tuple[str, str]]:
     """(block's class, key) of the whole schema, but keys that have one value only: checking them is all there is."""
     found = set()
     for name, field in block.model_fields.items():
         if len(typing.get_args(field.annotation)) != 1 or typing.get_origin(field.annotation) is not typing.Literal:
             found.add((block.__name__, name))
         for part in (field.annotation, *getattr(field.annotation, "__args__", ())):
-            if isinstance(part, type) and issubclass(part, BLOCK):
+            if isinstance(part, type) and issubclass(part, Block):
                 found |= keys(part)
     return found
 
@@ -36,7 +36,7 @@ def used(monkeypatch):
             read.add((type(self).__name__, name))
         return object.__getattribute__(self, name)
 
-    monkeypatch.setattr(BLOCK, "__getattribute__", spy, raising=False)
+    monkeypatch.setattr(Block, "__getattribute__", spy, raising=False)
     return read
 
 
@@ -46,8 +46,13 @@ def test_the_spy_sees_reads_and_not_dumps(used):
     recipe.model_dump()
     assert used == set()
     assert recipe.export.serving_kit
-    assert used == {("Recipe", "export"), ("Export", "serving_kit")}
-    assert {("Export", "serving_kit"), ("Teacher", "labels"), ("Benchmark", "shapes"), ("Recipe", "seed")} <= keys()
+    assert used == {("ClassifyRecipe", "export"), ("Export", "serving_kit")}
+    assert {
+        ("Export", "serving_kit"),
+        ("Teacher", "labels"),
+        ("Benchmark", "shapes"),
+        ("ClassifyRecipe", "seed"),
+    } <= keys()
 
 
 def test_synthetic_keys_are_the_makers_own(tmp_path):

@@ -282,7 +282,7 @@ def test_chinese_reviews_and_other_routes(tmp_path, capsys):
 
 
 def test_a_profile_of_the_data():
-    from tfvllm.compress.artifacts import requests_like
+    from tfvllm.compress.tasks.classify_products import requests_like
 
     profile = requests_like([5, 9, 7, 5, 12], batch=2, batches=2)
     assert [p["lengths"] for p in profile if "lengths" in p] == [[5, 9], [7, 5]]

@@ -8,9 +8,9 @@ import pytest
 
 from tests.compress.conftest import sentences
 from tfvllm import data
-from tfvllm.compress import classifiers
-from tfvllm.compress.classifiers import best_order, stated_labels
 from tfvllm.compress.recipe import parse_recipe, read_recipe
+from tfvllm.compress.tasks import classifiers
+from tfvllm.compress.tasks.classifiers import best_order, stated_labels
 from tfvllm.errors import InputError
 
 

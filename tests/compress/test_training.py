@@ -47,9 +47,16 @@ def compiled(seed=1, steps=30):
     return made
 
 
+def judged(scores=(0.5,)) -> training.Score:
+    """Scores one after the other, the last of them for ever."""
+    left = list(scores)
+    return training.Score("dev_accuracy", lambda: left.pop(0) if len(left) > 1 else left[0], str)
+
+
 def fit(made, state, epochs=4, callbacks=(), data=None):
+    score = training.dev_accuracy(made, tokens(30, seed=9))
     return training.fit(
-        made, made, data or tokens(64), tokens(30, seed=9), epochs=epochs, batch_size=8, seed=3, state=state,
+        made, made, data or tokens(64), score, epochs=epochs, batch_size=8, seed=3, state=state,
         console=Console(quiet=True), title="t", callbacks=callbacks,
     )  # fmt: skip
 
@@ -101,7 +108,7 @@ def test_logits_come_back_in_the_order_of_the_examples():
 def test_augmentation_leaves_special_tokens_padding_and_half_of_the_sentences_alone():
     data = tokens(400)
     change = batches.random_words(0.3, special=[2, 3], mask_id=4)
-    new = change(dict(data.features), np.random.default_rng(0))["token_ids"]
+    new = change((dict(data.features), data.labels), np.random.default_rng(0))[0]["token_ids"]
     old, mask = data.features["token_ids"], data.features["padding_mask"]
     assert new.dtype == old.dtype
     changed = new != old
@@ -186,7 +193,7 @@ def test_a_finished_training_is_not_repeated(tmp_path):
 def test_the_best_epoch_is_kept_and_early_epochs_can_be_barred(tmp_path):
     made = model()
     made.compile(optimizer="adam", loss="mse")
-    keeper = EpochState(tmp_path / "s", made, best_from=1)
+    keeper = EpochState(tmp_path / "s", made, judged(), best_from=1)
     keeper.set_model(made)
     for epoch, score in enumerate((0.99, 0.7, 0.9, 0.8)):
         made.layers[-1].bias.assign([epoch, epoch])
@@ -196,29 +203,39 @@ def test_the_best_epoch_is_kept_and_early_epochs_can_be_barred(tmp_path):
     np.testing.assert_array_equal(made.layers[-1].bias, [2, 2])
 
 
+def test_the_smallest_score_can_be_the_best(tmp_path):
+    made = model()
+    made.compile(optimizer="adam", loss="mse")
+    keeper = EpochState(tmp_path / "s", made, training.Score("dev_perplexity", float, str, larger_is_better=False))
+    keeper.set_model(made)
+    for epoch, score in enumerate((9.0, 7.0, 8.0)):
+        keeper.record(epoch, {"dev_perplexity": score})
+    assert keeper.best == (7.0, 2)
+
+
 def test_the_mean_of_the_last_epochs_is_kept_only_where_it_is_no_worse(tmp_path):
     made = model()
     made.compile(optimizer="adam", loss="mse")
     made.optimizer.build(made.trainable_variables)
-    keeper = EpochState(tmp_path / "s", made, average=2)
+    keeper = EpochState(tmp_path / "s", made, judged((0.95, 0.85)), average=2)
     keeper.set_model(made)
     bias = made.layers[-1].bias
     for epoch, score in enumerate((0.5, 0.9, 0.8)):
         bias.assign([epoch, 3 * epoch])
         keeper.record(epoch, {"dev_accuracy": score})
-    resumed = EpochState(tmp_path / "s", made, average=2)
+    resumed = EpochState(tmp_path / "s", made, judged((0.95, 0.85)), average=2)
     resumed.set_model(made)
     resumed.on_train_begin()
     for state in (keeper, resumed):
-        assert state.keep_average(lambda: 0.95) == 0.95
+        assert state.keep_average() == 0.95
         np.testing.assert_allclose(bias, [1.5, 4.5])  # of epochs 1 and 2, not 0
-        assert state.keep_average(lambda: 0.85) is None
+        assert state.keep_average() is None
         np.testing.assert_allclose(bias, [1, 3])  # the best epoch
 
 
 def test_a_full_disk_keeps_the_last_whole_state(tmp_path, monkeypatch):
     made = compiled()
-    keeper = EpochState(tmp_path / "s", made)
+    keeper = EpochState(tmp_path / "s", made, judged())
     keeper.set_model(made)
     keeper.record(0, {"dev_accuracy": 0.5})
     monkeypatch.setattr(training, "_save", _full_disk)

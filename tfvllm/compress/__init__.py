@@ -54,9 +54,11 @@ def run(
     with open_workspace(out, console or Console(quiet=True), resume=resume, overwrite=overwrite) as workspace:
         from tfvllm.compress import artifacts, report
         from tfvllm.compress.stages import Pipeline
+        from tfvllm.compress.tasks import task_for
 
         write_text(workspace.out / "recipe.json", json.dumps(recipe.model_dump(mode="json"), indent=1) + "\n")
-        road = Pipeline(recipe, workspace)
+        task = task_for(recipe, workspace)
+        road = Pipeline(recipe, workspace, task)
         data = road.data()
         teacher = road.teacher(data)
         stages = [data, teacher]
@@ -69,15 +71,15 @@ def run(
 
         products, simplified, measured = {}, None, None
         if recipe.export:
-            products["teacher (Keras export)"] = artifacts.export(recipe, workspace, road, teacher, baseline=True)
+            products[task.baseline] = task.export(teacher, road.model_of, baseline=True)
             for done in stages[2:]:
                 if done.name != "student" or done is stages[-1]:
-                    products[_EXPORTED[done.name]] = artifacts.export(recipe, workspace, road, done)
+                    products[_EXPORTED[done.name]] = task.export(done, road.model_of)
             if recipe.simplify:
                 last = products[next(reversed(products))]
-                simplified = products["simplified"] = artifacts.simplify(recipe, workspace, road, last)
+                simplified = products["simplified"] = task.simplify(last)
         if recipe.benchmark:
-            measured = artifacts.benchmark(recipe, workspace, road, list(products.items()))
+            measured = task.benchmark(list(products.items()), teacher, road.model_of)
         content = report.build(recipe, workspace, stages, products, measured)
         if recipe.export:
             names = {"teacher": next(iter(products)), artifacts.MODEL: next(reversed(products))}

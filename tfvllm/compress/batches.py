@@ -15,18 +15,58 @@ from tfvllm.data import Split
 
 @dataclass(frozen=True)
 class Tokens:
-    """Tokenised sentences: model inputs as arrays `[examples, max_length]`, true lengths and labels `[examples]`.
+    """Tokenised sentences.
 
-    `extra` holds what else is known of each example, such as the teacher's logits `[examples, classes]`.
+    Attributes:
+        features: the model's inputs, arrays `[examples, max_length]` padded on the right.
+        lengths: of the real tokens, `[examples]`.
+        labels: `[examples]`, or of each position `[examples, max_length]`.
+        extra: what else is known of each example, such as the teacher's logits `[examples, classes]`; where labels are
+            of each position, so is what is extra.
+        weights: of each position `[examples, max_length]`, 0 where nothing is to be learnt; None: 1 everywhere.
+        sources: lengths `[examples]` of what the features `encoder_…` hold; None: they are as long as the others.
     """
 
     features: dict[str, np.ndarray]
     lengths: np.ndarray
     labels: np.ndarray
     extra: dict[str, np.ndarray] = field(default_factory=dict)
+    weights: np.ndarray | None = None
+    sources: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def work(self) -> np.ndarray:
+        """All tokens of each example, by which batches are made of like ones."""
+        return self.lengths if self.sources is None else self.lengths + self.sources
+
+    def batch(self, rows: np.ndarray) -> tuple[Any, ...]:
+        """(features, labels) or (features, labels, weights) of some rows, cut to the longest, rounded up to 8."""
+        most = next(iter(self.features.values())).shape[1]
+        length = _rounded(self.lengths[rows], self.labels.shape[1] if self.labels.ndim > 1 else most)
+        source = length if self.sources is None else _rounded(self.sources[rows], most)
+        features = {
+            name: value[rows, : source if name.startswith("encoder_") else length]
+            for name, value in self.features.items()
+        }
+        each = self.labels.ndim > 1
+        features |= {name: value[rows, :length] if each else value[rows] for name, value in self.extra.items()}
+        labels = self.labels[rows, :length] if each else self.labels[rows]
+        return (features, labels) if self.weights is None else (features, labels, self.weights[rows, :length])
+
+    def extra_specs(self) -> dict[str, tf.TensorSpec]:
+        """Of what is extra in a batch."""
+        each = self.labels.ndim > 1
+        return {
+            name: tf.TensorSpec([None, *([None] if each else []), *value.shape[1 + each :]], value.dtype)
+            for name, value in self.extra.items()
+        }
+
+
+def _rounded(lengths: np.ndarray, most: int) -> int:
+    return min(-(-int(lengths.max()) // 8) * 8, most)
 
 
 def tokenize(split: Split, preprocessor: Any, *, chunk: int = 4096) -> Tokens:
@@ -52,6 +92,11 @@ class Batches:
 
     Short sentences then cost little: on SST-2, whose phrases have 13 tokens on average, an epoch takes a fifth of the
     time that padding to 66 tokens takes.
+
+    Args:
+        change: makes a batch into another, with a random generator of the epoch.
+        weights_for: names of the weights that `change` gives, as a dict, in place of one array.
+        ahead: batches are made while the step before runs; not where `change` reads the weights that are trained.
     """
 
     def __init__(
@@ -61,13 +106,17 @@ class Batches:
         *,
         seed: int = 0,
         shuffle: bool = False,
-        change: Callable[[dict, np.random.Generator], dict] | None = None,
+        change: Callable[[tuple[Any, ...], np.random.Generator], tuple[Any, ...]] | None = None,
+        ahead: bool = True,
+        weights_for: Sequence[str] = (),
     ):
         self.tokens = tokens
         self.batch_size = batch_size
         self.seed = seed
         self.shuffle = shuffle
         self.change = change
+        self.ahead = ahead
+        self.weights_for = weights_for
         self.epoch = 0  # set before each epoch, so that a resumed run sees the batches it would have seen
 
     def __len__(self) -> int:
@@ -76,7 +125,7 @@ class Batches:
     def rows(self) -> Iterator[np.ndarray]:
         """The example indices of each batch."""
         if not self.shuffle:
-            order = np.argsort(self.tokens.lengths, kind="stable")
+            order = np.argsort(self.tokens.work, kind="stable")
             yield from np.split(order, range(self.batch_size, len(order), self.batch_size))
             return
         rng = np.random.default_rng((self.seed, self.epoch))
@@ -84,7 +133,7 @@ class Batches:
         pool = self.batch_size * 64  # sorted by length within a pool only, so that batches differ between epochs
         sorted_order = np.concatenate(
             [
-                part[np.argsort(self.tokens.lengths[part], kind="stable")]
+                part[np.argsort(self.tokens.work[part], kind="stable")]
                 for part in np.split(order, range(pool, len(order), pool))
             ]
         )
@@ -92,26 +141,27 @@ class Batches:
         for i in rng.permutation(len(batches)):
             yield batches[i]
 
-    def __iter__(self) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
         rng = np.random.default_rng((self.seed, self.epoch, 1))
         for rows in self.rows():
-            longest = int(self.tokens.lengths[rows].max())
-            length = min(-(-longest // 8) * 8, next(iter(self.tokens.features.values())).shape[1])
-            features = {name: value[rows, :length] for name, value in self.tokens.features.items()}
-            if self.change is not None:
-                features = self.change(features, rng)
-            features |= {name: value[rows] for name, value in self.tokens.extra.items()}
-            yield features, self.tokens.labels[rows]
+            batch = self.tokens.batch(rows)
+            yield batch if self.change is None else self.change(batch, rng)
 
     def dataset(self) -> tf.data.Dataset:
-        """The batches as `(features, labels)` with unknown batch size and length."""
-        inputs = {name: tf.TensorSpec([None, None], value.dtype) for name, value in self.tokens.features.items()}
-        extra = {
-            name: tf.TensorSpec([None, *value.shape[1:]], value.dtype) for name, value in self.tokens.extra.items()
-        }
-        signature = ({**inputs, **extra}, tf.TensorSpec([None], tf.int32))
+        """The batches, with unknown batch size and length."""
+        tokens = self.tokens
+        each = tokens.labels.ndim > 1
+        inputs = {name: tf.TensorSpec([None, None], value.dtype) for name, value in tokens.features.items()}
+        signature: tuple[Any, ...] = (
+            {**inputs, **tokens.extra_specs()},
+            tf.TensorSpec([None, None] if each else [None], tokens.labels.dtype),
+        )
+        if tokens.weights is not None:
+            spec = tf.TensorSpec([None, None], tokens.weights.dtype)
+            signature += ({name: spec for name in self.weights_for} if self.weights_for else spec,)
         dataset = tf.data.Dataset.from_generator(lambda: iter(self), output_signature=signature)
-        return dataset.apply(tf.data.experimental.assert_cardinality(len(self))).prefetch(2)
+        dataset = dataset.apply(tf.data.experimental.assert_cardinality(len(self)))
+        return dataset.prefetch(2) if self.ahead else dataset
 
 
 def random_words(share: float, special: Sequence[int], mask_id: int | None) -> Callable:
@@ -123,18 +173,19 @@ def random_words(share: float, special: Sequence[int], mask_id: int | None) -> C
     """
     kept = np.asarray(list(special))
 
-    def change(features: dict, rng: np.random.Generator) -> dict:
+    def change(batch: tuple[Any, ...], rng: np.random.Generator) -> tuple[Any, ...]:
+        features, *others = batch
         ids = features["token_ids"]
         free = ~np.isin(ids, kept) & features["padding_mask"].astype(bool)
         pool = ids[free]
         if not pool.size:
-            return features
+            return batch
         # half of the sentences stay as they are: the student is to meet real ones too
         chosen = free & (rng.random(ids.shape) < share) & (rng.random((len(ids), 1)) < 0.5)
         new = rng.choice(pool, ids.shape)
         if mask_id is not None:
             new = np.where(rng.random(ids.shape) < 0.5, mask_id, new)
-        return {**features, "token_ids": np.where(chosen, new, ids).astype(ids.dtype)}
+        return ({**features, "token_ids": np.where(chosen, new, ids).astype(ids.dtype)}, *others)
 
     return change
 

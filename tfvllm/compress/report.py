@@ -110,7 +110,7 @@ def again(recipe: Recipe) -> str:
     """How to ask for the same run: the recipe holds every option, but names files without their folders."""
     from tfvllm.savedmodel.manifest import command_line
 
-    files = {"teacher.model": recipe.teacher.model, "teacher.preset": recipe.teacher.preset}
+    files = {"teacher.model": getattr(recipe.teacher, "model", None), "teacher.preset": recipe.teacher.preset}
     files["simplify.profile"] = recipe.simplify.profile if recipe.simplify else None
     flags = {
         "--data": "DATA" if recipe.data.path else None,

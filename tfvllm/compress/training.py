@@ -4,6 +4,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,37 @@ def accuracy(model: keras.Model, tokens: Tokens, *, function=None) -> float:
     return float((predict_logits(model, tokens, function=function).argmax(-1) == tokens.labels).mean())
 
 
+@dataclass(frozen=True)
+class Score:
+    """What an epoch is judged by: a figure of the student on the dev data.
+
+    Attributes:
+        name: as histories and reports call it, such as `dev_accuracy`.
+        of: the figure of the student as it stands.
+        shown: the figure as text.
+        larger_is_better: else the smallest wins.
+    """
+
+    name: str
+    of: Callable[[], float]
+    shown: Callable[[float], str]
+    larger_is_better: bool = True
+
+    @property
+    def label(self) -> str:
+        return self.name.replace("_", " ")
+
+    def at_least(self, score: float, other: float) -> bool:
+        """Whether `score` is as good as `other`, or better; no number is as good as none."""
+        return score >= other if self.larger_is_better else score <= other
+
+
+def dev_accuracy(model: keras.Model, dev: Tokens) -> Score:
+    """The share of `dev` that `model` gets right; the inference function is traced once."""
+    function = logits_function(model)
+    return Score("dev_accuracy", lambda: accuracy(model, dev, function=function), lambda value: f"{value:.2%}")
+
+
 class EpochState(keras.callbacks.Callback):
     """Keeps a run's whole state after each epoch, so that Ctrl-C loses at most the current epoch.
 
@@ -88,14 +120,16 @@ class EpochState(keras.callbacks.Callback):
     Args:
         directory: where the state is kept; one that is there already is gone on from.
         student: the part of the model whose best weights are wanted.
+        score: by which they are the best.
         best_from: epochs up to this one cannot be the best.
         average: how many of the last epochs' weights to keep, for `keep_average`.
     """
 
-    def __init__(self, directory: Path, student: keras.Model, best_from: int = 0, average: int = 1):
+    def __init__(self, directory: Path, student: keras.Model, score: Score, best_from: int = 0, average: int = 1):
         super().__init__()
         self.directory = directory
         self.student = student
+        self.score = score
         self.best_from = best_from
         self.history: list[dict] = []
         self.best: tuple[float, int] | None = None
@@ -127,9 +161,9 @@ class EpochState(keras.callbacks.Callback):
                 self._recent.append([kept[name] for name in kept.files])
 
     def record(self, epoch: int, entry: dict) -> None:
-        """Takes the epoch's figures (with the dev accuracy as `dev_accuracy`) and writes everything down."""
+        """Takes the epoch's figures (the score among them, under its name) and writes everything down."""
         self.history.append(entry)
-        score = entry["dev_accuracy"]
+        score = entry[self.score.name]
         if epoch + 1 > self.best_from:
             self.consider(score, epoch + 1)
         if self.average > 1:
@@ -145,8 +179,8 @@ class EpochState(keras.callbacks.Callback):
             (partial / "meta.json").write_text(json.dumps({"history": self.history, "best": self.best}))
 
     def consider(self, score: float, epoch: int) -> None:
-        """Takes the student's present weights as the best if no earlier ones scored higher."""
-        if self.best is None or score >= self.best[0]:
+        """Takes the student's present weights as the best if no earlier ones scored better."""
+        if self.best is None or self.score.at_least(score, self.best[0]):
             self.best = (score, epoch)
             self._best_values = [(variable, np.asarray(variable)) for variable in self.student.variables]
 
@@ -157,7 +191,7 @@ class EpochState(keras.callbacks.Callback):
             if id(variable) in present:
                 variable.assign(value)
 
-    def keep_average(self, score: Callable[[], float]) -> float | None:
+    def keep_average(self) -> float | None:
         """Puts the mean of the last epochs' weights into the student if it scores no worse than the best epoch.
 
         Averaging along the way finds flatter, often better minima (Izmailov et al. 2018, arXiv:1803.05407).
@@ -170,8 +204,8 @@ class EpochState(keras.callbacks.Callback):
         for variable, *values in zip(self.student.variables, *self._recent):
             if "float" in str(variable.dtype):  # seeds stay as they are
                 variable.assign(np.mean(values, axis=0))
-        found = score()
-        if self.best is not None and found < self.best[0]:
+        found = self.score.of()
+        if self.best is not None and not self.score.at_least(found, self.best[0]):
             self.keep_best()
             return None
         return found
@@ -191,13 +225,12 @@ def _assign(path: Path, variables: list) -> None:
 
 
 class _Watch(keras.callbacks.Callback):
-    """Sets the epoch of the batches, shows progress, measures dev accuracy and hands it to the state keeper."""
+    """Sets the epoch of the batches, shows progress, scores the student and hands the score to the state keeper."""
 
-    def __init__(self, batches: Batches, dev: Tokens, state: EpochState, progress: Progress, console: Console, title):
+    def __init__(self, batches: Batches, state: EpochState, progress: Progress, console: Console, title: str):
         super().__init__()
-        self.batches, self.dev, self.state = batches, dev, state
+        self.batches, self.state = batches, state
         self.progress, self.console, self.title = progress, console, title
-        self._dev_function = logits_function(state.student)
         self._epoch = 0
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -208,13 +241,13 @@ class _Watch(keras.callbacks.Callback):
         self.progress.at(self._epoch * len(self.batches) + batch + 1, f"loss {(logs or {}).get('loss', math.nan):.4f}")
 
     def on_epoch_end(self, epoch, logs=None):
+        score = self.state.score
         entry = {name: float(value) for name, value in (logs or {}).items() if np.ndim(value) == 0}
-        entry["dev_accuracy"] = accuracy(self.state.student, self.dev, function=self._dev_function)
+        entry[score.name] = score.of()
         self.state.record(epoch, entry)
-        epochs = self.params["epochs"]
         self.console.line(
-            f"  {self.title}: epoch {epoch + 1} of {epochs}, loss {entry.get('loss', math.nan):.4f}, "
-            f"dev accuracy {entry['dev_accuracy']:.2%}"
+            f"  {self.title}: epoch {epoch + 1} of {self.params['epochs']}, loss {entry.get('loss', math.nan):.4f}, "
+            f"{score.label} {score.shown(entry[score.name])}"
         )
 
 
@@ -222,7 +255,7 @@ def fit(
     model: keras.Model,
     student: keras.Model,
     train: Tokens,
-    dev: Tokens,
+    score: Score,
     *,
     epochs: int,
     batch_size: int,
@@ -232,6 +265,8 @@ def fit(
     title: str,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     change: Callable | None = None,
+    ahead: bool = True,
+    weights_for: Sequence[str] = (),
     best_from: int = 0,
     average: int = 1,
     start: float | None = None,
@@ -240,41 +275,43 @@ def fit(
 
     Args:
         model: what is fitted: a classifier, or a distiller around it.
-        student: the part whose dev accuracy counts.
+        student: the part that `score` is of.
+        score: by which the best epoch is chosen.
         state: folder of the state kept after each epoch; a run that finds one goes on from it.
         callbacks: further callbacks. Their state must be in variables of the model, as masks are.
-        change: augmentation, see `Batches`.
+        change, ahead, weights_for: what makes a batch into another, and when: see `Batches`.
         best_from: epochs before this one cannot be the best (masks are still growing).
         average: how many of the last epochs to try the mean of; 1 for none. Not for masked models.
-        start: dev accuracy before training. Given, the weights as they come in are a candidate too, as epoch 0.
+        start: the score before training. Given, the weights as they come in are a candidate too, as epoch 0.
 
     Returns:
         `history` (one dict per epoch), `best_epoch` (from 1), `averaged` (how many epochs' mean was kept; 1 for none)
-        and `dev_accuracy`.
+        and the score under its name.
     """
     if not model.optimizer.built:
         # Variables that are made while the training step is traced make TensorFlow trace it a second time.
         model.optimizer.build(model.trainable_variables)
-    batches = Batches(train, batch_size, seed=seed, shuffle=True, change=change)
-    keeper = EpochState(Path(state), student, min(best_from, epochs - 1), average)
+    batches = Batches(train, batch_size, seed=seed, shuffle=True, change=change, ahead=ahead, weights_for=weights_for)
+    keeper = EpochState(Path(state), student, score, min(best_from, epochs - 1), average)
     if start is not None and not keeper.epochs_done:
         keeper.consider(start, 0)
     with console.progress(title, epochs * len(batches)) as progress, einsum_as_matmul(model):
         # Where all epochs are done, fit runs none, but its callbacks still read the state and take the masks off.
-        # Pruning comes before the watcher: dev accuracy and the kept state are then those of the masked weights.
+        # Pruning comes before the watcher: the score and the kept state are then those of the masked weights.
         model.fit(
             batches.dataset(),
             epochs=epochs,
             initial_epoch=keeper.epochs_done,
             shuffle=False,
-            callbacks=[keeper, *callbacks, _Watch(batches, dev, keeper, progress, console, title)],
+            callbacks=[keeper, *callbacks, _Watch(batches, keeper, progress, console, title)],
             verbose=0,
         )
     keeper.keep_best()
     best = keeper.best or (math.nan, 0)
-    told = {"history": keeper.history, "best_epoch": best[1], "averaged": 1, "dev_accuracy": best[0]}
-    mean = keeper.keep_average(lambda: accuracy(student, dev))
+    told = {"history": keeper.history, "best_epoch": best[1], "averaged": 1, score.name: best[0]}
+    mean = keeper.keep_average()
     if mean is not None:
-        console.line(f"  {title}: mean of the last {len(keeper._recent)} epochs, dev accuracy {mean:.2%}, kept")
-        told |= {"averaged": len(keeper._recent), "dev_accuracy": mean}
+        count = len(keeper._recent)
+        console.line(f"  {title}: mean of the last {count} epochs, {score.label} {score.shown(mean)}, kept")
+        told |= {"averaged": count, score.name: mean}
     return told

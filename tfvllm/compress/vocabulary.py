@@ -1,7 +1,8 @@
-"""A WordPiece vocabulary learnt from the training sentences."""
+"""Vocabularies learnt from the training texts: word pieces for classifiers, byte pairs for language models."""
 
 import collections
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -58,3 +59,32 @@ def _is_cjk(word: str) -> bool:
         or 0xF900 <= code <= 0xFAFF
         or 0x2F800 <= code <= 0x2FA1F
     )
+
+
+def learn_byte_pairs(texts: Iterable[str], size: int, special: Sequence[str]) -> tuple[dict[str, int], list[str]]:
+    """Learns at most `size` tokens of byte-level byte pairs, as GPT-2 and BART read text: vocabulary and merges.
+
+    The special tokens come first, then the 256 bytes: no text is unknown, in whatever language.
+
+    Raises:
+        ValueError: `size` leaves no room for merges.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    least = len(special) + 256
+    if size <= least:
+        raise ValueError(f"expected a vocabulary of more than {least} tokens, found {size}")
+    learner = Tokenizer(models.BPE())
+    learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    learner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        min_frequency=2,
+        special_tokens=list(special),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    learner.train_from_iterator(texts, trainer)
+    learnt = json.loads(learner.to_str())["model"]
+    merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in learnt["merges"]]
+    return learnt["vocab"], merges

@@ -3,7 +3,7 @@
 import difflib
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -18,8 +18,15 @@ def blocks(annotation: Any) -> Iterator[type[BaseModel]]:
             yield from blocks(option)
 
 
-def explain(error: ValidationError, content: dict, model: type[BaseModel]) -> str:
-    """The first problem as one line: key, what was expected, what was found, the nearest name."""
+def explain(
+    error: ValidationError, content: dict, model: type[BaseModel], task: str, others: Mapping[str, type[BaseModel]]
+) -> str:
+    """The first problem as one line: key, what was expected, what was found, the nearest name.
+
+    Args:
+        model: the recipe of `task`.
+        others: the recipes of the other tasks, whose keys somebody may have meant.
+    """
     first: Any = error.errors()[0]
     steps = [step for step in first["loc"] if not (isinstance(step, str) and ("[" in step or step in _TYPE_NAMES))]
     key = ".".join(map(str, steps)) or "recipe"
@@ -27,7 +34,10 @@ def explain(error: ValidationError, content: dict, model: type[BaseModel]) -> st
         names = list(_block_at(model, steps[:-1]).model_fields)
         near = difflib.get_close_matches(str(steps[-1]), names, 1)
         elsewhere = [f"{block}.{steps[-1]}" for block, kind in _all_blocks(model) if steps[-1] in kind.model_fields]
+        owners = [name for name, other in others.items() if _knows(other, steps)]
         hint = f"did you mean {near[0]}?" if near else f"did you mean {elsewhere[0]}?" if elsewhere else ""
+        if owners:
+            hint = f"{key} is for task: {' and '.join(owners)}; this recipe's is {task}."
         return f"{key}: unknown key; expected one of {', '.join(names)}. {hint}".rstrip()
     if first["type"] == "value_error":
         return str(first["ctx"]["error"]) + "."
@@ -100,6 +110,14 @@ def _block_at(model: type[BaseModel], steps: list) -> type[BaseModel]:
     for step in steps:
         block = next(blocks(block.model_fields[step].annotation))
     return block
+
+
+def _knows(model: type[BaseModel], steps: list) -> bool:
+    """Whether a recipe has the key at `steps`."""
+    try:
+        return str(steps[-1]) in _block_at(model, steps[:-1]).model_fields
+    except (KeyError, StopIteration):
+        return False
 
 
 def _all_blocks(model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:

@@ -12,22 +12,11 @@ import keras
 import keras_nlp
 import numpy as np
 
+from tfvllm.compress.artifacts import load_model
 from tfvllm.compress.recipe import preset_folder
 from tfvllm.compress.training import cross_entropy
 from tfvllm.errors import InputError
 from tfvllm.models.tokenizer import settle
-
-
-def save_model(model: keras.Model, path: Path) -> None:
-    """Saves a model without its optimiser."""
-    model.save(path, include_optimizer=False)
-
-
-def load_model(path: Path) -> keras.Model:
-    """Loads a `.keras` model, shrunk ones included, uncompiled."""
-    import tfvllm.families  # noqa: F401  (registers the classes of shrunk models)
-
-    return keras.saving.load_model(path, compile=False)
 
 
 def plain(model: keras.Model) -> keras.Model:

@@ -14,8 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tfvllm.errors import InputError
-from tfvllm.files import digest, new_directory
-from tfvllm.reviews import SYNTHETIC_NOTE, synthetic_reviews
+from tfvllm.files import digest
 
 HEADER = "sentence\tlabel"
 
@@ -294,25 +293,3 @@ def _plain(text: str) -> str:
 def _shown(line: str) -> str:
     line = line.rstrip("\r").replace("\t", "<TAB>")
     return repr(line if len(line) <= 60 else line[:57] + "...")
-
-
-def write_synthetic(
-    directory: str | os.PathLike, *, train: int, dev: int, test: int, seed: int, overwrite: bool = False
-) -> Path:
-    """Writes train.tsv, dev.tsv, test.tsv and a README that says they are synthetic. No sentence is in two files.
-
-    Example:
-        >>> from tfvllm import data
-        >>> path = data.write_synthetic(folder / "synthetic", train=6, dev=2, test=2, seed=1)
-        >>> sorted(file.name for file in path.iterdir())
-        ['README.md', 'dev.tsv', 'test.tsv', 'train.tsv']
-    """
-    with new_directory(directory, overwrite=overwrite) as partial:
-        rows = synthetic_reviews(train + dev + test, seed)
-        write_tsv(partial / "train.tsv", rows[:train])
-        write_tsv(partial / "dev.tsv", rows[train : train + dev])
-        write_tsv(partial / "test.tsv", rows[train + dev :])
-        (partial / "README.md").write_text(
-            f"These are {SYNTHETIC_NOTE}. Seed {seed}; label 1 positive, 0 negative.\n", encoding="utf-8"
-        )
-    return Path(directory)

@@ -228,7 +228,8 @@ def _nothing(folder: Path, languages: tuple[str, str] | None) -> str:
     expected = "train.tsv and dev.tsv"
     if languages is not None:
         expected = f"train.{languages[0]} and train.{languages[1]}, or {expected}"
-    return f"{folder}: expected {expected}, found {', '.join(found[:8]) or 'an empty folder'}; give one TSV file to have it split.{hint}"
+    here = ", ".join(found[:8]) or "an empty folder"
+    return f"{folder}: expected {expected}, found {here}; give one TSV file to have it split.{hint}"
 
 
 def _groups(rows: Sequence[tuple[str, str]]) -> list[str]:

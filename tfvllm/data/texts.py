@@ -1,8 +1,8 @@
 """Texts to generate: documents, and prompts with their completions.
 
-A `.txt` file is one document, kept as it is. A `.jsonl` file has one JSON object a line: `{"text": ...}`, a document, or
-`{"prompt": ..., "completion": ...}`; other keys are passed over. A name may go on with `.gz`. A data set is a folder with
-a train, a dev and perhaps a test file, or a folder of other files, or one file; the latter are split.
+A `.txt` file is one document, kept as it is. A `.jsonl` file has one JSON object a line: `{"text": ...}`, a document,
+or `{"prompt": ..., "completion": ...}`; other keys are passed over. A name may go on with `.gz`. A data set is a folder
+with a train, a dev and perhaps a test file, or a folder of other files, or one file; the latter are split.
 """
 
 import json
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tfvllm.data.reading import lines_of, listing, plain, read_text, shown, split_files
+from tfvllm.data.reading import lines_of, listing, plain, read_text, refuse_names, shown, split_files
 from tfvllm.data.splitting import check_share, repeated, said, split_rows
 from tfvllm.errors import InputError
 from tfvllm.files import digest
@@ -86,35 +86,33 @@ def load_texts(
     """
     path, asked = Path(path), {"train": train, "dev": dev, "test": test}
     notes: list[str] = []
+    split: dict[str, Path] = {}
     if path.is_file():
-        if given := [split for split, name in asked.items() if name is not None]:
-            raise InputError(
-                f"data.{given[0]}: expected no name of a split, for {path} is one file, which is split; give the folder."
-            )
-        files = {path.name: path}
+        refuse_names(path, asked)
+        files = [path]
     elif path.is_dir():
-        files = split_files(path, asked, ENDINGS)
-        if not files:
-            files = {name: path / name for name in _all_files(path)}
-            notes.append(f"all {len(files)} files of {path.name} were read: {listing(path, ENDINGS)}")
+        split = split_files(path, asked, ENDINGS)
+        files = list(split.values()) or _all_files(path)
     else:
         raise InputError(f"{path} is missing; expected a folder with train.txt or train.jsonl, or one such file.")
 
-    read = {name: _read(file, notes) for name, file in files.items()}
-    _refuse_mixture(read, files)
-    if "train" in files and path.is_dir():
-        parts = read
+    read = [_read(file, notes) for file in files]
+    _refuse_mixture(files, read)
+    if split:
+        parts = dict(zip(split, read, strict=True))
     else:
-        parts = _split([document for found in read.values() for document in found], path, dev_share, seed, notes)
+        if len(files) > 1:
+            notes.append(f"all {len(files)} files of {path.name} were read: {listing(path, ENDINGS)}")
+        where = files[0] if len(files) == 1 else path
+        parts = _split([document for documents in read for document in documents], where, dev_share, seed, notes)
     notes += _leaks(parts)
     return Texts(parts["train"], parts["dev"], parts.get("test"), source=path.name, notes=notes)
 
 
-def _all_files(folder: Path) -> list[str]:
+def _all_files(folder: Path) -> list[Path]:
     names = sorted(file.name for file in folder.iterdir() if file.is_file() and file.name.endswith(ENDINGS))
-    names = [name for name in names if not name.startswith(".")]
-    if names:
-        return names
+    if files := [folder / name for name in names if not name.startswith(".")]:
+        return files
     found = sorted(file.name for file in folder.iterdir())[:8]
     raise InputError(
         f"{folder}: expected .txt or .jsonl files, found {', '.join(found) or 'an empty folder'}; "
@@ -172,19 +170,16 @@ def _row(file: Path, number: int, line: str) -> Document:
     return Document(row["text"]) if keys == ["text"] else Document(row["completion"], prompt=row["prompt"])
 
 
-def _refuse_mixture(read: dict[str, list[Document]], files: dict[str, Path]) -> None:
-    first, form = None, ""
-    for name, documents in read.items():
+def _refuse_mixture(files: Sequence[Path], read: Sequence[Sequence[Document]]) -> None:
+    first = bool(read[0][0].prompt)
+    for file, documents in zip(files, read, strict=True):
         for number, document in enumerate(documents, start=1):
-            here = "prompt and completion" if document.prompt else "text"
-            line = (
-                f"{files[name]}, line {number}" if files[name].name.endswith((".jsonl", ".jsonl.gz")) else files[name]
-            )
-            first, form = first or line, form or here
-            if here != form:
+            if bool(document.prompt) != first:
+                forms = ("text", "prompt and completion")
+                line = "" if file.name.removesuffix(".gz").endswith(".txt") else f", line {number}"
                 raise InputError(
-                    f"{line}: expected {form} as in {first}, found {here}; give either documents or prompts with their "
-                    "completions."
+                    f"{file}{line}: expected {forms[first]} as in the first row of {files[0].name}, found "
+                    f"{forms[not first]}; give either documents or prompts with their completions."
                 )
 
 
@@ -204,8 +199,8 @@ def _split(
     parts = {"train": text[: cuts[0]], "dev": text[cuts[0] : cuts[1]], "test": text[cuts[1] :]}
     if not all(part.strip() for part in parts.values()):
         raise InputError(
-            f"{path}: expected enough text to split off {share:.0%} twice, found {len(text)} characters; give {instead} "
-            "instead."
+            f"{path}: expected enough text to split off {share:.0%} twice, found {len(text)} characters; "
+            f"give {instead} instead."
         )
     notes.append(f"{path.name} was cut: dev is the {share:.0%} before the last {share:.0%}, which are test")
     return {name: [Document(part)] for name, part in parts.items()}
@@ -235,6 +230,8 @@ def _leaks(parts: dict[str, list[Document]]) -> list[str]:
 
     prompts = bool(parts["train"][0].prompt)
     paragraphs = not prompts and any(len(documents) == 1 for documents in parts.values())
-    what = "prompts" if prompts else f"paragraphs of {_LONG_PARAGRAPH} characters" if paragraphs else "documents"
+    what = (
+        "prompts" if prompts else f"paragraphs of {_LONG_PARAGRAPH} characters or more" if paragraphs else "documents"
+    )
     others = {name: keys(documents) for name, documents in parts.items() if name != "train"}
     return repeated(what, keys(parts["train"]), others)

@@ -1,23 +1,22 @@
-"""Labelled text: reading `sentence<TAB>label` files, and a maker of synthetic reviews.
+"""Labelled text: reading and writing `sentence<TAB>label` files.
 
 A data set is a folder with `train.tsv`, `dev.tsv` and perhaps `test.tsv`, or one file that is split. Files are UTF-8,
-one `sentence<TAB>label` a line under that header, split on `\\n` and the tab alone. Double quotes are text, unless the
-whole file can only be meant as CSV quoting (what pandas and spreadsheets write); a note then says so.
+one `sentence<TAB>label` a line under that header (or both the other way round), split on `\\n` and the tab alone.
+Double quotes are text, unless the whole file can only be meant as CSV quoting (what pandas and spreadsheets write); a
+note then says so.
 """
 
-import csv
-import io
 import os
-import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from tfvllm.data.reading import LABELLED_COLUMNS, listing, missing, plain, read_text, rows_of
+from tfvllm.data.splitting import repeated, said, split_rows
 from tfvllm.errors import InputError
-from tfvllm.files import digest, new_directory
-from tfvllm.reviews import SYNTHETIC_NOTE, synthetic_reviews
+from tfvllm.files import digest
 
-HEADER = "sentence\tlabel"
+HEADER = "\t".join(LABELLED_COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -94,78 +93,9 @@ def read_tsv(path: str | os.PathLike) -> list[tuple[str, str]]:
 
 def _read(path: Path) -> tuple[list[tuple[str, str]], list[str]]:
     """The pairs of a file, and what its reader should know of them."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"cannot read {path}: {error.strerror}; expected a file with the header sentence<TAB>label."
-        ) from error
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise InputError(
-            f"{path}, line {line}: expected UTF-8 text, found the byte 0x{content[error.start]:02x}; "
-            "convert the file to UTF-8."
-        ) from error
-    lines = text.split("\n")
-    if lines and not lines[-1]:
-        lines.pop()
-    header = lines[0].rstrip("\r") if lines else ""
-    if '"' in text and (quoted := _csv_rows(text, lines)) is not None:
-        return quoted, [f"{path.name} has CSV quoting: the double quotes around its cells are not part of the text"]
-    if header != HEADER:
-        raise InputError(
-            f"{path}, line 1: expected the header sentence<TAB>label, found {_shown(header)}; add the header line."
-        )
-    rows = []
-    for number, row in enumerate(lines[1:], start=2):
-        cells = row.rstrip("\r").split("\t")
-        if len(cells) != 2 or not cells[0].strip() or not cells[1].strip():
-            if len(cells) != 2:
-                found = f"{len(cells)} cells"
-            else:
-                found = f"an empty {'label' if cells[0].strip() else 'sentence'}"
-            raise InputError(
-                f"{path}, line {number}: expected sentence<TAB>label, found {found}: {_shown(row)}; "
-                "mend or remove the line."
-            )
-        rows.append((cells[0], cells[1].strip()))
-    if not rows:
-        raise InputError(f"{path}: expected at least one row under the header, found none.")
-    wrapped = sum(_wrapped(sentence) for sentence, _ in rows)
-    if not wrapped:
-        return rows, []
-    return rows, [
-        f"{wrapped} of {len(rows)} sentences of {path.name} stand in double quotes, which were kept as text: not every "
-        "cell with a quote is quoted as in CSV"
-    ]
-
-
-def _wrapped(cell: str) -> bool:
-    return len(cell) >= 2 and cell[0] == cell[-1] == '"'
-
-
-def _csv_rows(text: str, lines: Sequence[str]) -> list[tuple[str, str]] | None:
-    """The rows of a file that can only be meant as CSV with tabs; None for any other."""
-    try:
-        parsed = list(csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True))
-    except csv.Error:
-        return None
-    if not parsed or parsed[0] != HEADER.split("\t") or any(len(row) != 2 for row in parsed):
-        return None
-    if not all(cell.strip() for row in parsed for cell in row) or len(parsed) < 2:
-        return None
-    if len(parsed) != len(lines):  # line breaks inside of cells: nothing but quoting puts them there
-        return [(sentence, label.strip()) for sentence, label in parsed[1:]]
-    raw = [line.rstrip("\r").split("\t") for line in lines]
-    cells = [cell for row in raw for cell in row if '"' in cell]
-    whole_columns = len(raw[0]) == 2 and any(all(_wrapped(row[i]) for row in raw[1:] if len(row) == 2) for i in (0, 1))
-    told = '"' in lines[0] or whole_columns or any('""' in cell[1:-1] for cell in cells) or any(len(r) > 2 for r in raw)
-    # A reader of CSV passes over quotes inside of a bare cell; who writes CSV quotes every such cell.
-    if not told or not all(_wrapped(cell) or len(row) > 2 for row in raw for cell in row if '"' in cell):
-        return None
-    return [(sentence, label.strip()) for sentence, label in parsed[1:]]
+    text = read_text(path, "a file with the header sentence<TAB>label")
+    rows, notes = rows_of(path, text, LABELLED_COLUMNS, header=True)
+    return [(sentence, label.strip()) for sentence, label in rows], notes
 
 
 def write_tsv(path: str | os.PathLike, rows: Iterable[tuple[str, str | int]]) -> None:
@@ -215,20 +145,23 @@ def load(
     if path.is_file():
         rows, told = _read(path)
         notes += told
-        parts = _split(rows, dev_share, seed)
+        parts = split_rows(
+            rows,
+            [sentence for sentence, _ in rows],
+            dev_share,
+            seed,
+            what="sentences",
+            instead="a folder with train.tsv and dev.tsv",
+        )
         files = {"train": path, "dev": path, "test": path}
-        notes.append(f"{path.name} was split: dev and test are {dev_share:.0%} each, chosen by seed {seed}")
+        notes.append(said(path.name, dev_share, seed))
     elif path.is_dir():
         files = {"train": path / train, "dev": path / dev}
         if test is not None or (path / "test.tsv").is_file():
             files["test"] = path / (test or "test.tsv")
         for split, file in files.items():
             if not file.is_file():
-                here = sorted(found.name for found in path.glob("*.tsv"))
-                raise InputError(
-                    f"{file} is missing; expected the {split} file in {path}, "
-                    f"found {', '.join(here) or 'no .tsv file'}; name it with data.{split} in the recipe."
-                )
+                raise InputError(missing(file, split, listing(path, [".tsv"])))
         parts = {}
         for split, file in files.items():
             parts[split], told = _read(file)
@@ -251,11 +184,8 @@ def load(
     unused = sorted(set(names) - set(known))
     if unused:
         notes.append(f"label names without a label in the data: {', '.join(unused)}")
-    train_texts = {_plain(text) for text, _ in parts["train"]}
-    for split in ("dev", "test"):
-        repeated = sum(_plain(text) in train_texts for text, _ in parts.get(split, ()))
-        if repeated:
-            notes.append(f"{repeated} of {len(parts[split])} {split} sentences also occur in train: the score flatters")
+    train_texts, *others = [[plain(text) for text, _ in rows] for rows in parts.values()]
+    notes += repeated("sentences", train_texts, dict(zip(list(parts)[1:], others, strict=True)))
     splits = {
         split: Split([text for text, _ in rows], [index[label] for _, label in rows]) for split, rows in parts.items()
     }
@@ -270,49 +200,5 @@ def load(
     )
 
 
-def _split(rows: list[tuple[str, str]], share: float, seed: int) -> dict[str, list[tuple[str, str]]]:
-    texts = sorted({text for text, _ in rows})
-    random.Random(seed).shuffle(texts)
-    count = max(1, round(len(texts) * share))
-    if len(texts) < 2 * count + 2:
-        raise InputError(
-            f"expected enough different sentences to split off {share:.0%} twice, found {len(texts)}; "
-            "give a folder with train.tsv and dev.tsv instead."
-        )
-    side = {text: "dev" if i < count else "test" if i < 2 * count else "train" for i, text in enumerate(texts)}
-    return {name: [row for row in rows if side[row[0]] == name] for name in ("train", "dev", "test")}
-
-
 def _numbers_first(label: str) -> tuple:
     return (0, int(label), "") if label.lstrip("-").isdigit() and label.isascii() else (1, 0, label)
-
-
-def _plain(text: str) -> str:
-    return "".join(text.split())
-
-
-def _shown(line: str) -> str:
-    line = line.rstrip("\r").replace("\t", "<TAB>")
-    return repr(line if len(line) <= 60 else line[:57] + "...")
-
-
-def write_synthetic(
-    directory: str | os.PathLike, *, train: int, dev: int, test: int, seed: int, overwrite: bool = False
-) -> Path:
-    """Writes train.tsv, dev.tsv, test.tsv and a README that says they are synthetic. No sentence is in two files.
-
-    Example:
-        >>> from tfvllm import data
-        >>> path = data.write_synthetic(folder / "synthetic", train=6, dev=2, test=2, seed=1)
-        >>> sorted(file.name for file in path.iterdir())
-        ['README.md', 'dev.tsv', 'test.tsv', 'train.tsv']
-    """
-    with new_directory(directory, overwrite=overwrite) as partial:
-        rows = synthetic_reviews(train + dev + test, seed)
-        write_tsv(partial / "train.tsv", rows[:train])
-        write_tsv(partial / "dev.tsv", rows[train : train + dev])
-        write_tsv(partial / "test.tsv", rows[train + dev :])
-        (partial / "README.md").write_text(
-            f"These are {SYNTHETIC_NOTE}. Seed {seed}; label 1 positive, 0 negative.\n", encoding="utf-8"
-        )
-    return Path(directory)

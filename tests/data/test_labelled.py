@@ -5,7 +5,8 @@ import csv
 
 import pytest
 
-from tfvllm import data, reviews
+from tfvllm import data
+from tfvllm.data import reviews
 from tfvllm.errors import InputError
 
 

@@ -68,7 +68,7 @@ FLOORS = {
     "rules": 4,
     **dict.fromkeys(("simplifier", "pruning", "distillation", "generation"), 5),
     "export": 6,
-    "serving": 7,
+    **dict.fromkeys(("serving", "rollouts"), 7),
     "bench": 8,
     "compress": 9,
     "cli": 10,

@@ -31,6 +31,7 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "models": ("tfvllm.models", None),
     "export": ("tfvllm.export", None),  # a package that can be called: tfvllm.export(model, path, task=...)
     "generation": ("tfvllm.generation", None),
+    "rollouts": ("tfvllm.rollouts", None),
     "compress": ("tfvllm.compress", None),
     "errors": ("tfvllm.errors", None),
 }
@@ -49,6 +50,7 @@ if TYPE_CHECKING:  # the same names, spelled out for editors and type checkers
         losses,
         models,
         pruning,
+        rollouts,
         rules,
         schedules,
     )

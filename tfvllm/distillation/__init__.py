@@ -5,6 +5,7 @@ from typing import Any
 
 _PUBLIC = {
     "Distiller": "tfvllm.distillation.distiller",
+    "OnPolicy": "tfvllm.distillation.on_policy",
     "TeacherCache": "tfvllm.distillation.cache",
     "write_teacher_cache": "tfvllm.distillation.cache",
     "write_targets": "tfvllm.distillation.targets",

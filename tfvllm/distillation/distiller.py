@@ -22,7 +22,7 @@ from tfvllm.distillation.chunks import SMALL
 from tfvllm.distillation.losses import DistillationLoss
 from tfvllm.distillation.losses.base import check_classes
 from tfvllm.distillation.pairing import Pair, pairs_of, widths
-from tfvllm.distillation.reduction import weighted_mean
+from tfvllm.distillation.reduction import Weights, weighted_mean
 from tfvllm.distillation.scheduled import Scheduled, check_scheduled, deserialize, serialize, value_at
 from tfvllm.distillation.task_loss import CrossEntropyByName, by_name
 from tfvllm.distillation.teacher_logits import deferred, split_head
@@ -43,8 +43,9 @@ class Distiller(keras.Model):
         task_weight · task + Σ loss_weights[name] · losses[name] + student.losses
 
     where `task` is the loss given to `compile`, and each distillation loss is averaged over the examples (or real,
-    unpadded positions) after multiplying by `sample_weight`. The teacher runs once a batch, in inference mode,
-    and is frozen (`teacher.trainable` is set to False).
+    unpadded positions) after multiplying by `sample_weight`, which a dataset may give apart for both:
+    `{"task": …, "divergence": …}`. The teacher runs once a batch, in inference mode, and is frozen
+    (`teacher.trainable` is set to False).
 
     Args:
         teacher: the trained model, or a `tfvllm.distillation.TeacherCache` of its outputs; or several, as
@@ -238,12 +239,13 @@ class Distiller(keras.Model):
         student = self._ran.__dict__.pop("outputs", None)
         step = self._step()
         total = tf.zeros(())
+        weights = Weights.of(sample_weight)
         own = list(self.student.losses)  # before anything else is run
         if self._named_loss is not None and y is not None:
             self._named_loss.head = self._head("student", self.student, x, y_pred)
         if self._compile_loss is not None and y is not None:
-            task = tf.cast(self._compile_loss(y, y_pred, sample_weight), tf.float32)
-            self._trackers["task"].update_state(task * _replicas(), sample_weight=_rows(x))
+            task = tf.cast(self._compile_loss(y, y_pred, weights.task), tf.float32)
+            self._trackers["task"].update_state(task * _replicas(), sample_weight=weights.rows(x, weights.task))
             total += value_at(self.task_weight, step) * task
         for loss in own:
             total += tf.reduce_sum(tf.cast(loss, tf.float32)) / _replicas()
@@ -260,15 +262,15 @@ class Distiller(keras.Model):
             for name, teacher in teachers.items():
                 share = shares[name] / sum(shares.values())
                 for values, mask, part in self._values(key, loss, name, teacher, student, x, step):
-                    value += share * part * weighted_mean(values, mask, sample_weight)
-            self._trackers[key].update_state(value * _replicas(), sample_weight=_rows(x))
+                    value += share * part * weighted_mean(values, mask, weights.divergence)
+            self._trackers[key].update_state(value * _replicas(), sample_weight=weights.rows(x, weights.divergence))
             total += value_at(self.loss_weights[key], step) * value
         return total
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
         if y is None:
             return self.get_metrics_result()
-        return super().compute_metrics(x, y, y_pred, sample_weight)
+        return super().compute_metrics(x, y, y_pred, Weights.of(sample_weight).task)
 
     def get_metrics_result(self) -> dict[str, Any]:
         """As Keras's, without the metrics that have not seen a label yet."""
@@ -525,7 +527,3 @@ def _large_head(model: keras.Model) -> tuple[keras.Model, keras.Layer] | None:
 
 def _replicas() -> int:
     return tf.distribute.get_strategy().num_replicas_in_sync
-
-
-def _rows(x: Any) -> tf.Tensor:
-    return tf.shape(tf.nest.flatten(x)[0])[0]

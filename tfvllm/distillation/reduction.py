@@ -1,8 +1,43 @@
 """From one value for each example or position to one number for the batch."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
 import tensorflow as tf
 
 from tfvllm.errors import InputError
+
+
+@dataclass
+class Weights:
+    """A batch's `sample_weight`: one for all of the loss, or `{"task": …, "divergence": …}`, each a part's own.
+
+    Attributes:
+        task, divergence: float [batch], [batch, length], or None.
+        apart: whether each part has its own.
+    """
+
+    task: Any
+    divergence: Any
+    apart: bool = False
+
+    @classmethod
+    def of(cls, sample_weight: Any) -> "Weights":
+        if not isinstance(sample_weight, Mapping):
+            return cls(sample_weight, sample_weight)
+        if set(sample_weight) != {"task", "divergence"}:
+            raise InputError(
+                f"sample_weight has the parts {sorted(sample_weight)}; expected one tensor, or 'task' and 'divergence'."
+            )
+        return cls(sample_weight["task"], sample_weight["divergence"], apart=True)
+
+    def rows(self, x: Any, weights: Any) -> tf.Tensor:
+        """How many rows a metric of this part counts: the batch's; none where its own weights are all 0."""
+        count = tf.shape(tf.nest.flatten(x)[0])[0]
+        if not self.apart or weights is None:
+            return count
+        return tf.where(tf.reduce_any(weights != 0), count, 0)
 
 
 def weighted_mean(

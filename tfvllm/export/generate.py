@@ -75,32 +75,9 @@ def export_task(
         refuse_more_than_text(model, "CausalLM")
     elif spec.encoder is not None:
         raise InputError(f"{type(model).__name__} is sequence to sequence; expected a causal LM. Use task='translate'.")
-    if preprocessor is not None and max_length is None:
-        max_length = preprocessor.sequence_length
     positions = positions_of(model) if spec is None else spec.max_positions
-    if max_length is not None and positions is not None and max_length > positions:
-        raise InputError(
-            f"max_length is {max_length}, but the model has positions for {positions} tokens. "
-            f"Pass max_length={positions} or less."
-        )
-    codec, pad_id = None, 0
-    start_ids: tuple[int, ...] = ()
-    if preprocessor is not None:
-        tokenizer = preprocessor.tokenizer
-        codec = codec_for(tokenizer)
-        start = getattr(tokenizer, "start_token_id", None)
-        start_ids = () if start is None else (int(start),)  # as keras-nlp's generate, whatever add_start_token says
-        pad_id = int(getattr(tokenizer, "pad_token_id", None) or 0)
-        if stop_token_ids is None:
-            stop_token_ids = end_token_ids(tokenizer)
-    stop_ids = tuple(int(token) for token in stop_token_ids or ())
-    shared: dict[str, Any] = {
-        "codec": codec,
-        "max_length": max_length,
-        "start_ids": start_ids,
-        "stop_ids": stop_ids,
-        "pad_id": pad_id,
-    }
+    shared = settings(preprocessor, positions, max_length, stop_token_ids)
+    codec = shared["codec"]
     generator: Generator
     if spec is None:
         precision = general.precision_of(model, precision, target)
@@ -119,7 +96,7 @@ def export_task(
         "interface": "ids" if codec is None else "text",
         "max_length": generator.max_length,
         "max_new_tokens": max_new_tokens,
-        "stop_token_ids": list(stop_ids),
+        "stop_token_ids": list(generator.stop_ids),
         "vocabulary_size": generator.vocabulary_size,
     }
     del spec  # the generator has its own copy of all weights
@@ -131,6 +108,39 @@ def export_task(
         signatures["decode"] = _decode(generator)
     write.save(generator, signatures, directory)
     return {**entries, "check": lambda: _check(model, generator, precision), "warmup": _warmup(generator)}
+
+
+def settings(
+    preprocessor: Any,
+    positions: int | None,
+    max_length: int | None = None,
+    stop_token_ids: list[int] | None = None,
+) -> dict[str, Any]:
+    """What a `Generator` is made with beside a model that has so many positions; the last two as for `export_task`."""
+    if preprocessor is not None and max_length is None:
+        max_length = preprocessor.sequence_length
+    if max_length is not None and positions is not None and max_length > positions:
+        raise InputError(
+            f"max_length is {max_length}, but the model has positions for {positions} tokens. "
+            f"Pass max_length={positions} or less."
+        )
+    codec, pad_id = None, 0
+    start_ids: tuple[int, ...] = ()
+    if preprocessor is not None:
+        tokenizer = preprocessor.tokenizer
+        codec = codec_for(tokenizer)
+        start = getattr(tokenizer, "start_token_id", None)
+        start_ids = () if start is None else (int(start),)  # as keras-nlp's generate, whatever add_start_token says
+        pad_id = int(getattr(tokenizer, "pad_token_id", None) or 0)
+        if stop_token_ids is None:
+            stop_token_ids = end_token_ids(tokenizer)
+    return {
+        "codec": codec,
+        "max_length": max_length,
+        "start_ids": start_ids,
+        "stop_ids": tuple(int(token) for token in stop_token_ids or ()),
+        "pad_id": pad_id,
+    }
 
 
 def end_token_ids(tokenizer) -> list[int]:

@@ -98,7 +98,7 @@ def export_task(
         if beams > 1:
             raise InputError(f"beams={beams}: {type(model.backbone).__name__} has no reader, which beam search needs.")
         limits = (positions_of(model), positions_of(model))
-        translator = general.by_own_step(ModelTranslator, model, _settings(preprocessor, limits, **given))
+        translator = general.by_own_step(ModelTranslator, model, settings(preprocessor, limits, **given))
         entries = general.entries(model, translator, "beam search")
     codec = translator.codec
     entries |= {
@@ -139,10 +139,10 @@ def translator_for(
         )
     tables = [stack.position_table for stack in (spec.decoder, spec.encoder)]
     limits = [None if table is None else table.shape[0] for table in tables]
-    return Translator(spec, dtype=dtype, target=target, **_settings(preprocessor, (limits[0], limits[1]), **given))
+    return Translator(spec, dtype=dtype, target=target, **settings(preprocessor, (limits[0], limits[1]), **given))
 
 
-def _settings(
+def settings(
     preprocessor: Any,
     positions: tuple[int | None, int | None],
     max_length: int | None = None,

@@ -83,7 +83,14 @@ class Generator(tf.Module):
     # What is served --------------------------------------------------------------------------------------------------
 
     def generate(
-        self, ids, lengths, max_new_tokens, controls: SamplingParams | None = None, stops=None, log_probs=False
+        self,
+        ids,
+        lengths,
+        max_new_tokens,
+        controls: SamplingParams | None = None,
+        stops=None,
+        log_probs=False,
+        limit: tf.Tensor | None = None,
     ):
         """See `tfvllm.generation.loop.generate`."""
         return self._decoded(
@@ -92,6 +99,7 @@ class Generator(tf.Module):
             stop_ids=self.stop_ids,
             stops=stops,
             max_length=self.max_length,
+            limit=limit,
             log_probs=log_probs,
             pad_id=self.pad_id,
         )

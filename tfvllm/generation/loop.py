@@ -54,6 +54,7 @@ def generate(
     stop_ids: tuple[int, ...] = (),
     stops=None,
     max_length: int | None = None,
+    limit: tf.Tensor | None = None,
     context: EncoderOutput | None = None,
     log_probs: bool = False,
     pad_id: int = 0,
@@ -69,7 +70,8 @@ def generate(
         stop_ids: tokens that end a row.
         stops: a `tfvllm.generation.stops.StopStrings`, or None.
         max_length: a row ends when prompt and new tokens together are this long; None: the model's limit alone.
-        context: what `Network.encode` returned. Prompts are then what the decoder starts from: all of one length.
+        limit: int32[], the same, known only when it runs.
+        context: what `Network.encode` returned. Prompts are then what the decoder starts from.
         log_probs: whether to return log-probabilities.
         pad_id: fills what is beyond a row's length.
     """
@@ -79,6 +81,7 @@ def generate(
         stop_ids=stop_ids,
         stops=stops,
         max_length=max_length,
+        limit=limit,
         log_probs=log_probs,
         pad_id=pad_id,
     )
@@ -142,6 +145,7 @@ class DecodeLoop:
         stop_ids: tuple[int, ...],
         stops: Any,
         max_length: int | None,
+        limit: tf.Tensor | None,
         log_probs: bool,
         pad_id: int,
     ):
@@ -150,7 +154,7 @@ class DecodeLoop:
         self.log_probs, self.pad_id = log_probs, pad_id
         self.max_new_tokens = asked_for(max_new_tokens, controls)
         self.batch = tf.shape(ids)[0]
-        self.room = room_for(lengths, self.max_new_tokens, least(max_length, network.max_positions))
+        self.room = room_for(lengths, self.max_new_tokens, least(max_length, network.max_positions), limit)
         self.steps = tf.reduce_max(tf.concat([self.room, [0]], 0))
         self.uniform: Any = None
         if controls is not None:
@@ -299,11 +303,12 @@ def asked_for(max_new_tokens: tf.Tensor, controls: SamplingParams | None) -> tf.
         return tf.maximum(max_new_tokens, 0)
 
 
-def room_for(lengths: tf.Tensor, max_new_tokens: tf.Tensor, limit: int | None) -> tf.Tensor:
-    """int32[batch]: how many tokens each prompt may get within `limit`; one without tokens gets none."""
+def room_for(lengths: tf.Tensor, max_new_tokens: tf.Tensor, *limits: tf.Tensor | int | None) -> tf.Tensor:
+    """int32[batch]: how many tokens each prompt may get within all `limits`; one without tokens gets none."""
     room = tf.fill(tf.shape(lengths), max_new_tokens)
-    if limit is not None:
-        room = tf.clip_by_value(limit - lengths, 0, max_new_tokens)
+    for limit in limits:
+        if limit is not None:
+            room = tf.clip_by_value(limit - lengths, 0, room)
     return tf.where(lengths > 0, room, 0)
 
 

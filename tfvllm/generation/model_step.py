@@ -44,6 +44,7 @@ def generate(
     stop_ids: tuple[int, ...] = (),
     stops=None,
     max_length: int | None = None,
+    limit: tf.Tensor | None = None,
     fixed: bool = False,
     cached: bool = True,
     log_probs: bool = False,
@@ -67,7 +68,7 @@ def generate(
     spare = tf.cast(batch == 0, tf.int32)
     ids, lengths = tf.pad(ids, [[0, spare], [0, 0]]), tf.pad(lengths, [[0, spare]])
     source = None if context is None else tuple(tf.pad(part, [[0, spare], [0, 0]]) for part in context)
-    room = room_for(lengths, max_new_tokens, max_length)
+    room = room_for(lengths, max_new_tokens, max_length, limit)
     uniform = None if controls is None else sampling.uniforms(controls.seed, batch + spare, max_new_tokens)
     ids, read = bucketed(ids, lengths, pad_id)
     ids = tf.where(tf.sequence_mask(read, tf.shape(ids)[1]), ids, pad_id)

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import tensorflow as tf
 
+from tfvllm.errors import InputError
 from tfvllm.families import spec as specs
 from tfvllm.generation import weights
 from tfvllm.generation.attention import MASKED, Turns, causal_masks, relative_bias
@@ -55,6 +56,23 @@ class Network(tf.Module):
         if spec.encoder is not None:
             self._encoder, self._encoder_variables = weights.hold(spec.encoder, "encoder", self.kernels)
         self._decoder, self._decoder_variables = weights.hold(spec.decoder, "decoder", self.kernels)
+
+    def assign(self, spec: specs.LanguageModel) -> None:
+        """Takes the weights of the same model, read again after it was trained. What was traced stays as it is.
+
+        Only with portable kernels: oneDNN keeps the weights it has packed.
+        """
+        if self.kernels.name != "portable":
+            raise InputError(f"weights of the target {self.kernels.name} stay; expected 'portable'. Make a new one.")
+        weights.matrix(
+            *(spec.embedding.T if spec.head is None else spec.head, "head", self.kernels),
+            make=weights.refilled([self._head]),
+        )
+        if self._embedding is not None:
+            self._embedding.assign(tf.cast(spec.embedding, self.dtype))
+        if spec.encoder is not None:
+            weights.hold(spec.encoder, "encoder", self.kernels, weights.refilled(self._encoder_variables))
+        weights.hold(spec.decoder, "decoder", self.kernels, weights.refilled(self._decoder_variables))
 
     @property
     def is_seq2seq(self) -> bool:

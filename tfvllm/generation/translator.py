@@ -69,15 +69,20 @@ class Translator(Generator):
     # What is served --------------------------------------------------------------------------------------------------
 
     def generate(  # type: ignore[override]  # of a source, not of a prompt
-        self, ids, padding_mask, max_new_tokens, controls=None, log_probs=False
+        self, ids, padding_mask, max_new_tokens, controls=None, log_probs=False, start=None, limit=None
     ):
-        """Greedy or sampled answers to sources ids int32[batch, length], padding_mask bool of that shape."""
-        start, lengths = self._start(ids)
+        """Greedy or sampled answers to sources ids int32[batch, length], padding_mask bool of that shape.
+
+        start: what the decoder of each row starts from, ids int32[batch, length] and lengths int32[batch]; default
+        `start_ids`. limit: int32[], a row ends when start and new tokens together are this long.
+        """
+        start, lengths = self._start(ids) if start is None else start
         return self._decoded(
             *(start, lengths, max_new_tokens),
             controls=controls,
             stop_ids=self.stop_ids,
             max_length=self.max_length,
+            limit=limit,
             context=self._context(ids, padding_mask),
             log_probs=log_probs,
             pad_id=self.pad_id,

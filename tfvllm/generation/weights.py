@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,10 @@ import tensorflow as tf
 
 from tfvllm.families import spec as specs
 from tfvllm.generation.kernels import Portable
+
+
+# From a value, its name and its type to the variable that holds it.
+Make = Callable[[np.ndarray, str, tf.DType], tf.Variable]
 
 
 class Vectors:
@@ -30,12 +35,12 @@ class Vectors:
         self._values.append(value)
         return Vector(self, len(self._values) - 1)
 
-    def joined(self, name: str) -> list[tf.Variable]:
-        """Makes the variable; none where there is no vector."""
+    def joined(self, name: str, make: Make) -> list[tf.Variable]:
+        """The variable; none where there is no vector."""
         self._sizes = [value.size for value in self._values]
         if not self._values:
             return []
-        self._variable = tf.Variable(tf.cast(np.concatenate(self._values), self._dtype), trainable=False, name=name)
+        self._variable = make(np.concatenate(self._values), name, self._dtype)
         self._values = []
         return [self._variable]
 
@@ -66,13 +71,27 @@ def variable(value: np.ndarray, name: str, dtype: tf.DType) -> tf.Variable:
     return tf.Variable(tf.cast(value, dtype), trainable=False, name=name)
 
 
-def matrix(value: np.ndarray, name: str, kernels: Portable) -> tf.Variable:
+def refilled(variables: Iterable[tf.Variable]) -> Make:
+    """In place of `variable`: gives the value to the next of `variables`, which were made in the same order."""
+    left: Iterator[tf.Variable] = iter(variables)
+
+    def make(value: np.ndarray, name: str, dtype: tf.DType) -> tf.Variable:
+        held = next(left)
+        held.assign(tf.cast(value, dtype))
+        return held
+
+    return make
+
+
+def matrix(value: np.ndarray, name: str, kernels: Portable, make: Make = variable) -> tf.Variable:
     """A matrix [inputs, outputs] in the type and layout that `kernels` want."""
     held = value.T if kernels.transposed(*value.shape) else value
-    return variable(np.ascontiguousarray(held), name, kernels.dtype)
+    return make(np.ascontiguousarray(held), name, kernels.dtype)
 
 
-def hold(stack: specs.Stack, name: str, kernels: Portable) -> tuple[specs.Stack, list[tf.Variable]]:
+def hold(
+    stack: specs.Stack, name: str, kernels: Portable, make: Make = variable
+) -> tuple[specs.Stack, list[tf.Variable]]:
     """The same dataclasses with variables, and vectors of variables, in place of arrays; and these variables."""
     held: list[tf.Variable] = []
     # Norms are held as what they compute in, or every step would cast them.
@@ -84,12 +103,12 @@ def hold(stack: specs.Stack, name: str, kernels: Portable) -> tuple[specs.Stack,
         if isinstance(value, specs.Attention):
             value = _folded(value)
         if isinstance(value, specs.Linear):
-            held.append(matrix(value.kernel, f"{path}/kernel", kernels))
+            held.append(matrix(value.kernel, f"{path}/kernel", kernels, make))
             return specs.Linear(held[-1], put(value.bias, f"{path}/bias"))
         if isinstance(value, np.ndarray) and value.ndim == 1:
             return vectors.add(value)
         if isinstance(value, np.ndarray):
-            held.append(variable(value, path, kernels.dtype))
+            held.append(make(value, path, kernels.dtype))
             return held[-1]
         if isinstance(value, list):
             return [put(item, f"{path}/{i}") for i, item in enumerate(value)]
@@ -101,7 +120,7 @@ def hold(stack: specs.Stack, name: str, kernels: Portable) -> tuple[specs.Stack,
 
     stack = put(stack, name)
     for vectors, what in ((biases, "biases"), (norms, "norms")):
-        held.extend(vectors.joined(f"{name}/{what}"))
+        held.extend(vectors.joined(f"{name}/{what}", make))
     return stack, held
 
 

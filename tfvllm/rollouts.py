@@ -107,7 +107,9 @@ class Rollouts:
                 engine.network.assign(spec)
                 return
             engine = (Translator if self._kind == "Seq2SeqLM" else Generator)(spec, **self._options)
-        elif not isinstance(engine, (ModelGenerator, ModelTranslator)) or (engine.fixed and engine.max_length != length):
+        elif not isinstance(engine, (ModelGenerator, ModelTranslator)) or (
+            engine.fixed and engine.max_length != length
+        ):
             kind: Any = ModelTranslator if self._kind == "Seq2SeqLM" else ModelGenerator
             engine = general.by_own_step(kind, self.model, {**self._options, "max_length": length})
         else:
@@ -178,7 +180,9 @@ class Answers:
 
         def answer(texts):
             if not isinstance(engine, Translator):
-                return engine.generate_texts(texts, tf.constant(engine.max_length), beams=(beams, length_penalty))["texts"]
+                return engine.generate_texts(texts, tf.constant(engine.max_length), beams=(beams, length_penalty))[
+                    "texts"
+                ]
             source = engine.read_sources(texts)
             if beams > 1:
                 return engine.to_texts(engine.beam(*source, engine.room, beams, length_penalty)[0])

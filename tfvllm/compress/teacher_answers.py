@@ -72,6 +72,8 @@ class KeptAnswers(TeacherCache):
 class _Answered(Tokens):
     """Rows with answers that are read with the batch."""
 
+    answers: KeptAnswers
+
     def __init__(self, *fields: Any, answers: KeptAnswers):
         super().__init__(*fields)
         object.__setattr__(self, "answers", answers)

@@ -79,7 +79,9 @@ class OnPolicy:
                 "the same model. Make it of distiller.student."
             )
         if getattr(distiller, "optimizer", None) is None:
-            raise InputError("rollouts are told by the optimizer's steps, but the Distiller has none: compile it first.")
+            raise InputError(
+                "rollouts are told by the optimizer's steps, but the Distiller has none: compile it first."
+            )
         if has_strings(data):
             data = dataset_of(data, None, None, None, preprocess_of(distiller.student), shuffle=False)
         signature = self._signature(data.element_spec)
@@ -129,7 +131,9 @@ class OnPolicy:
             return dict(x), _next_of(ids) if y is None else y, {"task": task, "divergence": weights}
         lengths = real.sum(axis=1)
         if not np.array_equal(real, np.arange(ids.shape[1]) < lengths[:, np.newaxis]):
-            raise InputError("a row is padded on the left or inside; expected rows padded on the right. Move the tokens.")
+            raise InputError(
+                "a row is padded on the left or inside; expected rows padded on the right. Move the tokens."
+            )
         given = np.arange(ids.shape[1]) < self._prompts(x, y, sample_weight, lengths)[:, np.newaxis]
         asked = {**x, names[0]: np.where(given, ids, 0), names[1]: given.astype(mask.dtype)}
         new, known = (np.asarray(part) for part in self.write(asked, seed))
@@ -157,7 +161,9 @@ class OnPolicy:
                 f"{None if y is None else y.shape}. Batch the rows first."
             )
         if isinstance(self.prompt, int) and ids.shape[1] is not None and self.prompt >= ids.shape[1]:
-            raise InputError(f"prompt={self.prompt} leaves nothing to write in rows of {ids.shape[1]} tokens. Pass less.")
+            raise InputError(
+                f"prompt={self.prompt} leaves nothing to write in rows of {ids.shape[1]} tokens. Pass less."
+            )
         weights = tf.TensorSpec(ids.shape, tf.float32)
         return x, ids if y is None else y, {"task": weights, "divergence": weights}
 

@@ -13,7 +13,6 @@ import tensorflow as tf
 from tfvllm.families import spec as specs
 from tfvllm.generation.kernels import Portable
 
-
 # From a value, its name and its type to the variable that holds it.
 Make = Callable[[np.ndarray, str, tf.DType], tf.Variable]
 

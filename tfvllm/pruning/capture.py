@@ -186,7 +186,7 @@ def _filled(call: Call, known: Mapping[_Given, Any]) -> Call:
 
 
 def batches(model: Any, data: Any, batch_size: int = 8, limit: int | None = None) -> Iterator[tuple[Any, Any, Any]]:
-    """(x, y, sample_weight) batches as tensors, preprocessed as `fit` would.
+    """(x, y, sample_weight) batches as tensors: strings preprocessed as `fit` would, batches of tokens as they are.
 
     Args:
         data: a `tf.data.Dataset` of batches, an iterable of batches, or arrays / strings: `x` or `(x, y)` or
@@ -202,7 +202,7 @@ def batches(model: Any, data: Any, batch_size: int = 8, limit: int | None = None
     count = 0
     for element in _elements(data, batch_size):
         x, y, weight = keras.utils.unpack_x_y_sample_weight(element)
-        if process is not None:
+        if process is not None and _has_strings(x):
             x, y, weight = keras.utils.unpack_x_y_sample_weight(process(x, y, weight))
         to_tensor = tf.convert_to_tensor
         tensors = [None if part is None else tf.nest.map_structure(to_tensor, part) for part in (x, y, weight)]
@@ -212,6 +212,18 @@ def batches(model: Any, data: Any, batch_size: int = 8, limit: int | None = None
             return
     if count == 0:
         raise InputError("data is empty: expected at least one batch.")
+
+
+def _has_strings(x: Any) -> bool:
+    """Whether a batch is raw text; what a preprocessor made of one is numbers throughout."""
+    return any(
+        isinstance(leaf, str | bytes) or getattr(leaf, "dtype", None) == tf.string or _is_text(leaf)
+        for leaf in tf.nest.flatten(x)
+    )
+
+
+def _is_text(leaf: Any) -> bool:
+    return isinstance(leaf, np.ndarray) and leaf.dtype.kind in "USO"
 
 
 def _elements(data: Any, batch_size: int) -> Iterable[Any]:

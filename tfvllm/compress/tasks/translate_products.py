@@ -46,7 +46,7 @@ def benchmark(
             if not pairs:
                 continue
             for name, translate in served.items():
-                answers = in_batches(lambda some, call=translate: call(some, 0)[0], pairs.sources)
+                answers = in_batches(functools.partial(_answers, translate), pairs.sources)
                 found = quality(answers, pairs.targets)
                 signatures = found["signatures"]
                 for kind in scores:
@@ -87,6 +87,10 @@ def benchmark(
 
     parameters = {"stages": [name for name, _ in products], **block.model_dump()}
     return workspace.do("benchmark", parameters, [teacher, *(done for _, done in products)], build)
+
+
+def _answers(candidate: Generating, texts: Sequence[str]) -> list[str]:
+    return candidate(texts, 0)[0]
 
 
 def served_translator(model: bench.ServedModel, codec: Any) -> Generating:

@@ -32,7 +32,7 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "export": ("tfvllm.export", None),  # a package that can be called: tfvllm.export(model, path, task=...)
     "generation": ("tfvllm.generation", None),
     "rollouts": ("tfvllm.rollouts", None),
-    "compress": ("tfvllm.compress", None),
+    "compress": ("tfvllm.compress", None),  # a package that can be called: tfvllm.compress("recipe.yaml")
     "errors": ("tfvllm.errors", None),
 }
 

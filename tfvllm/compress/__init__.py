@@ -1,7 +1,13 @@
-"""The main job: a recipe in, a small, fast SavedModel and a measured report out."""
+"""The main job: a recipe in, a small, fast SavedModel and a measured report out.
 
+The package itself can be called: `tfvllm.compress("recipe.yaml")`.
+"""
+
+import importlib
 import json
 import os
+import sys
+import types
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +87,7 @@ def run(
         if recipe.benchmark:
             measured = task.benchmark(list(products.items()), teacher, road.model_of)
         content = report.build(recipe, workspace, stages, products, measured)
+        content["models"] = {done.name: f"steps/{done.directory.name}/model.keras" for done in stages[1:]}
         if recipe.export:
             names = {"teacher": next(iter(products)), artifacts.MODEL: next(reversed(products))}
             for folder, name in names.items():
@@ -115,3 +122,12 @@ def open_report(out: str | os.PathLike) -> tuple[Path, dict[str, Any]]:
             f"{out}: expected the folder of a finished compress run (report.json, report.html), found none."
         )
     return out / "report.html", json.loads((out / "report.json").read_text(encoding="utf-8"))
+
+
+class _CallablePackage(types.ModuleType):
+    # `tfvllm.compress` has to be both a package and the public function, whichever is imported first.
+    def __call__(self, recipe: Any, out: Any = None, **options: Any) -> Any:
+        return importlib.import_module("tfvllm.compress.result").compress(recipe, out, **options)
+
+
+sys.modules[__name__].__class__ = _CallablePackage

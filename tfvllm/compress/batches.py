@@ -56,6 +56,10 @@ class Tokens:
         labels = self.labels[rows, :length] if each else self.labels[rows]
         return (features, labels) if self.weights is None else (features, labels, self.weights[rows, :length])
 
+    def arrays(self) -> tuple[Any, ...]:
+        """All rows at their full length: (features, labels) or (features, labels, weights)."""
+        return (self.features, self.labels) if self.weights is None else (self.features, self.labels, self.weights)
+
     def extra_specs(self) -> dict[str, tf.TensorSpec]:
         """Of what is extra in a batch."""
         each = self.labels.ndim > 1

@@ -12,6 +12,7 @@ from tfvllm.compress.recipe import Recipe, unused_keys
 from tfvllm.compress.recipe.blocks import Prune, Training
 from tfvllm.compress.steps import StepResult, Workspace
 from tfvllm.compress.tasks.base import Task
+from tfvllm.families.products import einsum_as_matmul
 from tfvllm.files import new_directory
 
 _RATES = tuple(Training.model_fields)
@@ -123,6 +124,12 @@ class Pipeline:
             if objective.hidden_fade:
                 falling = max(1, round(objective.hidden_fade * self._steps(rates)))
                 weights["hidden"] = keras.optimizers.schedules.PolynomialDecay(objective.hidden, falling, 0.0)
+        if objective.rounds:
+            distiller = Distiller(
+                *(self.model_of(self._teacher), model), losses=terms, loss_weights=weights, task_weight=objective.task
+            )
+            distiller.compile(optimizer=self._optimizer(rates), loss=self.task.loss(model), jit_compile=False)
+            return self._in_rounds(distiller, objective, rates, work, title, options.get("callbacks", ()))
         lesson = self.task.lesson(objective, self._teacher, model, self.model_of)
         distiller = Distiller(
             *(lesson.teacher, model),
@@ -134,6 +141,32 @@ class Pipeline:
         distiller.compile(optimizer=self._optimizer(rates), loss=self.task.loss(model), jit_compile=False)
         changed = {"change": lesson.change, "ahead": lesson.ahead, "weights_for": lesson.weights_for}
         return self._fit(distiller, model, rates, work, title, train=lesson.train, **changed, **options)
+
+    def _in_rounds(
+        self, distiller: Any, objective: Any, rates: Any, work: Path, title: str, callbacks: Any
+    ) -> dict[str, Any]:
+        """Each round trains more on what student and teacher differ most in; the best round's weights stay."""
+        from tfvllm.distillation import iterate
+
+        train, dev = (self.task.rows(split).arrays() for split in ("train", "dev"))
+        with self.console.progress(title, objective.rounds) as progress, einsum_as_matmul(distiller.student):
+            told = iterate(
+                distiller,
+                train,
+                dev,
+                rounds=objective.rounds,
+                epochs=rates.epochs,
+                batch_size=rates.batch_size,
+                seed=self.recipe.seed,
+                callbacks=[*callbacks, _Counted(progress)],
+                backup=work / "rounds",
+                verbose=0,
+            ).to_dict()
+        found = self.task.score(distiller.student).of()
+        shown = ", ".join(f"{entry['divergence']:.4f}" for entry in told["rounds"])
+        self.console.line(f"  {title}: divergence on dev by round {shown}; {told['stopped']}")
+        history = [{"round": entry["round"], "dev_divergence": entry["divergence"]} for entry in told["rounds"]]
+        return {"rounds": history, "best_round": told["best"], self.task.score_name: found}
 
     # --- structure --------------------------------------------------------------------------------------------------
 
@@ -196,7 +229,8 @@ class Pipeline:
     # --- shared -----------------------------------------------------------------------------------------------------
 
     def _steps(self, rates: Any) -> int:
-        return rates.epochs * -(-len(self.task.rows("train")) // rates.batch_size)
+        rounds = getattr(rates, "rounds", None) or 1
+        return rounds * rates.epochs * -(-len(self.task.rows("train")) // rates.batch_size)
 
     def _optimizer(self, rates: Any) -> keras.optimizers.Optimizer:
         return optimizer.adamw(rates.learning_rate, self._steps(rates), rates.warmup, rates.weight_decay)
@@ -226,6 +260,18 @@ class Pipeline:
     def _say(self, done: StepResult) -> StepResult:
         self.console.line(f"  {done.name}: {self._figures(done.result)}")
         return done
+
+
+class _Counted(keras.callbacks.Callback):
+    """Shows how far rounds have come."""
+
+    def __init__(self, progress: Any):
+        super().__init__()
+        self._progress, self._done = progress, 0
+
+    def on_train_end(self, logs: Any = None) -> None:
+        self._done += 1
+        self._progress.at(self._done)
 
 
 def _when(prune: Prune, steps: int) -> dict[str, int]:

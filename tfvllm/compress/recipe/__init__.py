@@ -49,6 +49,14 @@ def read_recipe(
         >>> read_recipe("examples/sentiment.yaml", overrides=["teacher.epochs=1"]).teacher.epochs
         1
     """
+    content = read_content(path)
+    for override in overrides:
+        _override(content, override)
+    return parse_recipe(with_data(content, data), where=str(path))
+
+
+def read_content(path: str | os.PathLike) -> dict[str, Any]:
+    """What a YAML file says, unchecked. Raises InputError where it is none."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -67,14 +75,17 @@ def read_recipe(
     content = {} if content is None else content
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected keys such as data: and teacher:, found {kind(content)}.")
-    for override in overrides:
-        _override(content, override)
-    if data is not None:
-        block = content.get("data")
-        block = dict(block) if isinstance(block, dict) else {}
-        block.pop("synthetic", None)
-        content["data"] = {**block, "path": str(data)}
-    return parse_recipe(content, where=str(path))
+    return content
+
+
+def with_data(content: dict[str, Any], data: str | os.PathLike | None) -> dict[str, Any]:
+    """The content with `data` in place of what it says of where the data are."""
+    if data is None:
+        return content
+    block = content.get("data")
+    block = dict(block) if isinstance(block, dict) else {}
+    block.pop("synthetic", None)
+    return {**content, "data": {**block, "path": str(data)}}
 
 
 def parse_recipe(content: dict, *, where: str = "recipe") -> Recipe:

@@ -114,6 +114,9 @@ class Distill(Training):
     hidden_fade: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
         0.0, description="share of the steps over which the weight of hidden falls to 0; 0: it stays"
     )
+    rounds: Count | None = Field(
+        None, description="train `epochs` this many times, each time more on what student and teacher differ most in"
+    )
     augment: Share = Field(0.0, description="share of tokens replaced at random; the teacher judges the new text")
 
     @model_validator(mode="after")
@@ -122,6 +125,8 @@ class Distill(Training):
             raise ValueError("expected a weight above 0 for logits, task or hidden, found 0 for each")
         if self.hidden_fade and not self.hidden:
             raise ValueError("expected distill.hidden above 0 with hidden_fade, found 0")
+        if self.rounds and self.augment:
+            raise ValueError("expected distill.rounds or distill.augment, found both")
         return self
 
 

@@ -102,6 +102,9 @@ class Distill(Training):
     hidden_fade: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
         0.0, description="share of the steps over which the weight of hidden falls to 0; 0: it stays"
     )
+    rounds: Count | None = Field(
+        None, description="train `epochs` this many times, each time more on what student and teacher differ most in"
+    )
     top_k: Count | None = Field(
         32, description="the teacher's largest logits of each token are kept on disk; None: it runs at every step"
     )
@@ -116,6 +119,8 @@ class Distill(Training):
             raise ValueError("expected a weight above 0 for logits, task or hidden, found 0 for each")
         if self.hidden_fade and not self.hidden:
             raise ValueError("expected distill.hidden above 0 with hidden_fade, found 0")
+        if self.rounds and self.on_policy:
+            raise ValueError("expected distill.rounds or distill.on_policy, found both")
         if self.on_policy and not self.logits:
             raise ValueError("expected distill.logits above 0 with on_policy (the teacher judges the texts), found 0")
         return self
@@ -253,7 +258,9 @@ def unused_keys(recipe: Any) -> list[tuple[str, list[str], str]]:
         )
     if not teacher.trained_epochs:
         found.append(("teacher", training[1:], "teacher.epochs is 0"))
-    if recipe.distill and recipe.distill.on_policy:
+    if recipe.distill and recipe.distill.rounds:
+        found.append(("distill", ["top_k"], "in rounds the teacher runs at every step"))
+    elif recipe.distill and recipe.distill.on_policy:
         found.append(("distill", ["top_k"], "the teacher judges what the student writes"))
     elif recipe.distill and recipe.distill.hidden:
         found.append(("distill", ["top_k"], "hidden states are not kept"))

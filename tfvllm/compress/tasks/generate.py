@@ -36,7 +36,8 @@ class Generate(LanguageTask[GenerateRecipe]):
         """A GPT-2 shape."""
         block, length = self.recipe.teacher, self.recipe.data.max_length
         texts = (f"{document.prompt}{document.text}" for document in self.text.train)
-        vocabulary, merges = learn_byte_pairs(texts, block.vocabulary, [_END])
+        vocabulary, merges = learn_byte_pairs(texts, block.vocabulary - 1, [])
+        vocabulary[_END] = len(vocabulary)  # the last, as GPT-2's: keras-nlp pads with 0 and would stop at it
         tokenizer = keras_nlp.models.GPT2Tokenizer(vocabulary=vocabulary, merges=merges)
         longest = max(length, (self.recipe.export and self.recipe.export.max_length) or 0)
         backbone = keras_nlp.models.GPT2Backbone(

@@ -68,7 +68,14 @@ SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Model families", "tfvllm.models", ("families", "adapter_for", "load", "save_huggingface")),
     ("Compress", "tfvllm.compress", ("run", "open_report")),
     ("Recipes", "tfvllm.compress.recipe", ("read_recipe", "parse_recipe")),
-    ("Data", "tfvllm.data", ("load", "read_tsv", "write_tsv", "synthetic_reviews", "write_synthetic")),
+    (
+        "Data",
+        "tfvllm.data",
+        (
+            *("load", "load_texts", "load_pairs", "read_tsv", "write_tsv"),
+            *("synthetic_reviews", "synthetic_stories", "synthetic_phrases", "write_synthetic"),
+        ),
+    ),
     ("Timing", "tfvllm.timing", ("compare", "Timing")),
     ("Errors", "tfvllm.errors", ("TfvllmError", "InputError", "VerificationError")),
 )

@@ -1,12 +1,11 @@
-"""Reading labelled text, and the maker of synthetic reviews."""
+"""Reading labelled text."""
 
-import collections
 import csv
+import gzip
 
 import pytest
 
 from tfvllm import data
-from tfvllm.data import reviews
 from tfvllm.errors import InputError
 
 
@@ -25,6 +24,13 @@ def write(path, text, encoding="utf-8"):
         ("sentence\tlabel\ngood\t1\n\nbad\t0\n", 3, "found 1 cells: ''"),
         ("good\t1\nbad\t0\n", 1, "expected the header sentence<TAB>label, found 'good<TAB>1'"),
         ("", 1, "expected the header"),
+        (
+            "source\ttarget\nyes\t是\n",
+            1,
+            "found the header source<TAB>target of sentence pairs, which the task translate",
+        ),
+        ('"source"\t"target"\n"yes"\t"是"\n', 1, "of sentence pairs, which the task translate reads; change the task"),
+        ("sentence\tlabel\ngood\t1\nb\0\t0\n", 3, "expected UTF-8 text, found a zero byte"),
     ],
 )
 def test_a_bad_row_is_named_by_file_and_line(tmp_path, content, line, said):
@@ -47,6 +53,15 @@ def test_text_that_is_not_utf8_is_named_by_line(tmp_path):
 def test_rows_keep_quotes_odd_line_separators_and_windows_line_ends(tmp_path):
     path = write(tmp_path / "a.tsv", '\ufeffsentence\tlabel\r\nhe said "no\t0\r\na\u0085b\u2028c\t1\r\n很好\t1\r\n')
     assert data.read_tsv(path) == [('he said "no', "0"), ("a\u0085b\u2028c", "1"), ("很好", "1")]
+
+
+def test_the_columns_stand_in_any_order_and_the_file_may_be_packed(tmp_path):
+    path = tmp_path / "a.tsv.gz"
+    path.write_bytes(gzip.compress("label\tsentence\n1\t很好\n0\tnot “good”\n".encode()))
+    assert data.read_tsv(path) == [("很好", "1"), ("not “good”", "0")]
+    path.write_bytes(path.read_bytes()[:-12])
+    with pytest.raises(InputError, match=r"a\.tsv\.gz: expected a whole gzip file, found a broken one"):
+        data.read_tsv(path)
 
 
 QUOTED = [('a "b" c', "x"), ("tab\there", "y"), ("line\nbreak", "x"), ("plain", "y"), ('"', "x"), ("很好", "y")]
@@ -140,6 +155,8 @@ def test_one_file_is_split_without_a_sentence_on_two_sides(tmp_path):
     data.write_tsv(path, rows[:4])
     with pytest.raises(InputError, match="expected enough different sentences"):
         data.load(path, dev_share=0.4)
+    with pytest.raises(InputError, match=r"dev_share: expected a share above 0 and at most 0\.4, found 0\.5"):
+        data.load(path, dev_share=0.5)
 
 
 def test_the_digest_sees_texts_labels_and_names(tmp_path):
@@ -149,54 +166,3 @@ def test_the_digest_sees_texts_labels_and_names(tmp_path):
         data.write_tsv(tmp_path / "dev.tsv", [(sentence, label)])
         digests.add(data.load(tmp_path, names=names).digest())
     assert len(digests) == 4
-
-
-def test_synthetic_reviews_are_the_same_on_every_machine():
-    rows = data.synthetic_reviews(200, seed=1)
-    assert rows == data.synthetic_reviews(200, seed=1)
-    assert rows != data.synthetic_reviews(200, seed=2)
-    assert len({text for text, _ in rows}) == 200
-    assert sum(label for _, label in rows) == 100
-    # both labels are spread over the whole list, not gathered at its end
-    assert 15 < sum(label for _, label in rows[-50:]) < 35
-
-
-def test_synthetic_sentiment_needs_composition_not_word_counts():
-    """A bag of words, trained on the same data, must stay far below what the labels' own rule reaches (all)."""
-    rows = data.synthetic_reviews(6000, seed=5)
-    train, held_out = rows[:5000], rows[5000:]
-    weight = collections.Counter()
-    for text, label in train:
-        for word in set(text.split()):
-            weight[word] += 1 if label else -1
-    total = collections.Counter(word for text, _ in train for word in set(text.split()))
-    right = sum(
-        (sum(weight[word] / total[word] for word in set(text.split()) if total[word]) > 0) == bool(label)
-        for text, label in held_out
-    )
-    assert right / len(held_out) < 0.80
-
-
-def test_synthetic_meaning_composes():
-    import random
-
-    writer = reviews._Writer(random.Random(0))
-    seen = {"negated": 0, "feared": 0, "unmet": 0}
-    for _ in range(300):
-        words, meaning = writer.negated()
-        bad = next((word for word in reviews._BAD if word in words.split()), None)
-        assert (meaning > 0) == (bad is not None), words
-        seen["negated"] += bad is not None
-        words, meaning = writer.feared()
-        assert meaning > 0 and any(word in words.replace(",", "").split() for word in reviews._BAD)
-        words, meaning = writer.unmet()
-        assert meaning < 0 and any(word in words.replace(",", "").split() for word in reviews._GOOD)
-    assert 0 < seen["negated"] < 300
-
-
-def test_the_synthetic_folder_says_that_it_is_synthetic(tmp_path):
-    folder = data.write_synthetic(tmp_path / "made", train=60, dev=20, test=20, seed=3)
-    assert "synthetic" in (folder / "README.md").read_text()
-    loaded = data.load(folder)
-    assert [len(split) for split in (loaded.train, loaded.dev, loaded.test)] == [60, 20, 20]
-    assert loaded.notes == []  # no sentence is in two files

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from tfvllm.data.reading import LABELLED_COLUMNS, listing, missing, plain, read_text, rows_of
+from tfvllm.data.reading import LABELLED_COLUMNS, listing, missing, plain, read_text, rows_of, write_rows
 from tfvllm.data.splitting import repeated, said, split_rows
 from tfvllm.errors import InputError
 from tfvllm.files import digest
@@ -107,8 +107,7 @@ def write_tsv(path: str | os.PathLike, rows: Iterable[tuple[str, str | int]]) ->
         >>> (folder / "dev.tsv").read_text().splitlines()
         ['sentence\\tlabel', 'a fine film\\t1']
     """
-    body = "".join(f"{sentence}\t{label}\n" for sentence, label in rows)
-    Path(path).write_text(f"{HEADER}\n{body}", encoding="utf-8", newline="\n")
+    write_rows(path, LABELLED_COLUMNS, rows)
 
 
 def load(

@@ -218,7 +218,7 @@ def _read_parallel(source: Path, target: Path) -> list[tuple[str, str]]:
 
 def _nothing(folder: Path, languages: tuple[str, str] | None) -> str:
     """What is said of a folder without a pair to read."""
-    found = sorted(file.name for file in folder.iterdir() if not file.name.startswith("."))
+    found = sorted(file.name for file in folder.glob("[!.]*"))
     parallel = sorted({Path(name.removesuffix(".gz")).suffix[1:] for name in found if name.startswith("train.")})
     hint = ""
     if languages is None and len(parallel) == 2 and not {"txt", "jsonl", "json"} & set(parallel):

@@ -58,8 +58,8 @@ _GOODS += [
     for many, measure, noun in (("shoes", "双", "鞋"), ("socks", "双", "袜子"), ("glasses", "副", "眼镜"))
 ]
 _COLOURS = {
-    "red": "红色", "blue": "蓝色", "green": "绿色", "yellow": "黄色", "white": "白色", "black": "黑色",
-    "purple": "紫色",
+    "red": "红色的", "blue": "蓝色的", "green": "绿色的", "yellow": "黄色的", "white": "白色的", "black": "黑色的",
+    "brown": "棕色的", "purple": "紫色的",
 }  # fmt: skip
 _NAMES = {
     "Tom": "汤姆", "Mary": "玛丽", "Anna": "安娜", "Peter": "彼得", "John": "约翰", "Lucy": "露西", "David": "大卫",
@@ -71,9 +71,10 @@ _CITIES = {
     "Berlin": "柏林", "New York": "纽约", "Tokyo": "东京", "Xi'an": "西安",
 }  # fmt: skip
 _PLACES = {
-    "bank": "银行", "post office": "邮局", "hospital": "医院", "school": "学校", "museum": "博物馆",
-    "library": "图书馆", "park": "公园", "supermarket": "超市", "hotel": "酒店", "restaurant": "饭馆", "cinema": "电影院", "zoo": "动物园",
-    "station": "车站", "airport": "机场", "market": "市场", "bookshop": "书店", "swimming pool": "游泳池",
+    "bank": "银行", "post office": "邮局", "hospital": "医院", "school": "学校", "museum": "博物馆", "park": "公园",
+    "library": "图书馆", "supermarket": "超市", "hotel": "酒店", "restaurant": "饭馆", "cinema": "电影院",
+    "zoo": "动物园", "station": "车站", "airport": "机场", "market": "市场", "bookshop": "书店",
+    "swimming pool": "游泳池",
 }  # fmt: skip
 _EVENTS = {
     "meeting": "会议", "exam": "考试", "concert": "音乐会", "match": "比赛", "wedding": "婚礼", "party": "聚会",

@@ -3,8 +3,9 @@
 import csv
 import gzip
 import io
+import os
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tfvllm.errors import InputError
@@ -165,6 +166,12 @@ def _csv_rows(text: str, lines: Sequence[str], columns: tuple[str, str], header:
     return body
 
 
+def write_rows(path: str | os.PathLike, columns: tuple[str, str], rows: Iterable[tuple[str, str | int]]) -> None:
+    """Writes a TSV file with its header."""
+    body = "".join(f"{first}\t{second}\n" for first, second in [columns, *rows])
+    Path(path).write_text(body, encoding="utf-8", newline="\n")
+
+
 def split_files(folder: Path, asked: Mapping[str, str | None], endings: Collection[str]) -> dict[str, Path]:
     """The train, dev and test files that a folder has: those `asked` for by name, else by the usual names.
 
@@ -218,7 +225,7 @@ def missing(file: Path, split: str, here: str) -> str:
 
 def listing(folder: Path, endings: Collection[str]) -> str:
     """The files of a folder that have one of the endings, for a refusal; at most eight."""
-    names = sorted(file.name for file in folder.iterdir() if file.name.endswith(tuple(endings)))
+    names = sorted(file.name for file in folder.glob("[!.]*") if file.name.endswith(tuple(endings)))
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
     return ", ".join(names[:8]) + more if names else f"no {' or '.join(e for e in endings if '.gz' not in e)} file"
 

@@ -110,12 +110,12 @@ def load_texts(
 
 
 def _all_files(folder: Path) -> list[Path]:
-    names = sorted(file.name for file in folder.iterdir() if file.is_file() and file.name.endswith(ENDINGS))
-    if files := [folder / name for name in names if not name.startswith(".")]:
+    here = sorted(folder.glob("[!.]*"), key=lambda file: file.name)
+    if files := [file for file in here if file.is_file() and file.name.endswith(ENDINGS)]:
         return files
-    found = sorted(file.name for file in folder.iterdir())[:8]
+    found = ", ".join(file.name for file in here[:8]) or "an empty folder"
     raise InputError(
-        f"{folder}: expected .txt or .jsonl files, found {', '.join(found) or 'an empty folder'}; "
+        f"{folder}: expected .txt or .jsonl files, found {found}; "
         "labelled sentences take the task classify, sentence pairs the task translate."
     )
 

@@ -17,6 +17,7 @@ from tfvllm.generation.generator import Generator
 from tfvllm.generation.model_generator import ModelGenerator, ModelTranslator, positions_of, refuse_more_than_text
 from tfvllm.generation.model_step import input_names
 from tfvllm.generation.sampling import SamplingParams
+from tfvllm.generation.text import valid_utf8
 from tfvllm.generation.translator import Translator
 
 
@@ -107,9 +108,7 @@ class Rollouts:
                 engine.network.assign(spec)
                 return
             engine = (Translator if self._kind == "Seq2SeqLM" else Generator)(spec, **self._options)
-        elif not isinstance(engine, (ModelGenerator, ModelTranslator)) or (
-            engine.fixed and engine.max_length != length
-        ):
+        elif not isinstance(engine, (ModelGenerator, ModelTranslator)) or (engine.fixed and engine.max_length != length):
             kind: Any = ModelTranslator if self._kind == "Seq2SeqLM" else ModelGenerator
             engine = general.by_own_step(kind, self.model, {**self._options, "max_length": length})
         else:
@@ -149,7 +148,7 @@ class Answers:
     """Writes texts by the fast loop, with the weights that the model has when it is made.
 
     For `write_targets(teacher, texts, path, generate=tfvllm.rollouts.Answers(teacher, beams=4), beams=4)`. Greedy answers
-    are keras-nlp's own; beams are those of an export (`task="translate"`), for causal models too.
+    are keras-nlp's own, with U+FFFD for bytes that are no text; beams are those of an export (`task="translate"`), for causal models too.
 
     Args:
         model: a keras-nlp `CausalLM` or `Seq2SeqLM` with a preprocessor.
@@ -176,17 +175,17 @@ class Answers:
             raise InputError(f"beams={beams}: {type(model.backbone).__name__} has no reader, which beam search needs.")
         self.model = model
         make = _translator if kind == "Seq2SeqLM" else _generator
-        engine = make(model, preprocessor, max_length)
+        engine: Any = make(model, preprocessor, max_length)
 
         def answer(texts):
-            if not isinstance(engine, Translator):
-                return engine.generate_texts(texts, tf.constant(engine.max_length), beams=(beams, length_penalty))[
-                    "texts"
-                ]
-            source = engine.read_sources(texts)
+            two = isinstance(engine, Translator)
+            read_in = engine.read_sources(texts) if two else engine.read_texts(texts)
+            most = tf.constant(engine.room if two else engine.max_length)
             if beams > 1:
-                return engine.to_texts(engine.beam(*source, engine.room, beams, length_penalty)[0])
-            return engine.to_texts(engine.generate(*source, engine.room))
+                result, _ = engine.beam(*read_in, most, beams, length_penalty)
+            else:
+                result = engine.generate(*read_in, most)
+            return engine.to_texts(result) if two else valid_utf8(engine.decoded(*read_in, result))
 
         self._answer = tf.function(answer, input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
 

@@ -117,6 +117,20 @@ def test_interrupted_rounds_go_on(duo, tmp_path):
         iterate(fresh(), (TEXTS, y), (TEXTS, y), backup=tmp_path / "b", **{**options, "batch_size": 4})
 
 
+@pytest.mark.thorough
+def test_rounds_over_rows_of_a_language_model():
+    """(x, y, sample_weight) of a causal LM: positions of weight 0 teach nothing."""
+    rows = lm_batch(8)
+    for weight, learns in ((0 * rows[2], False), (rows[2], True)):
+        distiller = tfvllm.Distiller(causal_lm(1), causal_lm(1, heads=4), losses={"logits": losses.ForwardKL()})
+        distiller.compile(keras.optimizers.SGD(0.1), loss="sparse_categorical_crossentropy")
+        before = distiller.student.get_weights()
+        done = iterate(distiller, (*rows[:2], weight), (*rows[:2], weight), rounds=2, batch_size=4, verbose=0)
+        assert len(done.rounds) == (3 if learns else 2) and len(done.rounds[0].dev.divergences) == 8
+        changed = [not np.array_equal(*pair) for pair in zip(before, distiller.student.get_weights())]
+        assert any(changed) is learns
+
+
 def test_hard_examples_are_drawn_more_often():
     divergences = np.array([0.0, 1.0, 3.0], "float32")
     np.testing.assert_allclose(rounds._chances(divergences, 0.0), [1 / 3] * 3)
@@ -241,6 +255,27 @@ def test_targets_are_what_the_teacher_writes(tmp_path):
     distiller.compile(keras.optimizers.SGD(0.0))
     logs = distiller.fit(read_targets(path).batch(2), verbose=0).history
     assert logs["task_loss"][0] > 0 and logs["logits_loss"][0] < 1e-5
+
+
+def test_targets_that_were_cut_off_anywhere_go_on(tmp_path):
+    """As after kill -9: the settings cut off, a batch half written, a line that ends amid a character."""
+    teacher, asked = speller(), []
+    texts = [f"text {i} 很" for i in range(5)]
+
+    def generate(batch):
+        asked.append(batch)
+        return [f"{len(batch)}: {text}" for text in batch]
+
+    def write(path):
+        return write_targets(teacher, texts, path, batch_size=2, generate=generate).read_bytes()
+
+    whole = write(tmp_path / "whole.jsonl")
+    lines = whole.splitlines(keepends=True)
+    for cut, left in ((10, 3), (len(lines[0]), 3), (sum(map(len, lines[:2])), 3), (sum(map(len, lines[:4])) - 4, 2)):
+        path = tmp_path / f"{cut}.jsonl"
+        path.with_name(f"{path.name}.partial").write_bytes(whole[:cut])
+        asked.clear()
+        assert write(path) == whole and len(asked) == left and [path.name] == [p.name for p in tmp_path.glob(f"{cut}.*")]
 
 
 def test_interrupted_targets_go_on(tmp_path):

@@ -224,6 +224,15 @@ class Distiller(keras.Model):
             self.student.build(input_shape)
         self.built = True
 
+    def train_step(self, data: Any) -> Any:
+        """As `keras.Model.train_step`, begun once the batch is there: the student may be writing it (`OnPolicy`).
+
+        Else what needs no batch would run meanwhile: weight decay, which changes the weights, and counting steps.
+        """
+        there = [part for part in tf.nest.flatten(data, expand_composites=True) if tf.is_tensor(part)]
+        with tf.control_dependencies(there):
+            return super().train_step(data)
+
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """The student's prediction."""
         outputs = self._run(self.student, inputs, training, "student")

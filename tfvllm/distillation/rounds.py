@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -77,8 +78,8 @@ def iterate(
 
     Args:
         distiller: compiled, with one teacher.
-        train: (x,) or (x, y) of raw strings or arrays.
-        dev: (x,) or (x, y), never trained on.
+        train: (x,), (x, y) or (x, y, sample_weight) of raw strings or arrays.
+        dev: the same, never trained on. Comparing counts every real position, whatever its weight.
         rounds: at most.
         epochs: over the drawn examples, in each round.
         batch_size: of training and comparing.
@@ -144,10 +145,10 @@ def iterate(
         if done.stopped:
             break
         started = time.perf_counter()
-        picked = [_take(part, drawn) for part in train]
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(tuple(_take(part, drawn) for part in train))
         distiller.fit(
-            picked[0],
-            picked[1] if len(picked) > 1 else None,
+            *(x, y),
+            sample_weight=sample_weight,
             batch_size=batch_size,
             epochs=epochs,
             callbacks=list(callbacks),

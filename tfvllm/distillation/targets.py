@@ -4,6 +4,7 @@ Kim and Rush 2016, section 3.2: the student learns the teacher's best sequence (
 cross-entropy, instead of the reference.
 """
 
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -37,7 +38,8 @@ def write_targets(
         max_length: of prompt and answer (causal) or answer (sequence to sequence), in tokens; the default is the
             preprocessor's.
         batch_size: texts generated at once.
-        generate: another way to generate, from texts to answers: then `beams` and `max_length` are only written down.
+        generate: another way to generate, from texts to answers, such as `tfvllm.rollouts.Answers(teacher)`, which is
+            faster than keras-nlp's: then `beams` and `max_length` are only written down.
     Returns:
         The path. A finished file of the same teacher and settings is left as it is.
     Raises:
@@ -69,10 +71,14 @@ def write_targets(
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     answer = generate or _generator(teacher, beams, max_length)
-    with partial.open("w", encoding="utf-8") as file:
-        for written in [told, *done]:
-            print(json.dumps(written, ensure_ascii=False), file=file)
-        for start in range(len(done), len(texts), batch_size):
+    kept = len(done) // batch_size * batch_size  # whole batches: what a text gets may depend on its company
+    with partial.open("a+b") as opened:  # what is written stays, whenever this is killed
+        opened.seek(0)
+        opened.truncate(sum(map(len, itertools.islice(opened, 1 + kept if done else 0))))
+    with partial.open("a", encoding="utf-8", newline="\n") as file:
+        if not done:
+            print(json.dumps(told, ensure_ascii=False), file=file)
+        for start in range(kept, len(texts), batch_size):
             batch = texts[start : start + batch_size]
             for text, target in zip(batch, answer(batch), strict=True):
                 print(json.dumps({"input": text, "target": target}, ensure_ascii=False), file=file)
@@ -109,10 +115,10 @@ def _reads_two(model: keras.Model) -> bool:
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     if not path.exists():
         raise InputError(f"{path} is not there; expected a file of tfvllm.distillation.write_targets.")
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], start=1):
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):  # the last may end amid a character
         try:
             yield json.loads(line)
-        except json.JSONDecodeError:
+        except ValueError:
             raise InputError(f"line {number} of {path} is not JSON; expected a file of write_targets.") from None
 
 
@@ -120,7 +126,7 @@ def _done(path: Path, told: dict[str, Any]) -> list[dict[str, str]]:
     """What is already written; a last line cut off by an interruption is dropped."""
     if not path.exists() or not path.stat().st_size:
         return []
-    found, *entries = _lines(path)
+    found, *entries = [*_lines(path)] or [told]
     unlike = [f"{key} was {found.get(key)}, now {told[key]}" for key in told if found.get(key) != told[key]]
     if unlike:
         raise InputError(f"{path} was written otherwise: {', '.join(unlike)}. Delete it, or take another path.")

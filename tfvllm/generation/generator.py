@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tfvllm.families.spec import LanguageModel
 from tfvllm.generation import loop
+from tfvllm.generation.beam import beam_search
 from tfvllm.generation.cache import EncoderOutput, allocate
 from tfvllm.generation.network import Network
 from tfvllm.generation.sampling import SamplingParams
@@ -117,8 +118,7 @@ class Generator(tf.Module):
         result = self.generate(ids, lengths, max_new_tokens, controls, searched, log_probs)
         new = tf.RaggedTensor.from_tensor(result.token_ids, lengths=result.lengths)
         completions = tf.strings.reduce_join(self.codec.bytes_of(new), axis=-1)
-        prompt = tf.RaggedTensor.from_tensor(ids, lengths=lengths)
-        texts = self.codec.decode(tf.concat([prompt, new], axis=1))
+        texts = self.decoded(ids, lengths, result)
         if searched is not None:
             cut = searched.cut(completions)
             lost = tf.strings.length(completions) - tf.strings.length(cut)
@@ -133,6 +133,22 @@ class Generator(tf.Module):
             "finish_reasons": finish_reasons(result.reasons),
             **({} if result.log_probs is None else {"log_probs": result.log_probs}),
         }
+
+    def decoded(self, ids, lengths, result: loop.Result) -> tf.Tensor:
+        """string[batch]: prompts ids int32[batch, length], of lengths int32[batch], with what was generated."""
+        new = tf.RaggedTensor.from_tensor(result.token_ids, lengths=result.lengths)
+        return self.codec.decode(tf.concat([tf.RaggedTensor.from_tensor(ids, lengths=lengths), new], axis=1))
+
+    def beam(self, ids, lengths, max_new_tokens, beams: int, length_penalty) -> tuple[loop.Result, tf.Tensor]:
+        """See `tfvllm.generation.beam.beam_search`."""
+        return beam_search(
+            *(self.network, ids, lengths, max_new_tokens),
+            beams=beams,
+            length_penalty=length_penalty,
+            stop_ids=self.stop_ids,
+            max_length=self.max_length,
+            pad_id=self.pad_id,
+        )
 
     def prefill(self, ids, lengths, max_new_tokens, context: EncoderOutput | None = None) -> dict:
         """Reads prompts and hands the caches to the caller.

@@ -59,9 +59,10 @@ SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         "tfvllm.distillation",
         (
             *("student_from", "compare", "iterate", "write_teacher_cache", "TeacherCache"),
-            *("write_targets", "read_targets", "layer_pairs", "spread"),
+            *("OnPolicy", "write_targets", "read_targets", "layer_pairs", "spread"),
         ),
     ),
+    ("Writing without an export", "tfvllm.rollouts", ("Rollouts", "Answers")),
     ("Export", "tfvllm.export.exporter", ("export",)),
     ("Checking a SavedModel", "tfvllm.serving.lint", ("lint", "LintReport", "Finding")),
     ("The serving kit", "tfvllm.serving.kit", ("write",)),

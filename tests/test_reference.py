@@ -20,11 +20,11 @@ def taken_for_granted():
     return names
 
 
-TRAIN = ("tfvllm.shrink", "tfvllm.pruning.sparsify", "tfvllm.compress.run")  # for seconds
-assert set(TRAIN) <= set(NAMES)
+LONG = ("tfvllm.shrink", "tfvllm.pruning.sparsify", "tfvllm.compress.run", "tfvllm.rollouts.Answers")  # for seconds
+assert set(LONG) <= set(NAMES)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.thorough if n in TRAIN else ()) for n in NAMES])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.thorough if n in LONG else ()) for n in NAMES])
 def test_example(name, taken_for_granted, monkeypatch):
     monkeypatch.chdir(ROOT)
     thing = next(thing for _, other, thing in reference.public() if other == name)

@@ -72,7 +72,8 @@ class Rollouts:
         self._kind = "Seq2SeqLM" if _reads_two(model) else "CausalLM"
         if not has_reader(model):
             refuse_more_than_text(model, self._kind)
-        self._engine: Generator | None = None
+        self._engine: Any = None  # made of the first rows
+        self._length = 0  # of these
         self._run: Any = None
 
     def __call__(self, features: Mapping[str, Any], seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -101,21 +102,21 @@ class Rollouts:
 
     def _settle(self, length: int) -> None:
         """The engine, with the model's present weights."""
-        engine, spec = self._engine, None
+        engine, two = self._engine, self._kind == "Seq2SeqLM"
         if has_reader(self.model):
             spec = read(self.model, self._kind)
             if engine is not None:
                 engine.network.assign(spec)
                 return
-            engine = (Translator if self._kind == "Seq2SeqLM" else Generator)(spec, **self._options)
-        elif not isinstance(engine, (ModelGenerator, ModelTranslator)) or (engine.fixed and engine.max_length != length):
-            kind: Any = ModelTranslator if self._kind == "Seq2SeqLM" else ModelGenerator
-            engine = general.by_own_step(kind, self.model, {**self._options, "max_length": length})
+            engine = (Translator if two else Generator)(spec, **self._options)
         else:
-            return
-        self._engine, self._run = engine, self._traced(engine)
+            if engine is not None and (length == self._length or (length < self._length and not engine.fixed)):
+                return
+            kind: Any = ModelTranslator if two else ModelGenerator
+            engine = general.by_own_step(kind, self.model, {**self._options, "max_length": length})
+        self._engine, self._length, self._run = engine, length, self._traced(engine)
 
-    def _traced(self, engine: Generator) -> Any:
+    def _traced(self, engine: Any) -> Any:
         ids, mask, number = tf.TensorSpec([None, None], tf.int32), tf.TensorSpec([None, None], tf.bool), tf.float32
         settings = [tf.TensorSpec([], dtype) for dtype in (tf.int32, number, tf.int32, number)]
         sources = [ids, mask] if self._kind == "Seq2SeqLM" else []
@@ -147,8 +148,9 @@ class Rollouts:
 class Answers:
     """Writes texts by the fast loop, with the weights that the model has when it is made.
 
-    For `write_targets(teacher, texts, path, generate=tfvllm.rollouts.Answers(teacher, beams=4), beams=4)`. Greedy answers
-    are keras-nlp's own, with U+FFFD for bytes that are no text; beams are those of an export (`task="translate"`), for causal models too.
+    For `write_targets(teacher, texts, path, generate=tfvllm.rollouts.Answers(teacher, beams=4), beams=4)`. Greedy
+    answers are keras-nlp's own (a prompt without room for an answer loses its beginning here, its end there). Beams are
+    those of an export with `task="translate"`; causal models have them too.
 
     Args:
         model: a keras-nlp `CausalLM` or `Seq2SeqLM` with a preprocessor.
@@ -158,6 +160,15 @@ class Answers:
         length_penalty: exponent of the length by which a beam's log-probability is divided.
     Raises:
         InputError: no preprocessor, a model that cannot be generated from, or beams where there are none.
+
+    Example:
+        >>> known = {"<|endoftext|>": 0, "a": 1, "b": 2, "ab": 3}
+        >>> tokenizer = keras_nlp.models.GPT2Tokenizer(vocabulary=known, merges=["a b"])
+        >>> preprocessor = keras_nlp.models.GPT2CausalLMPreprocessor(tokenizer, sequence_length=6)
+        >>> backbone = keras_nlp.models.GPT2Backbone(4, 1, 2, 8, 16, max_sequence_length=6)
+        >>> answer = tfvllm.rollouts.Answers(keras_nlp.models.GPT2CausalLM(backbone, preprocessor))
+        >>> [text[:1] for text in answer(["ab", "b"])]  # with its prompt
+        ['a', 'b']
     """
 
     def __init__(

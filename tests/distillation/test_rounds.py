@@ -1,6 +1,10 @@
 """Comparing, iterating, and targets that the teacher writes."""
 
 import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -275,7 +279,39 @@ def test_targets_that_were_cut_off_anywhere_go_on(tmp_path):
         path = tmp_path / f"{cut}.jsonl"
         path.with_name(f"{path.name}.partial").write_bytes(whole[:cut])
         asked.clear()
-        assert write(path) == whole and len(asked) == left and [path.name] == [p.name for p in tmp_path.glob(f"{cut}.*")]
+        assert write(path) == whole and len(asked) == left
+        assert not path.with_name(f"{path.name}.partial").exists()
+
+
+@pytest.mark.slow
+def test_targets_whose_process_was_killed_go_on(tmp_path):
+    code = """
+import os, signal, sys
+from tests.distillation.test_rounds import speller
+from tfvllm.distillation import write_targets
+
+batches = []
+
+def generate(texts):
+    batches.append(texts)
+    if len(batches) > 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return [text.upper() for text in texts]
+
+write_targets(speller(), [f"text {i}" for i in range(9)], sys.argv[1], batch_size=2, generate=generate)
+"""
+    path, asked = tmp_path / "t.jsonl", []
+    ended = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, cwd=Path(__file__).parents[2])
+    assert ended.returncode == -signal.SIGKILL and not path.exists()
+
+    def generate(texts):
+        asked.extend(texts)
+        return [text.upper() for text in texts]
+
+    write_targets(speller(), [f"text {i}" for i in range(9)], path, batch_size=2, generate=generate)
+    assert asked == [f"text {i}" for i in range(4, 9)]
+    rows = read_targets(path).as_numpy_iterator()
+    assert [row["decoder_text"].decode() for row in rows] == [f"TEXT {i}" for i in range(9)]
 
 
 def test_interrupted_targets_go_on(tmp_path):

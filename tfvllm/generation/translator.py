@@ -88,9 +88,7 @@ class Translator(Generator):
             pad_id=self.pad_id,
         )
 
-    def beam(  # type: ignore[override]  # of a source
-        self, ids, padding_mask, max_new_tokens, beams: int, length_penalty
-    ):
+    def beam(self, ids, padding_mask, max_new_tokens, beams: int, length_penalty):
         """Answers by beam search and their scores float32[batch]."""
         start, lengths = self._start(ids)
         return beam_search(

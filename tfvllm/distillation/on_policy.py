@@ -79,13 +79,7 @@ class OnPolicy:
                 "the same model. Make it of distiller.student."
             )
         if getattr(distiller, "optimizer", None) is None:
-<<<<<<< HEAD
-            raise InputError(
-                "rollouts are told by the optimizer's steps, but the Distiller has none: compile it first."
-            )
-=======
             raise InputError("rollouts are told by the optimizer's steps; the Distiller has none: compile it first.")
->>>>>>> 317b03e (On policy: documents, reference, tests of killed writers)
         if has_strings(data):
             data = dataset_of(data, None, None, None, preprocess_of(distiller.student), shuffle=False)
         signature = self._signature(data.element_spec)
@@ -136,13 +130,7 @@ class OnPolicy:
             return dict(x), _next_of(ids) if y is None else y, {"task": task, "divergence": weights}
         lengths = real.sum(axis=1)
         if not np.array_equal(real, np.arange(ids.shape[1]) < lengths[:, np.newaxis]):
-<<<<<<< HEAD
-            raise InputError(
-                "a row is padded on the left or inside; expected rows padded on the right. Move the tokens."
-            )
-=======
             raise InputError("a row is padded on the left or inside; expected rows padded on the right.")
->>>>>>> 317b03e (On policy: documents, reference, tests of killed writers)
         given = np.arange(ids.shape[1]) < self._prompts(x, y, sample_weight, lengths)[:, np.newaxis]
         asked = {**x, names[0]: np.where(given, ids, 0), names[1]: given.astype(mask.dtype)}
         new, known = (np.asarray(part) for part in self.write(asked, seed))
@@ -170,13 +158,7 @@ class OnPolicy:
                 f"{None if y is None else y.shape}. Batch the rows first."
             )
         if isinstance(self.prompt, int) and ids.shape[1] is not None and self.prompt >= ids.shape[1]:
-<<<<<<< HEAD
-            raise InputError(
-                f"prompt={self.prompt} leaves nothing to write in rows of {ids.shape[1]} tokens. Pass less."
-            )
-=======
             raise InputError(f"prompt={self.prompt} leaves nothing to write in rows of {ids.shape[1]}. Pass less.")
->>>>>>> 317b03e (On policy: documents, reference, tests of killed writers)
         weights = tf.TensorSpec(ids.shape, tf.float32)
         return x, ids if y is None else y, {"task": weights, "divergence": weights}
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tfvllm.compress.recipe import parse_recipe, preset_folder, read_recipe, unused_keys
+from tfvllm.compress.recipe import parse_recipe, read_recipe, unused_keys
 from tfvllm.errors import InputError
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -48,8 +48,8 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
             {"teacher": {"model": "nowhere.keras"}},
             "teacher.model: expected a .keras file .*, found no nowhere.ker",
         ),
-        ({"teacher": {"preset": "./nowhere"}}, "teacher.preset: expected a folder, found no ./nowhere"),
-        ({"teacher": {"preset": "no_such_package_here:model"}}, "expected an installed Python package"),
+        ({"teacher": {"preset": "./nowhere"}}, "teacher.preset: no file ./nowhere; expected .* a preset folder"),
+        ({"teacher": {"preset": "no_such_package_here:model"}}, "no package no_such_package_here is installed"),
         (
             {"export": {}, "simplify": {"profile": "gone.jsonl"}},
             "simplify.profile: expected data or a JSON-lines file, found no gone.jsonl",
@@ -133,11 +133,10 @@ def test_the_shipped_recipes_are_valid(file, tmp_path):
 
 
 def test_a_preset_inside_an_installed_package():
-    found = Path(preset_folder("tfvllm:assets"))
-    assert found.is_dir() and found.name == "assets"
-    with pytest.raises(InputError, match="expected a folder nowhere inside the package tfvllm"):
-        preset_folder("tfvllm:nowhere")
-    assert preset_folder("bert_tiny_en_uncased") == "bert_tiny_en_uncased"  # a keras-nlp name is left to keras-nlp
+    assert parse_recipe({"teacher": {"preset": "tfvllm:assets"}}).teacher.preset == "tfvllm:assets"
+    with pytest.raises(InputError, match=r"teacher\.preset: tfvllm:nowhere: expected one file or folder in tfvllm"):
+        parse_recipe({"teacher": {"preset": "tfvllm:nowhere"}})
+    parse_recipe({"teacher": {"preset": "bert_tiny_en_uncased"}})  # a keras-nlp name is left to keras-nlp
 
 
 def test_what_this_run_does_not_read_is_said(tmp_path):

@@ -186,7 +186,7 @@ def test_report_command(out, tmp_path, capsys):
         (("epochs: 4", "epoch: 4"), 2, "teacher.epoch: unknown key"),
         (("path: ", "path: /nowhere"), 2, "data.path: expected a folder or a TSV file"),
         (("heads: 2", "heads: 5"), 2, "expected hidden as a multiple of heads, found hidden: 32 and heads: 5"),
-        (("vocabulary: 200", "preset: ./no_preset"), 2, "teacher.preset: expected a folder, found no ./no_preset"),
+        (("vocabulary: 200", "preset: ./no_preset"), 2, "teacher.preset: no file ./no_preset; expected"),
     ],
 )
 def test_wrong_recipes_end_with_one_line_and_code_2(recipe_file, tmp_path, capsys, change, code, said):

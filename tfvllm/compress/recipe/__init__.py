@@ -2,7 +2,6 @@
 
 import contextlib
 import difflib
-import importlib.util
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from tfvllm.compress.recipe.language import GenerateRecipe, TranslateRecipe
 from tfvllm.errors import InputError
 from tfvllm.files import located
 
-__all__ = ["RECIPES", "ClassifyRecipe", "GenerateRecipe", "Recipe", "TranslateRecipe", "parse_recipe", "preset_folder",
+__all__ = ["RECIPES", "ClassifyRecipe", "GenerateRecipe", "Recipe", "TranslateRecipe", "parse_recipe",
            "read_recipe", "unused_keys"]  # fmt: skip
 
 Recipe = ClassifyRecipe | GenerateRecipe | TranslateRecipe
@@ -117,7 +116,7 @@ def parse_recipe(content: dict, *, where: str = "recipe") -> Recipe:
         raise InputError(f"{where}: data.path: expected a folder or {_FILE[task]}, found no {recipe.data.path}.")
     if isinstance(recipe, ClassifyRecipe):
         _check_files(recipe, where)
-    elif recipe.teacher.preset is not None:
+    if recipe.teacher.preset is not None:
         try:
             located(recipe.teacher.preset)
         except InputError as error:
@@ -136,8 +135,6 @@ def _check_files(recipe: ClassifyRecipe, where: str) -> None:
     profile = recipe.simplify.profile if recipe.simplify else None
     if profile not in (None, "data") and not Path(profile).is_file():
         raise InputError(f"{where}: simplify.profile: expected data or a JSON-lines file, found no {profile}.")
-    if recipe.teacher.preset is not None:
-        preset_folder(recipe.teacher.preset)
 
 
 def unused_keys(recipe: Recipe) -> list[str]:
@@ -166,24 +163,6 @@ def unused_keys(recipe: Recipe) -> list[str]:
         keys = [*Training.model_fields, "importance", "adaptive", "compensate", "calibration"]
         passed_over("shrink", keys, "without structure to remove only the vocabulary is cut")
     return found
-
-
-def preset_folder(preset: str) -> str:
-    """Resolves `package:folder` to a folder and checks a folder; any other name goes to keras-nlp as it is."""
-    package, colon, inside = preset.partition(":")
-    if colon and package.isidentifier() and "//" not in inside:
-        spec = importlib.util.find_spec(package)
-        if spec is None or spec.origin is None:
-            raise InputError(
-                f"teacher.preset: expected an installed Python package, found no {package}; "
-                f"pip install {package.replace('_', '-')}, or --set teacher.preset=FOLDER."
-            )
-        preset = str(Path(spec.origin).parent / inside)
-        if not Path(preset).is_dir():
-            raise InputError(f"teacher.preset: expected a folder {inside} inside the package {package}, found none.")
-    elif preset.startswith((".", "/", "~")) and not Path(preset).expanduser().is_dir():
-        raise InputError(f"teacher.preset: expected a folder, found no {preset}.")
-    return str(Path(preset).expanduser()) if Path(preset).expanduser().is_dir() else preset
 
 
 def _override(content: dict, override: str) -> None:

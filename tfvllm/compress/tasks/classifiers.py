@@ -12,10 +12,11 @@ import keras
 import keras_nlp
 import numpy as np
 
+from tfvllm import models
 from tfvllm.compress.artifacts import load_model
-from tfvllm.compress.recipe import preset_folder
 from tfvllm.compress.training import cross_entropy
 from tfvllm.errors import InputError
+from tfvllm.files import located
 from tfvllm.models.tokenizer import settle
 
 
@@ -51,19 +52,34 @@ def bert_classifier(
 
 
 def from_preset(preset: str, classes: int, length: int) -> keras.Model:
-    """A classifier on a preset's backbone: a keras-nlp name, a folder, or `package:folder`.
+    """A classifier with a new head on a preset's backbone: a keras-nlp name, a folder, a file, or `package:path`.
 
     Raises:
         InputError: there is no such preset, or it reads fewer than `length` tokens.
     """
-    name = preset_folder(preset)
     try:
-        model = keras_nlp.models.TextClassifier.from_preset(name, num_classes=classes)
+        path = located(preset)
+    except InputError as error:
+        raise InputError(f"teacher.preset: {error}") from None
+    name = preset if path is None else str(path)
+    try:
+        if path is not None and path.is_file():
+            trained = models.load(path, "classify")
+            if not isinstance(trained, keras_nlp.models.TextClassifier) or trained.preprocessor is None:
+                raise InputError(
+                    f"expected a keras_nlp TextClassifier with its preprocessor in {path}, found a "
+                    f"{type(trained).__name__}."
+                )
+            model = type(trained)(backbone=trained.backbone, preprocessor=trained.preprocessor, num_classes=classes)
+        else:
+            model = keras_nlp.models.TextClassifier.from_preset(name, num_classes=classes)
+    except InputError as error:
+        raise InputError(f"teacher.preset: {error}") from None
     except Exception as error:
         line = " ".join(str(error).split())[:200]
         raise InputError(
-            f"teacher.preset: expected a keras-nlp preset or a folder with a Hugging Face model, "
-            f"could not load {name}: {line}"
+            f"teacher.preset: expected a keras-nlp preset, a folder with a Hugging Face model or the .keras file of a "
+            f"text classifier, could not load {name}: {line}"
         ) from error
     longest = getattr(model.backbone, "max_sequence_length", None) or length
     if length > longest:

@@ -1,13 +1,18 @@
-"""Writes docs/reference.md from the docstrings: `python docs/reference.py`; `--check`: is it up to date?"""
+"""Writes docs/reference.md from the docstrings and docs/recipes.md from the recipes: `python docs/reference.py`.
+
+`--check`: are they up to date?
+"""
 
 import importlib
 import inspect
 import re
 import sys
+import typing
 from pathlib import Path
 from typing import Any
 
 DOCUMENT = Path(__file__).with_name("reference.md")
+RECIPES = Path(__file__).with_name("recipes.md")
 
 # Title, the module users import, what of it is public. The order is that of the page.
 SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
@@ -267,14 +272,81 @@ def rules() -> list[str]:
     return lines
 
 
+def recipe_page() -> str:
+    """The keys of the recipes of all tasks."""
+    from tfvllm.compress.recipe import RECIPES as of_tasks
+
+    lines = [
+        "# Recipes, key by key",
+        "",
+        "What `tfvllm compress` reads ([how it goes](compress.md)); made from the recipes' own definition by",
+        "`python docs/reference.py`. A block that is left out is a step that is not done; `data` and `teacher` have defaults.",
+        "`--set block.key=value` overrides one key.",
+    ]
+    for task, recipe in of_tasks.items():
+        lines += ["", f"## task: {task}"]
+        alone = [(name, field) for name, field in recipe.model_fields.items() if _block_of(field.annotation) is None]
+        lines += ["", *_key_table(alone)]
+        for name, field in recipe.model_fields.items():
+            if (block := _block_of(field.annotation)) is not None:
+                lines += ["", f"### {name}", "", inspect.cleandoc(block.__doc__ or ""), ""]
+                lines += _key_table(list(_flat(block)))
+    return "\n".join(lines) + "\n"
+
+
+def _block_of(annotation: Any) -> Any:
+    from tfvllm.compress.recipe.errors import blocks
+
+    return next(blocks(annotation), None)
+
+
+def _flat(block: Any, before: str = "") -> Any:
+    """(key with dots, field) of a block and of the blocks in it."""
+    for name, field in block.model_fields.items():
+        inner = _block_of(field.annotation)
+        if inner is None:
+            yield before + name, field
+        else:
+            yield from _flat(inner, f"{before}{name}.")
+
+
+def _key_table(fields: list) -> list[str]:
+    rows = ["| key | default | takes | |", "|---|---|---|---|"]
+    for name, field in fields:
+        default = field.get_default(call_default_factory=True)
+        shown = "–" if default is None else f"`{str(default).lower() if isinstance(default, bool) else default}`"
+        rows.append(f"| `{name}` | {shown} | {_takes(field)} | {field.description or ''} |")
+    return rows
+
+
+def _takes(field: Any) -> str:
+    """What a key takes, in words."""
+    from pydantic import TypeAdapter
+
+    annotated = typing.Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+    schema = TypeAdapter(annotated).json_schema()
+    return ", or ".join(dict.fromkeys(_said(option) for option in schema.get("anyOf", [schema]) if _said(option)))
+
+
+def _said(schema: dict[str, Any]) -> str:
+    if "const" in schema or "enum" in schema:
+        return " ".join(f"`{option}`" for option in schema.get("enum", [schema.get("const")]))
+    limits = [
+        f"{sign} {schema[name]:g}"
+        for name, sign in (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
+        if name in schema
+    ]
+    kinds = {"integer": "a whole number", "number": "a number", "string": "text", "boolean": "true or false"}
+    kinds |= {"array": "a list", "object": "a block", "null": ""}
+    return " ".join([kinds[schema["type"]], ", ".join(limits)]).strip()
+
+
 def main(*arguments: str) -> None:
-    new = page()
-    if "--check" in arguments:
-        old = DOCUMENT.read_text(encoding="utf-8") if DOCUMENT.exists() else ""
-        if new != old:
-            sys.exit("docs/reference.md is not what the docstrings say: run python docs/reference.py")
-        return
-    DOCUMENT.write_text(new, encoding="utf-8")
+    for document, new in ((DOCUMENT, page()), (RECIPES, recipe_page())):
+        if "--check" not in arguments:
+            document.write_text(new, encoding="utf-8")
+        elif not document.exists() or document.read_text(encoding="utf-8") != new:
+            sys.exit(f"docs/{document.name} is not what the code says: run python docs/reference.py")
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ class Pairs(_Data):
 
     source: str | None = Field(None, description="ending of the files to translate from, such as de")
     target: str | None = Field(None, description="ending of the files to translate to, such as en")
+    swap: bool = Field(False, description="the second column is what is translated from")
     max_length: Length = Field(64, description="tokens of a translation; longer ones are cut")
     max_source_length: Length | None = Field(None, description="tokens of a source; None: as max_length")
 
@@ -51,6 +52,8 @@ class Pairs(_Data):
     def _both_endings(self) -> "Pairs":
         if (self.source is None) != (self.target is None):
             raise ValueError("expected data.source and data.target together, found one of them")
+        if self.swap and self.source is not None:
+            raise ValueError("expected data.swap, or data.source and data.target the other way round, found both")
         return self
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,10 @@ class Translate(LanguageTask[TranslateRecipe]):
 
     def load(self, path: Path, **options: Any) -> text_data.Pairs:
         block = self.recipe.data
-        return text_data.load_pairs(path, source=block.source, target=block.target, **options)
+        found = text_data.load_pairs(path, source=block.source, target=block.target, **options)
+        if not block.swap:
+            return found
+        return replace(found, **{s: text_data.PairSplit(p.targets, p.sources) for s, p in found.splits().items()})
 
     def scratch(self) -> keras.Model:
         """A BART shape with one vocabulary for both languages."""
@@ -195,6 +199,4 @@ class Translate(LanguageTask[TranslateRecipe]):
 
 
 def _target(line: str) -> str:
-    import json
-
     return json.loads(line)["target"]

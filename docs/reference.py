@@ -280,8 +280,8 @@ def recipe_page() -> str:
         "# Recipes, key by key",
         "",
         "What `tfvllm compress` reads ([how it goes](compress.md)); made from the recipes' own definition by",
-        "`python docs/reference.py`. A block that is left out is a step that is not done; `data` and `teacher` have defaults.",
-        "`--set block.key=value` overrides one key.",
+        "`python docs/reference.py`. A block that is left out is a step that is not done; `data` and `teacher` have",
+        "defaults. `--set block.key=value` overrides one key.",
     ]
     for task, recipe in of_tasks.items():
         lines += ["", f"## task: {task}"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,8 @@ class Translate(LanguageTask[TranslateRecipe]):
         found = text_data.load_pairs(path, source=block.source, target=block.target, **options)
         if not block.swap:
             return found
-        return replace(found, **{s: text_data.PairSplit(p.targets, p.sources) for s, p in found.splits().items()})
+        turned = {name: text_data.PairSplit(p.targets, p.sources) for name, p in found.splits().items()}
+        return replace(found, **turned)
 
     def scratch(self) -> keras.Model:
         """A BART shape with one vocabulary for both languages."""

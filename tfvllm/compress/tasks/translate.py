@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,7 @@ class Translate(LanguageTask[TranslateRecipe]):
         if not block.swap:
             return found
         turned = {name: text_data.PairSplit(p.targets, p.sources) for name, p in found.splits().items()}
-        return replace(found, **turned)
+        return text_data.Pairs(turned["train"], turned["dev"], turned.get("test"), found.source, found.notes)
 
     def scratch(self) -> keras.Model:
         """A BART shape with one vocabulary for both languages."""

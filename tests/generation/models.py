@@ -128,6 +128,38 @@ def gemma3(vocabulary=VOCABULARY, layers=7, preprocessor=None):
     return M.Gemma3CausalLM(preprocessor=preprocessor, backbone=backbone)
 
 
+GEMMA4_TYPES = ["sliding_attention", "sliding_attention", "full_attention"]
+
+
+def gemma4(vocabulary=VOCABULARY, layers=6, preprocessor=None, task=None, **options):
+    """As E2B: three own blocks, of two kinds and sizes of head, then blocks that attend to theirs, and token gates."""
+    sizes = {
+        "image_size": 16,
+        "hidden_dim": 32,
+        "intermediate_dim": 48,
+        "num_query_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "global_head_dim": 12,
+        "global_rope_partial_rotary_factor": 0.5,
+        "sliding_window_size": 5,
+        "layer_types": (GEMMA4_TYPES * layers)[:layers],
+        "num_kv_shared_layers": layers // 2,
+        "use_double_wide_mlp": True,
+        "hidden_size_per_layer_input": 6,
+        "final_logit_soft_cap": 5.0,
+    }
+    backbone = M.Gemma4Backbone(vocabulary, num_layers=layers, **{**sizes, **options})
+    return M.Gemma4CausalLM(preprocessor=preprocessor, backbone=backbone, **task or {})
+
+
+def gemma4_wide(vocabulary=VOCABULARY, layers=3, preprocessor=None):
+    """As 31B: values are the keys of fewer heads in the blocks that see all, nothing is shared, no token gates."""
+    options = {"num_global_key_value_heads": 1, "attention_logit_soft_cap": 4.0, "global_rope_scaling_factor": 2.0}
+    plain = {"num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0, "final_logit_soft_cap": None}
+    return gemma4(vocabulary, layers, preprocessor, **options, **plain)
+
+
 _GROUPED = {"num_query_heads": 4, "num_key_value_heads": 2, "hidden_dim": 32, "intermediate_dim": 48}
 _EXPERTS = {**_GROUPED, "num_experts": 4, "top_k": 2}
 
@@ -184,7 +216,7 @@ def t5gemma(vocabulary=VOCABULARY, layers=2, preprocessor=None, **options):
 
 CAUSAL = (
     *(gpt2, opt, bloom, gpt_neo_x, falcon, smollm3, phi3),
-    *(llama, llama3, mistral, qwen, qwen3, gemma, gemma2, gemma3),
+    *(llama, llama3, mistral, qwen, qwen3, gemma, gemma2, gemma3, gemma4, gemma4_wide),
     *(mixtral, qwen_moe, qwen3_moe, gpt_oss),
 )
 SEQ2SEQ = (bart, t5, t5_untied, t5gemma)

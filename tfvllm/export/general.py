@@ -15,16 +15,20 @@ TOLERANCE = {"float32": 2e-3, "bfloat16": 0.5}
 OwnStep = TypeVar("OwnStep", ModelGenerator, ModelTranslator)
 
 
-def precision_of(model, precision: str, target: str) -> str:
-    """The precision of a model that runs as it is. Raises InputError where another one, or fused kernels, are asked."""
+def precision_of(model, precision: str, target: str, unread: str) -> str:
+    """The precision of a model that runs as it is, and `unread` is why.
+
+    Raises:
+        InputError: another precision, or fused kernels, are asked for.
+    """
     own = model.backbone.compute_dtype
-    name, next_step = type(model.backbone).__name__, "Leave the option out; a reader for its family would offer it."
+    next_step = "Leave the option out; a reader that takes it would offer it."
     if precision not in ("float32", own):
         raise InputError(
-            f"precision={precision!r}: {name} has no reader, so that it runs as it is, in {own}. {next_step}"
+            f"precision={precision!r}: {unread}, so that it runs as it is, in {own}. {next_step}"
         )
     if target != PORTABLE:
-        raise InputError(f"target={target!r}: {name} has no reader, so that its public ops stay. {next_step}")
+        raise InputError(f"target={target!r}: {unread}, so that its public ops stay. {next_step}")
     return own
 
 
@@ -55,9 +59,8 @@ def by_own_step(kind: type[OwnStep], model, options: dict[str, Any]) -> OwnStep:
     raise InputError(f"cannot generate with {type(model).__name__} by its own decode step: {found}{advice}")
 
 
-def entries(model, generator: ModelGenerator | ModelTranslator, offered: str) -> dict[str, Any]:
+def entries(model, generator: ModelGenerator | ModelTranslator, unread: str, offered: str) -> dict[str, Any]:
     """What the manifest says of such a model, and a note for whoever exports it; `offered`: only by readers."""
-    name = type(model.backbone).__name__
     lengths = f"every request computes {generator.max_length} positions" if generator.fixed else "any length"
     how = f"keras-nlp's own decode step runs in the loop, as fast as there ({lengths})"
     if not generator.cached:
@@ -66,12 +69,12 @@ def entries(model, generator: ModelGenerator | ModelTranslator, offered: str) ->
             "generate takes computes something else than the model"
         )
     return {
-        "family": name,
+        "family": type(model.backbone).__name__,
         "path": "general",
         "parameters": model.count_params(),
         "cache_bytes_per_token": 0,
         "notes": [
-            f"general path: no reader knows {name}, so that {how}. A reader would bring a faster step, bfloat16, "
+            f"general path: {unread}, so that {how}. A reader would bring a faster step, bfloat16, "
             f"onednn, and {offered}."
         ],
     }

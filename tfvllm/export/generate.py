@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from tfvllm.errors import InputError
 from tfvllm.export import float32, general
-from tfvllm.families import has_reader, read
+from tfvllm.families import read_or_why
 from tfvllm.generation.generator import Generator, finish_reasons
 from tfvllm.generation.model_generator import ModelGenerator, positions_of, refuse_more_than_text
 from tfvllm.generation.model_step import model_inputs
@@ -70,7 +70,7 @@ def export_task(
     if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise InputError(f"max_new_tokens must be a whole number, at least 1; got {max_new_tokens!r}.")
     preprocessor = getattr(model, "preprocessor", None)
-    spec = read(model, "CausalLM") if has_reader(model) else None
+    spec, unread = read_or_why(model, "CausalLM")
     if spec is None:
         refuse_more_than_text(model, "CausalLM")
     elif spec.encoder is not None:
@@ -80,9 +80,9 @@ def export_task(
     codec = shared["codec"]
     generator: Generator
     if spec is None:
-        precision = general.precision_of(model, precision, target)
+        precision = general.precision_of(model, precision, target, unread)
         generator = general.by_own_step(ModelGenerator, model, shared)
-        entries = general.entries(model, generator, "the signatures prefill and decode")
+        entries = general.entries(model, generator, unread, "the signatures prefill and decode")
     else:
         generator = Generator(spec, dtype=dtype, target=target, **shared)
         entries = {
@@ -146,9 +146,11 @@ def settings(
 def end_token_ids(tokenizer) -> list[int]:
     """The tokens at which keras-nlp's own `generate` stops."""
     ids = [getattr(tokenizer, name, None) for name in ("end_token_id", "end_token2_id")]
-    if type(tokenizer).__name__.startswith("Gemma3"):
-        end_of_turn = tokenizer.token_to_id("<end_of_turn>")
-        ids.append(None if end_of_turn == tokenizer._unk_token_id else end_of_turn)
+    turns = {"Gemma3": "<end_of_turn>", "Gemma4": "<turn|>"}
+    end_of_turn = next((end for name, end in turns.items() if type(tokenizer).__name__.startswith(name)), None)
+    if end_of_turn is not None:
+        found = tokenizer.token_to_id(end_of_turn)
+        ids.append(None if found == tokenizer._unk_token_id else found)
     return [int(token) for token in ids if token is not None]
 
 

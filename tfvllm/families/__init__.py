@@ -25,6 +25,7 @@ from tfvllm.families.registry import (
     has_reader,
     original_class,
     read,
+    read_or_why,
     shrunk_class,
     shrunk_task_class,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "has_reader",
     "original_class",
     "read",
+    "read_or_why",
     "shrunk_class",
     "shrunk_task_class",
 ]

@@ -6,6 +6,7 @@ A family's module holds `ADAPTER`, `SHRUNK` and `TASKS` (or `NO_ADAPTER`, why no
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -20,6 +21,7 @@ from tfvllm.families import (
     experts,
     falcon,
     gemma,
+    gemma4,
     gpt_neo_x,
     llama,
     phi3,
@@ -30,17 +32,17 @@ from tfvllm.families import (
     transformer_encoder,
 )
 from tfvllm.families.base import Adapter, find_backbone
-from tfvllm.families.spec import LanguageModel
+from tfvllm.families.spec import LanguageModel, UnreadError
 from tfvllm.families.stored import refuse_quantised
 
 FAMILIES: tuple[ModuleType, ...] = (
     *(transformer_encoder, electra, deberta_v3, albert),
     *(transformer_decoder, llama, gemma, bart, t5),
-    *(bloom, phi3, gpt_neo_x, experts, falcon, smollm3, t5gemma),
+    *(bloom, phi3, gpt_neo_x, experts, falcon, smollm3, t5gemma, gemma4),
 )
 _ADAPTED = tuple(family for family in FAMILIES if hasattr(family, "ADAPTER"))
 _BY_BACKBONE = {cls: family for family in _ADAPTED for pair in family.SHRUNK.items() for cls in pair}
-# backbone class name -> what reads it. A subclass is found through its bases.
+# class name of a backbone, or of a task with something of its own -> what reads it. A subclass is found through its bases.
 READERS: dict[str, Callable[[Any], LanguageModel]] = {
     name: reader for family in FAMILIES for name, reader in getattr(family, "READERS", {}).items()
 }
@@ -100,11 +102,31 @@ def shrunk_task_class(task: Any, native_backbone: bool) -> type:
 
 def has_reader(model: Any) -> bool:
     """Whether `read` knows the model's family."""
-    return _reader_of(getattr(model, "backbone", model)) is not None
+    return _reader_of(model) is not None
 
 
-def _reader_of(backbone: Any) -> Callable[[Any], LanguageModel] | None:
-    return next((READERS[base.__name__] for base in type(backbone).__mro__ if base.__name__ in READERS), None)
+def _reader_of(model: Any) -> Callable[[], LanguageModel] | None:
+    """What reads the model or else its backbone."""
+    for part in (model, getattr(model, "backbone", None)):
+        for base in type(part).__mro__:
+            if base.__name__ in READERS:
+                return functools.partial(READERS[base.__name__], part)
+    return None
+
+
+def read_or_why(model: Any, kind: str | None = None) -> tuple[LanguageModel | None, str]:
+    """What `read` gives, or None and why nothing reads the model, so that the general path may take it.
+
+    Raises:
+        InputError: a reader knows the model, and it cannot be exported by any path.
+    """
+    name = type(getattr(model, "backbone", model)).__name__
+    if not has_reader(model):
+        return None, f"no reader knows {name}"
+    try:
+        return read(model, kind), ""
+    except UnreadError as error:
+        return None, f"the reader of {name} leaves this one: {error}"
 
 
 def read(model: Any, kind: str | None = None) -> LanguageModel:
@@ -117,13 +139,15 @@ def read(model: Any, kind: str | None = None) -> LanguageModel:
     Raises:
         InputError: the backbone belongs to no known family, carries something the engine cannot compute, or is
             quantised by Keras.
+        UnreadError: the one of these that the general path may take.
     """
     backbone = getattr(model, "backbone", model)
-    reader = _reader_of(backbone)
+    reader = _reader_of(model)
     if reader is not None:
         refuse_quantised(backbone, "generation")
-        return reader(backbone)
-    fitting = [name for name in READERS if kind is None or (name in SEQ2SEQ) == (kind == "Seq2SeqLM")]
+        return reader()
+    backbones = (name for name in READERS if name.endswith("Backbone"))
+    fitting = [name for name in backbones if kind is None or (name in SEQ2SEQ) == (kind == "Seq2SeqLM")]
     within = f" in a keras-nlp {kind}" if kind else ""
     raise InputError(
         f"cannot generate with {type(backbone).__name__}; expected one of {', '.join(fitting)} "

@@ -10,7 +10,13 @@ import dataclasses
 
 import numpy as np
 
+from tfvllm.errors import InputError
+
 Array = np.ndarray
+
+
+class UnreadError(InputError):
+    """A model of a known family has something that these classes cannot say, named here; the general path may take it."""
 
 
 @dataclasses.dataclass
@@ -59,16 +65,26 @@ class Attention:
     heads: int
     kv_heads: int
     head_dim: int
-    query_key_value: Linear  # [width, (heads + 2 * kv_heads) * head_dim]: one product instead of three
+    query_key_value: Linear  # [width, sum(parts) * head_dim]: one product instead of three
     output: Linear  # [heads * head_dim, width]
     scale: float  # multiplies q·k
     window: int | None = None  # a query sees the last `window` positions, itself included
     soft_cap: float | None = None  # scores = soft_cap * tanh(scores / soft_cap)
     query_norm: Norm | None = None  # over head_dim, before the rotation
     key_norm: Norm | None = None
+    value_norm: Norm | None = None
     rotary: Rotary | None = None
     sinks: Array | None = None  # float32[heads], a logit beside every head's scores that no value belongs to (GPT-OSS)
     alibi: tuple[float, ...] | None = None  # a slope for each head: scores -= slope * distance (Press et al. 2022)
+    shared: int | None = None  # the earlier block whose keys and values it attends to; its kernel has queries only
+    values_are_keys: bool = False  # values have no kernel: they are the keys before norm and rotation (Gemma 4)
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """How many heads of queries, keys and values stand in `query_key_value`."""
+        if self.shared is not None:
+            return (self.heads,)
+        return (self.heads, self.kv_heads, *(() if self.values_are_keys else (self.kv_heads,)))
 
     @property
     def masked_by(self) -> tuple[int | None, tuple[float, ...] | None]:
@@ -121,6 +137,28 @@ class Experts:
 
 
 @dataclasses.dataclass
+class TokenInputs:
+    """What each token gives each block beside the residual stream (Gemma 3n and 4): of width `inner` for each.
+
+    norm(projection(embedded token)) + table[token], reshaped to [blocks, inner]. Factors are in the weights.
+    """
+
+    table: Array  # float32[vocabulary, blocks * inner]
+    projection: Linear  # [width, blocks * inner]
+    norm: Norm  # over inner
+
+
+@dataclasses.dataclass
+class TokenGate:
+    """What a block makes of its part of `TokenInputs`: x + norm(output(act(gate(x)) * part)), after its feed-forward."""
+
+    gate: Linear  # [width, inner]
+    output: Linear  # [inner, width]
+    norm: Norm
+    activation: str
+
+
+@dataclasses.dataclass
 class Block:
     """One transformer block. `normalize_first`: x + f(norm(x)); otherwise norm(x + f(x)).
 
@@ -138,6 +176,8 @@ class Block:
     cross_norm: Norm | None = None
     post_cross_norm: Norm | None = None  # as after attention (T5Gemma)
     parallel: bool = False  # GPT-NeoX; with `normalize_first` and without cross-attention
+    token_gate: TokenGate | None = None  # in a decoder whose stack has `token_inputs`
+    output_scale: float = 1.0  # multiplies what leaves the block (Gemma 4's decoder)
 
 
 @dataclasses.dataclass
@@ -151,6 +191,19 @@ class Stack:
     embedding_norm: Norm | None = None
     final_norm: Norm | None = None
     relative_bias: RelativeBias | None = None
+    token_inputs: TokenInputs | None = None
+
+    @property
+    def caching(self) -> list[int]:
+        """The blocks that have keys and values of their own."""
+        return [index for index, block in enumerate(self.blocks) if block.attention.shared is None]
+
+    @property
+    def caches(self) -> list[int]:
+        """For each block which of those of `caching` it attends to."""
+        of_block = {index: place for place, index in enumerate(self.caching)}
+        shared = [block.attention.shared for block in self.blocks]
+        return [of_block[index if other is None else other] for index, other in enumerate(shared)]
 
 
 @dataclasses.dataclass
@@ -181,7 +234,8 @@ class LanguageModel:
 
     def cache_bytes_per_token(self, itemsize: int) -> int:
         """Bytes that one row's caches take for one position."""
-        return sum(2 * b.attention.kv_heads * b.attention.head_dim * itemsize for b in self.decoder.blocks)
+        held = [self.decoder.blocks[index].attention for index in self.decoder.caching]
+        return sum(2 * attention.kv_heads * attention.head_dim * itemsize for attention in held)
 
     def parameters(self) -> int:
         """How many numbers the model holds; merged and tied weights count once."""

@@ -61,6 +61,15 @@ class Layers:
         x = residual + self.norm(block.post_feed_forward_norm, x)
         return x if block.normalize_first else self.norm(block.feed_forward_norm, x)
 
+    def leave(self, block: specs.Block, x: tf.Tensor, token_inputs: tf.Tensor | None, index: int) -> tf.Tensor:
+        """The end of block `index`. x [rows, width] after its feed-forward; token_inputs [rows, blocks, inner]."""
+        gate = block.token_gate
+        if gate is not None:
+            assert token_inputs is not None, "a block with a token gate needs the stack's token inputs"
+            gated = self.linear(gate.gate, x, gate.activation) * token_inputs[:, index]
+            x += self.norm(gate.norm, self.linear(gate.output, gated))
+        return x if block.output_scale == 1.0 else x * tf.cast(block.output_scale, x.dtype)
+
     def transform(self, ffn: specs.FeedForward, x: tf.Tensor) -> tf.Tensor:
         """[rows, width] -> the same."""
         if ffn.gated:
@@ -95,19 +104,24 @@ class Layers:
         return y + (shared if experts.shared_gate is None else shared * tf.sigmoid(self.linear(experts.shared_gate, x)))
 
     def query_key_value(self, attention: specs.Attention, x, turns: Turns, shape: Callable[[int, int], Any] | None):
-        """x [batch * length, width] -> three [batch, heads, length, head_dim].
+        """x [batch * length, width] -> three [batch, heads, length, head_dim]; keys and values None where `shared`.
 
         `shape(heads, head_dim)` is [batch, length, heads, head_dim]; None: a step, whose length is 1.
         """
-        heads, kv_heads = attention.heads, attention.kv_heads
+        heads, kv_heads, parts = attention.heads, attention.kv_heads, attention.parts
         merged = self.linear(attention.query_key_value, x)
         if shape is None:  # heads are already where they belong
-            merged = tf.reshape(merged, [-1, heads + 2 * kv_heads, 1, attention.head_dim])
+            merged = tf.reshape(merged, [-1, sum(parts), 1, attention.head_dim])
         else:
-            merged = tf.reshape(merged, shape(heads + 2 * kv_heads, attention.head_dim))
+            merged = tf.reshape(merged, shape(sum(parts), attention.head_dim))
             merged = tf.transpose(merged, [0, 2, 1, 3])
-        if attention.rotary is None or attention.query_norm is not None:
-            query, key, value = tf.split(merged, [heads, kv_heads, kv_heads], axis=1)
+        if attention.shared is not None:
+            query = self.norm(attention.query_norm, merged)
+            return query if attention.rotary is None else turns.turn(attention.rotary, query), None, None
+        norms = (attention.query_norm, attention.key_norm, attention.value_norm)
+        if attention.rotary is None or attention.values_are_keys or any(norm is not None for norm in norms):
+            query, key, *others = tf.split(merged, parts, axis=1)
+            value = self.norm(attention.value_norm, others[0] if others else key)
             query, key = self.norm(attention.query_norm, query), self.norm(attention.key_norm, key)
             if attention.rotary is not None:
                 query, key = turns.turn(attention.rotary, query), turns.turn(attention.rotary, key)

@@ -80,8 +80,9 @@ class Network(tf.Module):
 
     @property
     def cache_shapes(self) -> list[tuple[int, int]]:
-        """(kv_heads, head_dim) of every decoder block."""
-        return [(b.attention.kv_heads, b.attention.head_dim) for b in self._decoder.blocks]
+        """(kv_heads, head_dim) of every decoder block that has keys and values of its own."""
+        held = [self._decoder.blocks[index].attention for index in self._decoder.caching]
+        return [(attention.kv_heads, attention.head_dim) for attention in held]
 
     # Kernels ---------------------------------------------------------------------------------------------------------
 
@@ -150,7 +151,7 @@ class Network(tf.Module):
 
         Returns:
             (hidden [batch, width] of each row's last token; keys and values, two lists of
-            [batch, kv_heads, length, head_dim]).
+            [batch, kv_heads, length, head_dim], one of each for each of `cache_shapes`).
         """
         return self._layers.call(self._prefill, ids, lengths, to_parts(context))
 
@@ -166,28 +167,33 @@ class Network(tf.Module):
         batch, length = tf.shape(ids)[0], tf.shape(ids)[1]
         positions = tf.range(length)
         x = self._embed(layers, stack, tf.reshape(ids, [-1]), tf.tile(positions, [batch]))
+        token_inputs = self._token_inputs(layers, stack, tf.reshape(ids, [-1]), x)
         masks = causal_masks(stack, positions, length)
         turns, shape = Turns(positions, self.dtype), _shapes(batch, length)
-        keys, values = [], []
+        keys, values, places = [], [], stack.caches
+        queries: Any = length
+        attend: Callable[..., tf.Tensor] = functools.partial(layers.call, layers.attend_causally)
         for index, block in enumerate(stack.blocks):
             n = layers.norm(block.attention_norm, x) if block.normalize_first else x
             query, key, value = layers.query_key_value(block.attention, n, turns, shape)
-            keys.append(key)
-            values.append(value)
-            queries: Any = length
-            attend: Callable[..., tf.Tensor] = functools.partial(layers.call, layers.attend_causally)
-            if last is not None and index == len(stack.blocks) - 1:
-                # Past its keys and values the last block owes one position of each row only.
+            if key is not None:
+                keys.append(key)
+                values.append(value)
+            if last is not None and index == stack.caching[-1]:
+                # Past the last keys and values blocks owe one position of each row only.
                 query = tf.gather(query, last[:, tf.newaxis], axis=2, batch_dims=1)
                 query = tf.ensure_shape(query, [None, block.attention.heads, 1, block.attention.head_dim])
-                masks = causal_masks(stack, last[:, tf.newaxis], length)
-                x = tf.gather(x, last + tf.range(batch) * length)
+                column, owed = last[:, tf.newaxis], last + tf.range(batch) * length
+                masks, turns, shape = causal_masks(stack, column, length), Turns(column, self.dtype), None
+                x = tf.gather(x, owed)
+                token_inputs = None if token_inputs is None else tf.gather(token_inputs, owed)
                 queries, attend = 1, layers.attend
-            attention = block.attention
-            tensors = (query, key, value, masks[attention.masked_by], layers.sinks(attention))
+            attention, place = block.attention, places[index]
+            tensors = (query, keys[place], values[place], masks[attention.masked_by], layers.sinks(attention))
             attended = attend(*tensors, **_scores(attention))
             entered, x = x, layers.after_attention(block, x, attended)
             x = layers.feed_forward(block, layers.cross(block, x, context, index, queries), entered)
+            x = layers.leave(block, x, token_inputs, index)
         return layers.norm(stack.final_norm, x), keys, values
 
     # One step --------------------------------------------------------------------------------------------------------
@@ -230,29 +236,31 @@ class Network(tf.Module):
         stack, context = self._decoder, to_context(parts)
         rows = tf.shape(ids)[0]
         x = self._embed(layers, stack, ids, positions)
+        token_inputs = self._token_inputs(layers, stack, ids, x)
         column = positions[:, tf.newaxis]
         masks, turns = causal_masks(stack, column, capacity), Turns(column, self.dtype)
-        targets, caches = {}, list(caches)
+        targets, caches, places = {}, list(caches), stack.caches
         shape = functools.cache(lambda heads, head_dim: tf.stack([rows, heads, capacity, head_dim]))
         for index, block in enumerate(stack.blocks):
-            attention = block.attention
+            attention, place = block.attention, 2 * places[index]
             kv_heads, head_dim = attention.kv_heads, attention.head_dim
             if kv_heads not in targets:
                 starts = tf.range(rows * kv_heads) * capacity
                 targets[kv_heads] = starts + tf.repeat(positions, kv_heads)
             n = layers.norm(block.attention_norm, x) if block.normalize_first else x
             query, key, value = layers.query_key_value(attention, n, turns, None)
-            for which, new in ((2 * index, key), (2 * index + 1, value)):
+            for which, new in () if key is None else ((place, key), (place + 1, value)):
                 caches[which] = tf.raw_ops.InplaceUpdate(
                     x=caches[which],
                     i=targets[kv_heads],
                     v=tf.cast(tf.reshape(new, [-1, head_dim]), caches[which].dtype),
                 )
-            key, value = (tf.reshape(cache, shape(kv_heads, head_dim)) for cache in caches[2 * index : 2 * index + 2])
+            key, value = (tf.reshape(cache, shape(kv_heads, head_dim)) for cache in caches[place : place + 2])
             tensors = (query, key, value, masks[attention.masked_by], layers.sinks(attention))
             attended = layers.attend(*tensors, **_scores(attention))
             entered, x = x, layers.after_attention(block, x, attended)
             x = layers.feed_forward(block, layers.cross(block, x, context, index, beams), entered)
+            x = layers.leave(block, x, token_inputs, index)
         return layers.norm(stack.final_norm, x), caches
 
     # Both ends -------------------------------------------------------------------------------------------------------
@@ -279,6 +287,17 @@ class Network(tf.Module):
             last = stack.position_table.shape[0] - 1
             x += tf.gather(stack.position_table, tf.minimum(positions, last))  # padding may number past the table
         return layers.norm(stack.embedding_norm, x)
+
+    def _token_inputs(self, layers: Layers, stack: specs.Stack, ids: tf.Tensor, x: tf.Tensor) -> tf.Tensor | None:
+        """ids int32[rows], x [rows, width] as embedded -> [rows, blocks, inner], or None."""
+        inputs = stack.token_inputs
+        if inputs is None:
+            return None
+        blocks = len(stack.blocks)
+        table = tf.gather(inputs.table, ids)
+        inner = table.shape[-1] // blocks
+        projected, table = (tf.reshape(part, [-1, blocks, inner]) for part in (layers.linear(inputs.projection, x), table))
+        return layers.norm(inputs.norm, projected) + table
 
     def logits(self, hidden: tf.Tensor, kernels: Portable | None = None) -> tf.Tensor:
         """hidden [rows, width] -> float32[rows, vocabulary]. `kernels`: as for `step`."""

@@ -3,7 +3,7 @@
 import keras_nlp
 import numpy as np
 
-from .models import VOCABULARY, build
+from .models import VOCABULARY, build, gemma4
 from .reference import filled_by_forward_passes
 
 M = keras_nlp.models
@@ -77,11 +77,10 @@ def gemma3n():
     return keras_nlp.models.Gemma3nCausalLM(backbone=backbone, preprocessor=None)
 
 
-def gemma4():
-    backbone = keras_nlp.models.Gemma4Backbone(
-        image_size=16, head_dim=8, sliding_window_size=6, layer_types=TWO_KINDS, **SMALL, **GROUPED
-    )
-    return keras_nlp.models.Gemma4CausalLM(backbone=backbone, preprocessor=None)
+def gemma4_experts(vocabulary=VOCABULARY, preprocessor=None):
+    """A Gemma 4 that its reader leaves to the general path."""
+    experts = {"enable_moe_block": True, "num_experts": 4, "expert_intermediate_dim": 24, "num_experts_per_token": 2}
+    return gemma4(vocabulary, 2, preprocessor, layer_types=TWO_KINDS, num_kv_shared_layers=0, **experts)
 
 
 _GEMMA = {

@@ -4,6 +4,8 @@ import keras_nlp
 import numpy as np
 import tensorflow as tf
 
+from tfvllm.generation.model_step import model_inputs
+
 # Whose cached step computes something else than the model: keras-nlp's GPT-NeoX turns every query of a step as if it
 # stood at position 0. What `generate` should give is what whole forward passes give.
 WRONG_STEPS = (keras_nlp.models.GPTNeoXCausalLM,)
@@ -11,11 +13,16 @@ WRONG_STEPS = (keras_nlp.models.GPTNeoXCausalLM,)
 ONE_SOURCE_OF_BEAMS = (keras_nlp.models.T5GemmaSeq2SeqLM,)
 
 
+def logits_of(model, ids):
+    """ids int32[batch, length] without padding -> [batch, length, vocabulary] by a causal model's forward pass."""
+    return model(model_inputs(model, tf.constant(ids), tf.ones_like(ids)), training=False)
+
+
 def filled_by_forward_passes(model, ids, lengths):
     """`ids` int32[batch, length] with greedy tokens from each row's end on, each by a forward pass."""
     found = np.array(ids, np.int32)
     for place in range(min(lengths), found.shape[1]):
-        logits = model({"token_ids": found, "padding_mask": np.ones_like(found)}, training=False)
+        logits = logits_of(model, found)
         found[:, place] = np.where(place < np.asarray(lengths), found[:, place], np.argmax(logits[:, place - 1], -1))
     return found
 
@@ -72,7 +79,7 @@ def beam_sampler(beams):
 def log_probs(model, row):
     """float64[length, vocabulary]: what a causal model thinks of the token after each one of `row`."""
     ids = np.asarray([row], np.int32)
-    logits = np.asarray(model({"token_ids": ids, "padding_mask": np.ones_like(ids)}))[0].astype(np.float64)
+    logits = np.asarray(logits_of(model, ids))[0].astype(np.float64)
     return (
         logits
         - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True))

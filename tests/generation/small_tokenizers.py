@@ -41,9 +41,17 @@ SENTENCE_PIECES = {
     "gemma": ("Gemma", "<pad>", "<bos>", "<eos>", []),
     "gemma2": ("Gemma", "<pad>", "<bos>", "<eos>", []),
     "gemma3": ("Gemma3", "<pad>", "<bos>", "<eos>", ["<start_of_turn>", "<end_of_turn>"]),
+    "gemma4": ("Gemma4", "<pad>", "<bos>", "<eos>", ["<|turn>", "<turn|>"]),
+    "gemma4_wide": ("Gemma4", "<pad>", "<bos>", "<eos>", ["<|turn>", "<turn|>"]),
     "t5": ("T5", "<pad>", "<s>", "</s>", []),
     "t5gemma": ("T5Gemma", "<pad>", "<bos>", "<eos>", []),
     "t5_untied": ("T5", "<pad>", "<s>", "</s>", []),
+}
+
+
+_OF_TEXT_ALONE = {
+    "Gemma3": {"has_vision_tokens": False},
+    "Gemma4": {"has_vision_tokens": False, "has_video_tokens": False},
 }
 
 
@@ -91,7 +99,7 @@ def tokenizer_of(family: str):
         name, specials = BYTE_PAIRS[family]
         return byte_level(getattr(M, f"{name}Tokenizer"), specials)
     name, first, start, end, others = SENTENCE_PIECES[family]
-    options = {"has_vision_tokens": False} if name == "Gemma3" else {}
+    options = _OF_TEXT_ALONE.get(name, {})
     return getattr(M, f"{name}Tokenizer")(proto=sentence_piece(first, start, end, tuple(others)), **options)
 
 

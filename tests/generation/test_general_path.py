@@ -26,13 +26,13 @@ from .general_models import (
     built,
     forward_greedy,
     gemma3n,
-    gemma4,
+    gemma4_experts,
     keras_greedy,
     qwen3_5,
     qwen3_5_moe,
     rwkv7,
 )
-from .models import falcon, gpt_oss, mixtral, prompts, qwen3_moe, qwen_moe
+from .models import falcon, gemma4, gpt_oss, mixtral, prompts, qwen3_moe, qwen_moe
 from .small_tokenizers import text_options
 
 
@@ -45,10 +45,10 @@ def no_readers():
 
 FAMILIES = (
     *(falcon, mixtral, qwen_moe, qwen3_moe, gpt_oss, rwkv7),
-    *(qwen3_5, qwen3_5_moe, gemma3n, gemma4),
+    *(qwen3_5, qwen3_5_moe, gemma3n, gemma4, gemma4_experts),
 )
 QUICK = (falcon,)
-THOROUGH = (rwkv7, gemma3n, gemma4)
+THOROUGH = (rwkv7, gemma3n, gemma4_experts)
 
 
 def marked(make):
@@ -178,7 +178,10 @@ def test_text_in_text_out(tmp_path):
 
 @pytest.mark.parametrize(
     "options, said",
-    [({"precision": "bfloat16"}, "no reader, so that it runs as it is"), ({"target": "onednn"}, "its public ops stay")],
+    [
+        ({"precision": "bfloat16"}, "no reader knows FalconBackbone, so that it runs as it is"),
+        ({"target": "onednn"}, "its public ops stay"),
+    ],
 )
 def test_what_needs_a_reader_is_refused(small, tmp_path, options, said):
     with pytest.raises(InputError, match=said):

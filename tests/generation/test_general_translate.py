@@ -74,7 +74,10 @@ def test_text_in_text_out(tmp_path):
 
 @pytest.mark.parametrize(
     "options, said",
-    [({"beams": 2}, "which beam search needs"), ({"precision": "bfloat16"}, "no reader, so that it runs as it is")],
+    [
+        ({"beams": 2}, "beam search needs a reader"),
+        ({"precision": "bfloat16"}, "no reader knows T5GemmaBackbone, so that it runs as it is"),
+    ],
 )
 def test_what_needs_a_reader_is_refused(options, said, tmp_path):
     with pytest.raises(InputError, match=said):

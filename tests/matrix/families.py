@@ -250,6 +250,23 @@ _CAUSAL = {
         sliding_window_size=6,
         **_LLAMA,
     ),
+    "gemma4": _causal(
+        "Gemma4",
+        _pieces(
+            "Gemma4", "<|turn>", "<turn|>", options={"has_vision_tokens": False, "has_video_tokens": False}, **_GEMMA
+        ),
+        image_size=16,
+        head_dim=8,
+        global_head_dim=12,
+        global_rope_partial_rotary_factor=0.5,
+        sliding_window_size=6,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        num_kv_shared_layers=2,
+        use_double_wide_mlp=True,
+        hidden_size_per_layer_input=6,
+        final_logit_soft_cap=5.0,
+        **(_LLAMA | {"num_layers": 4}),
+    ),
 }
 _SIDE = {
     "num_layers": 2,

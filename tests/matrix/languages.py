@@ -20,7 +20,7 @@ import tfvllm
 from tests.generation import general_models, models, reference
 from tests.generation.general_models import COUNT, ROOM
 from tfvllm.errors import InputError
-from tfvllm.families import has_reader
+from tfvllm.families import read_or_why
 from tfvllm.savedmodel import manifest, parity
 
 PAGE = Path(__file__).parents[2] / "docs" / "language_models.md"
@@ -28,7 +28,7 @@ BUILDERS: tuple[Callable, ...] = (
     *models.CAUSAL,
     *models.SEQ2SEQ,
     *(general_models.rwkv7, general_models.qwen3_5, general_models.qwen3_5_moe),
-    *(general_models.gemma3n, general_models.gemma4, general_models.t5gemma2, general_models.ed_rec),
+    *(general_models.gemma3n, general_models.gemma4_experts, general_models.t5gemma2, general_models.ed_rec),
 )
 # What needs more than text; refused by the names of its inputs.
 OTHERS = {
@@ -81,7 +81,7 @@ def row(make: Callable) -> tuple[str, ...]:
     for answer, expected in found:
         np.testing.assert_array_equal(answer, expected)
     general = document.get("path") == "general"
-    assert general != has_reader(model)
+    assert general == (read_or_why(model)[0] is None)
     return (
         type(model).__name__,
         make.__name__,

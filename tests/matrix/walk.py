@@ -21,7 +21,7 @@ import requests
 import tensorflow as tf
 
 import tfvllm
-from tests.generation.reference import WRONG_STEPS, filled_by_forward_passes
+from tests.generation.reference import WRONG_STEPS, filled_by_forward_passes, logits_of
 from tfvllm import cli
 from tfvllm.savedmodel import parity
 
@@ -273,7 +273,7 @@ class Tokens:
         return float((logits.max(-1) - np.take_along_axis(logits, np.array(row)[:, None], 1)[:, 0]).max(initial=0.0))
 
     def _logits(self, index: int, ids: np.ndarray) -> np.ndarray:
-        return np.asarray(self.model({"token_ids": ids, "padding_mask": np.ones_like(ids)}, training=False))
+        return np.asarray(logits_of(self.model, ids))
 
 
 class Translations(Tokens):

@@ -24,9 +24,7 @@ def precision_of(model, precision: str, target: str, unread: str) -> str:
     own = model.backbone.compute_dtype
     next_step = "Leave the option out; a reader that takes it would offer it."
     if precision not in ("float32", own):
-        raise InputError(
-            f"precision={precision!r}: {unread}, so that it runs as it is, in {own}. {next_step}"
-        )
+        raise InputError(f"precision={precision!r}: {unread}, so that it runs as it is, in {own}. {next_step}")
     if target != PORTABLE:
         raise InputError(f"target={target!r}: {unread}, so that its public ops stay. {next_step}")
     return own

@@ -295,9 +295,7 @@ def _check(model, generator: Generator, precision: str) -> dict[str, Any]:
         texts = np.array([b"The quick brown fox", "\u4f60\u597d".encode()], object)
         read_ids, lengths = (tensor.numpy() for tensor in generator.read_texts(tf.constant(texts), room=0))
         ids, mask = read_ids, (np.arange(read_ids.shape[1]) < lengths[:, None]).astype(np.int32)
-    features: Any = {"token_ids": tf.constant(ids), "padding_mask": tf.constant(mask)}
-    if isinstance(generator, ModelGenerator):
-        features = model_inputs(model, tf.constant(ids), tf.constant(mask))
+    features = model_inputs(model, tf.constant(ids), tf.constant(mask))
     inputs = {"token_ids": ids * mask, "padding_mask": mask} if generator.codec is None else {"texts": texts}
     return {"signature": "score", "inputs": inputs, **expected_log_probs(model, features, ids, mask, precision)}
 

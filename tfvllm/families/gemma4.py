@@ -39,13 +39,13 @@ def _refuse(backbone) -> None:
     """Raises UnreadError for what `spec` cannot say."""
     for name, what in (("vision_encoder", "images"), ("audio_encoder", "sound")):
         if getattr(backbone, name, None) is not None:
-            raise UnreadError(f"it reads {what} ({name})")
+            raise UnreadError(f"it reads {what}: {name}")
     if backbone.enable_moe_block:
-        raise UnreadError("its blocks have experts beside a feed-forward (enable_moe_block)")
+        raise UnreadError("its blocks have experts beside a feed-forward: enable_moe_block")
     if backbone.use_bidirectional_attention or backbone.is_embedding_model:
-        raise UnreadError("it is an embedding model (use_bidirectional_attention, is_embedding_model)")
+        raise UnreadError("it is an embedding model: use_bidirectional_attention or is_embedding_model")
     if backbone.num_kv_shared_layers >= backbone.num_layers:
-        raise UnreadError("all its blocks attend to another model's keys and values (num_kv_shared_layers)")
+        raise UnreadError("all its blocks attend to another model's keys and values: num_kv_shared_layers")
 
 
 def _token_inputs(backbone) -> spec.TokenInputs:

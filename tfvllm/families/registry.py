@@ -42,7 +42,7 @@ FAMILIES: tuple[ModuleType, ...] = (
 )
 _ADAPTED = tuple(family for family in FAMILIES if hasattr(family, "ADAPTER"))
 _BY_BACKBONE = {cls: family for family in _ADAPTED for pair in family.SHRUNK.items() for cls in pair}
-# class name of a backbone, or of a task with something of its own -> what reads it. A subclass is found through its bases.
+# class name of a backbone, or of a task with something of its own -> what reads it. Subclasses go by their bases.
 READERS: dict[str, Callable[[Any], LanguageModel]] = {
     name: reader for family in FAMILIES for name, reader in getattr(family, "READERS", {}).items()
 }
@@ -126,7 +126,7 @@ def read_or_why(model: Any, kind: str | None = None) -> tuple[LanguageModel | No
     try:
         return read(model, kind), ""
     except UnreadError as error:
-        return None, f"the reader of {name} leaves this one: {error}"
+        return None, f"the reader of {name} does not take this one ({error})"
 
 
 def read(model: Any, kind: str | None = None) -> LanguageModel:

@@ -16,7 +16,7 @@ Array = np.ndarray
 
 
 class UnreadError(InputError):
-    """A model of a known family has something that these classes cannot say, named here; the general path may take it."""
+    """Names what a model of a known family has and these classes cannot say. The general path may take it."""
 
 
 @dataclasses.dataclass
@@ -150,7 +150,7 @@ class TokenInputs:
 
 @dataclasses.dataclass
 class TokenGate:
-    """What a block makes of its part of `TokenInputs`: x + norm(output(act(gate(x)) * part)), after its feed-forward."""
+    """After its feed-forward a block adds norm(output(act(gate(x)) * part)) of its part of `TokenInputs`."""
 
     gate: Linear  # [width, inner]
     output: Linear  # [inner, width]

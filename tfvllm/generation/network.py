@@ -169,7 +169,8 @@ class Network(tf.Module):
         x = self._embed(layers, stack, tf.reshape(ids, [-1]), tf.tile(positions, [batch]))
         token_inputs = self._token_inputs(layers, stack, tf.reshape(ids, [-1]), x)
         masks = causal_masks(stack, positions, length)
-        turns, shape = Turns(positions, self.dtype), _shapes(batch, length)
+        turns = Turns(positions, self.dtype)
+        shape: Callable[[int, int], tf.Tensor] | None = _shapes(batch, length)
         keys, values, places = [], [], stack.caches
         queries: Any = length
         attend: Callable[..., tf.Tensor] = functools.partial(layers.call, layers.attend_causally)
@@ -293,11 +294,9 @@ class Network(tf.Module):
         inputs = stack.token_inputs
         if inputs is None:
             return None
-        blocks = len(stack.blocks)
-        table = tf.gather(inputs.table, ids)
-        inner = table.shape[-1] // blocks
-        projected, table = (tf.reshape(part, [-1, blocks, inner]) for part in (layers.linear(inputs.projection, x), table))
-        return layers.norm(inputs.norm, projected) + table
+        found, projected = tf.gather(inputs.table, ids), layers.linear(inputs.projection, x)
+        shape = [-1, len(stack.blocks), found.shape[-1] // len(stack.blocks)]
+        return layers.norm(inputs.norm, tf.reshape(projected, shape)) + tf.reshape(found, shape)
 
     def logits(self, hidden: tf.Tensor, kernels: Portable | None = None) -> tf.Tensor:
         """hidden [rows, width] -> float32[rows, vocabulary]. `kernels`: as for `step`."""

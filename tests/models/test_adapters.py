@@ -77,7 +77,7 @@ def test_unknown_model_lists_families():
         adapter_for(model)
     encoders = {"transformer_encoder", "electra", "deberta_v3", "albert"}
     decoders = {"transformer_decoder", "llama", "gemma", "bloom", "phi3", "gpt_neo_x", "falcon", "smollm3", "experts"}
-    assert set(families()) == encoders | decoders | {"bart", "t5"}
+    assert set(families()) == encoders | decoders | {"bart", "t5", "t5gemma"}
 
 
 def test_backbone_inside_a_functional_model_is_found():

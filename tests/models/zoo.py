@@ -146,19 +146,40 @@ BUILDERS = {
         use_gated_activation=False,
         tie_embedding_weights=False,
     ),
+    "t5gemma": lambda: t5gemma(),
 }
+
+
+def t5gemma(**options):
+    """Blocks of two types. Both stacks have the same sizes, but for `options`."""
+    sizes = {
+        "hidden_dim": 16,
+        "intermediate_dim": 24,
+        "num_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    }
+    both = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in sizes.items()}
+    scores = {"sliding_window": 3, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 5.0}
+    backbone = M.T5GemmaBackbone(VOCABULARY, **{**both, **scores, **options})
+    return M.T5GemmaSeq2SeqLM(backbone=backbone, preprocessor=None)
+
+
 CLASSIFIERS = ("bert", "distil_bert", "roberta", "xlm_roberta", "electra", "electra_wide", "deberta_v3", "albert")
 SEGMENTS = ("bert", "electra", "electra_wide", "albert")
-SEQ2SEQ = ("bart", "t5", "t5_plain")
+SEQ2SEQ = ("bart", "t5", "t5_plain", "t5gemma")
 EXPERTS = ("mixtral", "qwen_moe", "qwen3_moe", "gpt_oss")
 # Tested by the tests over families in the thorough round, and by a brief one in `tests/pruning/test_families.py`.
 THOROUGH = (
-    *("electra", "albert", "deberta_v3", "bloom", "phi3", "gpt_neo_x", "falcon", "smollm3"),
+    *("electra", "albert", "deberta_v3", "bloom", "phi3", "gpt_neo_x", "falcon", "smollm3", "t5gemma"),
     *EXPERTS,
 )
 CAUSAL = tuple(name for name in BUILDERS if name not in CLASSIFIERS + SEQ2SEQ)
 # Fewer key than query heads.
-GROUPED = tuple(name for name in CAUSAL if name not in ("gpt2", "opt", "bloom", "gpt_neo_x", "falcon"))
+_ALL_HEADS = ("gpt2", "opt", "bloom", "gpt_neo_x", "falcon")
+GROUPED = (*(name for name in CAUSAL if name not in _ALL_HEADS), "t5gemma")
 
 
 def families(quick, names=tuple(BUILDERS)):
@@ -176,7 +197,7 @@ def build(name):
     rng = np.random.default_rng(sum(map(ord, name)))
     for weight in adapter_for(model).weights(model):
         shape = tuple(weight.variable.shape)
-        centre = 1.0 if "norm" in weight.name and not name.startswith("gemma") and "beta" not in weight.name else 0.0
+        centre = 1.0 if "norm" in weight.name and "gemma" not in name and "beta" not in weight.name else 0.0
         weight.variable.assign(centre + rng.normal(0, 0.3, shape))
     return model
 

@@ -213,6 +213,7 @@ class BlockShape:
     head_dim: int
     ffn: int
     cross_heads: int | None = None
+    cross_kv_heads: int | None = None  # None: as many as `cross_heads`
     experts: int | None = None  # None: one feed-forward; else `ffn` counts the neurons of each
     top: int | None = None  # how many experts a token takes
     traits: Mapping[str, Any] = field(default_factory=dict)  # what the family derives from a layer's position
@@ -224,7 +225,7 @@ class BlockShape:
             "head_dim": self.head_dim,
             "ffn": self.ffn,
         }
-        for name in ("cross_heads", "experts", "top"):
+        for name in ("cross_heads", "cross_kv_heads", "experts", "top"):
             if getattr(self, name) is not None:
                 entry[name] = getattr(self, name)
         if self.traits:
@@ -233,6 +234,11 @@ class BlockShape:
 
 
 Structure = dict[str, list[BlockShape]]
+
+
+def _grouped(attention: Attention | None) -> int | None:
+    """How many heads of keys and values there are, where they are fewer than heads of queries."""
+    return attention.kv_heads if attention is not None and attention.kv_heads != attention.heads else None
 
 
 def structure_from(entries: Mapping[str, Sequence[Any]]) -> Structure:
@@ -340,12 +346,16 @@ class Adapter:
 
     only_stack: ClassVar[str] = "decoder"
 
+    def width_of(self, backbone: Any, kind: str) -> int:
+        """The width of the residual stream of stack `kind`."""
+        return int(backbone.hidden_dim)
+
     def blocks(self, model: Any) -> list[Block]:
         """All blocks, encoder first."""
         backbone = self.backbone(model)
-        width = int(backbone.hidden_dim)
         found = []
         for kind, layers in self.stacks(backbone).items():
+            width = self.width_of(backbone, kind)
             calls: dict[int, list[int]] = {}
             for index, layer in enumerate(layers):
                 calls.setdefault(id(layer), []).append(index)
@@ -367,6 +377,7 @@ class Adapter:
                     head_dim=block.head_dim,
                     ffn=block.ffn_width,
                     cross_heads=block.cross_attention.heads if block.cross_attention else None,
+                    cross_kv_heads=_grouped(block.cross_attention),
                     experts=experts.count if experts else None,
                     top=experts.top if experts else None,
                     traits=self.traits(block.layer),
@@ -466,7 +477,7 @@ class Adapter:
         if block.cross_attention is not None:
             cross = shape.cross_heads or shape.heads
             sizes[HEADS, block.cross_attention.place] = cross
-            sizes[KV_HEADS, block.cross_attention.place] = cross
+            sizes[KV_HEADS, block.cross_attention.place] = shape.cross_kv_heads or cross
         attentions = [a for a in (block.attention, block.cross_attention) if a is not None]
         for attention in attentions:
             for projection in attention.projections:

@@ -14,6 +14,12 @@ def call_of(layer: Any) -> str:
     return "call" if getattr(layer, "quantization_mode", None) is None else "quantized_call"
 
 
+def first_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """The first input of a call; of inputs that come together (T5Gemma's decoder) the first."""
+    first = args[0] if args else next(iter(kwargs.values()))
+    return first[0] if isinstance(first, (tuple, list)) else first
+
+
 # Taps are set on the layer while it runs. Replicas of one model run in threads of their own, so each thread sees only
 # the hooks it set, and a method is put back when the last thread leaves.
 _lock = threading.Lock()

@@ -166,8 +166,9 @@ class Network(tf.Module):
         layers, stack = self._layers, self._decoder
         batch, length = tf.shape(ids)[0], tf.shape(ids)[1]
         positions = tf.range(length)
-        x = self._embed(layers, stack, tf.reshape(ids, [-1]), tf.tile(positions, [batch]))
-        token_inputs = self._token_inputs(layers, stack, tf.reshape(ids, [-1]), x)
+        flat = tf.reshape(ids, [-1])
+        x = self._embed(layers, stack, flat, tf.tile(positions, [batch]))
+        token_inputs = self._token_inputs(layers, stack, flat, x)
         masks = causal_masks(stack, positions, length)
         turns = Turns(positions, self.dtype)
         shape: Callable[[int, int], tf.Tensor] | None = _shapes(batch, length)

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tfvllm.errors import InputError
 from tfvllm.families.products import einsum_as_matmul
-from tfvllm.families.taps import call_of, hooked
+from tfvllm.families.taps import call_of, first_of, hooked
 
 
 def traced(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -49,8 +49,7 @@ def listener(
 
         def hook(key: Any, method: Any, *args: Any, **kwargs: Any) -> Any:
             outputs = method(*args, **kwargs)
-            first = args[0] if args else next(iter(kwargs.values()))
-            measured = measure(key, first, outputs, x)
+            measured = measure(key, first_of(args, kwargs), outputs, x)
             found[key] = tf.nest.map_structure(tf.add, found[key], measured) if key in found else measured
             return outputs
 

@@ -215,7 +215,7 @@ class UnitStatistics:
         self.square: dict[Any, np.ndarray] = {}
         self.routed: dict[Any, np.ndarray] = {}
         self.influence: dict[tuple[str, int], float] = {}
-        self.channels: np.ndarray | float = 0.0
+        self.channels: dict[str, np.ndarray] = {}
         blocks = adapter.blocks(model)
         self.kinds = {block.kind for block in blocks}
         self.layers: dict[Any, Any] = {}
@@ -247,7 +247,7 @@ class UnitStatistics:
                 told = {name: np.asarray(value, np.float64) for name, value in found.items()}
                 if unit == "block":
                     self.influence[kind, place] = self.influence.get((kind, place), 0.0) + float(told["influence"])
-                    self.channels = self.channels + told["channels"]
+                    self.channels[kind] = self.channels.get(kind, np.zeros(1)) + told["channels"]
                     continue
                 for name, value in told.items():
                     totals[name][unit, place] = totals[name].get((unit, place), 0.0) + value
@@ -314,7 +314,9 @@ def activation(
     Width: mean |activation| of the channel at block outputs (Minitron, Muralidharan et al. 2024, arXiv:2407.14679).
     """
     seen = statistics or UnitStatistics(adapter, model).run(model, data, limit)
-    scores: Scores = {(WIDTH, ""): np.asarray(seen.channels, np.float64)}
+    scores: Scores = {}
+    if len({np.shape(channels) for channels in seen.channels.values()}) == 1:  # else there is no one width
+        scores[WIDTH, ""] = np.sum([*seen.channels.values()], axis=0)
     for block in adapter.blocks(model):
         for attention in (block.attention, block.cross_attention):
             if attention is None:

@@ -12,7 +12,7 @@ import numpy as np
 from tfvllm import files
 from tfvllm.errors import InputError
 from tfvllm.families import FFN, Adapter, Block, adapter_for
-from tfvllm.families.taps import call_of, hooked
+from tfvllm.families.taps import call_of, first_of, hooked
 from tfvllm.pruning.capture import batches
 from tfvllm.pruning.importance import loss_of, unit_scores
 from tfvllm.pruning.structure import Plan, best, full_plan, head_keep, head_unit, mask_model
@@ -190,7 +190,7 @@ def _left_out(block: Block) -> Iterator[None]:
         outputs = method(*args, **kwargs)
         if next(calls) % block.calls != block.call:
             return outputs
-        first = args[0] if args else next(iter(kwargs.values()))
+        first = first_of(args, kwargs)
         return (first, *outputs[1:]) if isinstance(outputs, tuple) else first
 
     with hooked(block.layer, call_of(block.layer), hook):

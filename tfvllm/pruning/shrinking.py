@@ -197,6 +197,10 @@ def plan_shrink(
         compete(of_experts)
     _plan_units(plan, adapter, of_heads, [*of_neurons, *of_experts])
     if width is not None:
+        widths = {block.kind: block.hidden_width for block in blocks}
+        if len({*widths.values()}) > 1:
+            told = " and ".join(f"{size} in the {kind}" for kind, size in widths.items())
+            raise InputError(f"width={width}: expected one width in the whole model, found {told}; leave it out.")
         total = blocks[0].hidden_width
         kept = resolve(width, total, "width", round_to=max(round_to, 2), minimum=2)
         if kept % 2:
@@ -269,15 +273,16 @@ def _head_sites(
                 continue
             unit, place = head_unit(block, cross), attention.place
             group = 1 if unit == HEADS else attention.heads // attention.kv_heads
+            asked = wanted
             if isinstance(wanted, int | np.integer) and not isinstance(wanted, bool) and group > 1:
                 if wanted % group:
                     raise InputError(
                         f"heads={wanted}: {attention.heads} query heads share {attention.kv_heads} key/value heads; "
                         f"expected a multiple of {group}, whole groups."
                     )
-                wanted = int(wanted) // group
+                asked = int(wanted) // group
             cost = group * costs.get((HEADS, place), 0) + (costs.get((KV_HEADS, place), 0) if unit == KV_HEADS else 0)
-            count = resolve(wanted, attention.heads // group, "heads")
+            count = resolve(asked, attention.heads // group, "heads")
             channels = group * attention.head_dim
             sites.append(Site(unit, place, count, scores[unit, place], cost, channels, attention=attention))
     return sites

@@ -88,13 +88,16 @@ def planned_structure(adapter: Adapter, model: Any, plan: Plan) -> Structure:
             place, inside = block.attention.place, block.feed_forward.place
             experts = None if shape.experts is None else left(EXPERTS, inside, shape.experts)
             heads = plan.keep.get((HEADS, place))
+            cross_heads = None if cross is None else left(HEADS, cross.place, cross.heads)
+            cross_kv = None if cross is None else left(KV_HEADS, cross.place, cross.kv_heads)
             planned[kind].append(
                 BlockShape(
                     heads=left(HEADS, place, shape.heads),
                     kv_heads=left(KV_HEADS, place, shape.kv_heads),
                     head_dim=shape.head_dim,
                     ffn=left(FFN, inside, shape.ffn),
-                    cross_heads=None if cross is None else left(HEADS, cross.place, cross.heads),
+                    cross_heads=cross_heads,
+                    cross_kv_heads=None if cross_kv == cross_heads else cross_kv,
                     experts=experts,
                     top=None if experts is None or shape.top is None else min(shape.top, experts),
                     traits=shape.traits if heads is None else adapter.kept_traits(shape, heads),
@@ -143,7 +146,7 @@ def _around(model: Any, old: Any, backbone: Any, plan: Plan, native: bool) -> An
         config = model.get_config()
         config["backbone"] = backbone
         config["preprocessor"] = _with_tokenizer(model.preprocessor, plan.tokenizer)
-        if (WIDTH, "") in plan.keep and config.get("hidden_dim") == old.hidden_dim:
+        if (WIDTH, "") in plan.keep and config.get("hidden_dim", 0) == getattr(old, "hidden_dim", None):
             config["hidden_dim"] = old.hidden_dim  # the head keeps its own inner width
         return shrunk_task_class(model, native)(**config)
     if (WIDTH, "") in plan.keep or (VOCABULARY, "") in plan.keep:

@@ -1,5 +1,6 @@
 """Gemma 4: blocks that attend to others' keys and values, token gates, and what its reader does not take."""
 
+import keras_nlp
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -18,6 +19,8 @@ from .models import build, gemma4, gemma4_wide, prompts
 from .reference import keras_generate, log_probs
 from .test_causal import caches_of, generate
 from .test_families_export import asks, assert_same, exported, own_tokens
+
+M = keras_nlp.models
 
 
 def few(**options):
@@ -158,3 +161,26 @@ def test_text_stops_where_keras_does(tmp_path):
     assert stops == [tokenizer.end_token_id, tokenizer.token_to_id("<turn|>")] and stops[0] != stops[1]
     (found,) = parity.run_here(path, [asks(gemma4)])
     assert_same(found, own_tokens(gemma4, model, path)[3], stops)
+
+
+@pytest.mark.thorough
+def test_a_preset_with_images_and_sound_is_loaded_as_a_model_of_text(tmp_path):
+    towers = {"num_layers": 1, "num_heads": 2}
+    sizes = {"image_size": 16, "patch_size": 4, "pool_size": 2, "head_dim": 8, "num_key_value_heads": 2}
+    vision = M.Gemma4VisionEncoder(hidden_dim=16, intermediate_dim=24, output_dim=32, **sizes, **towers)
+    audio = M.Gemma4AudioEncoder(hidden_size=16, output_proj_dims=16, output_dim=32, **towers)
+    model = build(few, vision_encoder=vision, audio_encoder=audio)
+    with pytest.raises(UnreadError, match="it reads images: vision_encoder"):
+        read(model)
+    with pytest.raises(InputError, match=r"reads .*pixel_values.* beside text"):
+        tfvllm.export(model, tmp_path / "1", task="generate", max_length=ROOM)
+    model.backbone.save_to_preset(tmp_path / "preset")
+    alone = M.Gemma4Backbone.from_preset(str(tmp_path / "preset"), vision_encoder=None, audio_encoder=None)
+    held = {variable.path: np.asarray(variable) for variable in model.backbone.variables}
+    assert len(alone.variables) > 60
+    for variable in alone.variables:
+        np.testing.assert_array_equal(np.asarray(variable), held[variable.path])
+    ids, mask = prompts([3, 9])
+    found = generate(Generator(read(alone)), ids, mask, 4)[0]
+    model_of_text = M.Gemma4CausalLM(preprocessor=None, backbone=alone)
+    np.testing.assert_array_equal(found, keras_generate(model_of_text, ids, mask, 4))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import tfvllm
 from tests.onednn import by_reference_code, products
 from tfvllm.generation.translator import Translator
 from tfvllm.models import read
@@ -40,6 +41,16 @@ def test_greedy_and_beam_are_keras_own(make):
     np.testing.assert_array_equal(run(translator, ids, mask, 14)[0], greedy)
     beam = keras_translate(model, ids, mask, start, 14, beam_sampler(3))
     np.testing.assert_array_equal(run(translator, ids, mask, 14, beams=3)[0], beam)
+
+
+@pytest.mark.thorough
+def test_a_shrunk_t5gemma_with_blocks_of_different_sizes():
+    model = tfvllm.shrink(build(t5gemma), heads=[2, 4, 4, 2], ffn=[*range(16, 20)], round_to=1)
+    ids, mask = prompts([3, 9, 1], low=3)
+    expected = keras_translate(model, ids, mask, (0,), 8)
+    assert len(np.unique(expected)) > 3
+    found = run(Translator(read(model), max_length=40, start_ids=(0,)), ids, mask, 8)[0]
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.thorough

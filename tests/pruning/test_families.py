@@ -10,6 +10,7 @@ from tfvllm.errors import InputError
 from tfvllm.families.outputs import run
 from tfvllm.models import adapter_for
 from tfvllm.pruning import apply_plan, block_flops, mask_model, plan_shrink
+from tfvllm.pruning.structure import full_plan
 
 M = keras_nlp.models
 
@@ -50,3 +51,56 @@ def test_gpt_neo_x_loses_heads_of_one_kernel_for_queries_keys_and_values():
     for name in ("queries", "keys", "values"):
         masked = np.reshape(getattr(whole, name), [3, 12, 4, 4])[:, :, plan.keep["heads", "decoder.1.self"]]
         np.testing.assert_allclose(getattr(found, name), np.reshape(masked, [3, 12, 12]), atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def two_widths():
+    """A T5Gemma whose stacks have widths and heads of their own."""
+    model = zoo.t5gemma(encoder_hidden_dim=24, encoder_head_dim=12)
+    rng = np.random.default_rng(4)
+    for variable in model.weights:
+        variable.assign(rng.normal(0, 0.3, variable.shape))
+    return model
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("importance", ["magnitude", "activation"])
+def test_t5gemma_of_two_widths_loses_groups_of_heads_in_self_and_cross_attention(two_widths, importance):
+    model, found = two_widths, zoo.inputs("t5gemma")
+    data = None if importance == "magnitude" else found
+    uneven = {"heads": [2, 4, 2, 4, 2, 2], "ffn": [*range(8, 14)], "round_to": 1}
+    plan = plan_shrink(model, **uneven, importance=importance, data=data)
+    small = apply_plan(model, plan)
+    blocks = adapter_for(small).blocks(small)
+    assert [(b.heads, b.kv_heads, b.head_dim) for b in blocks] == [
+        *[(2, 1, 12), (4, 2, 12), (2, 1, 12)],
+        *[(4, 2, 8), (2, 1, 8), (2, 1, 8)],
+    ]
+    crosses = [b.cross_attention for b in blocks[3:]]
+    assert [(a.heads, a.kv_heads) for a in crosses] == [(4, 2), (2, 1), (2, 1)]
+    prompts = zoo.prompts("t5gemma")
+    answers = np.asarray(small(found)), zoo.generated(small, prompts)
+    mask_model(whole := apply_plan(model, full_plan(model)), plan)
+    np.testing.assert_allclose(answers[0], np.asarray(whole(found)), rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(answers[1], zoo.generated(whole, prompts))  # keras-nlp's caches, narrower in some
+
+
+@pytest.mark.thorough
+def test_t5gemma_of_two_widths_keeps_both(two_widths):
+    told = "width=8: expected one width in the whole model, found 24 in the encoder and 16 in the decoder"
+    for importance, data in (("magnitude", None), ("activation", zoo.inputs("t5gemma"))):
+        with pytest.raises(InputError, match=told):
+            plan_shrink(two_widths, width=8, importance=importance, data=data)
+    small = tfvllm.shrink(two_widths, layers={"decoder": [1]}, heads=0.5, ffn=0.5, round_to=1)
+    assert type(small.backbone) is M.T5GemmaBackbone
+    assert small.backbone.decoder_layer_types == ["full_attention"]
+    assert small.backbone.encoder_layer_types == two_widths.backbone.encoder_layer_types
+
+
+@pytest.mark.thorough
+def test_t5gemma_keeps_the_tokens_that_stay():
+    model = zoo.build("t5gemma")
+    small = tfvllm.shrink(model, vocabulary=[*range(30)])
+    found = zoo.inputs("t5gemma")
+    found = {name: value % 30 if name.endswith("token_ids") else value for name, value in found.items()}
+    np.testing.assert_allclose(np.asarray(small(found)), np.asarray(model(found))[..., :30], rtol=1e-5, atol=1e-5)

@@ -214,12 +214,25 @@ def t5gemma(vocabulary=VOCABULARY, layers=2, preprocessor=None, **options):
     return M.T5GemmaSeq2SeqLM(backbone, preprocessor)
 
 
+def t5gemma2(vocabulary=VOCABULARY, layers=2, preprocessor=None, **options):
+    """As T5Gemma's, of one width: one kernel gives the keys and values of both sides."""
+    types = ["full_attention" if index % 2 else "sliding_attention" for index in range(layers)]
+    both = {"num_layers": layers, "num_attention_heads": 4, "num_key_value_heads": 2, "layer_types": types}
+    sizes = {"hidden_dim": 32, "intermediate_dim": 48, "head_dim": 12, **both}
+    sides = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in sizes.items()}
+    caps = {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0}
+    turns = {"global_rope_scaling_factor": 2.0, "encoder_rope_max_wavelength": 5000.0}
+    rest = {"query_pre_attn_scalar": 12, "sliding_window": 4, "tie_word_embeddings": False}
+    backbone = M.T5Gemma2Backbone(vocabulary, **{**sides, **caps, **turns, **rest, **options})
+    return M.T5Gemma2Seq2SeqLM(backbone, preprocessor)
+
+
 CAUSAL = (
     *(gpt2, opt, bloom, gpt_neo_x, falcon, smollm3, phi3),
     *(llama, llama3, mistral, qwen, qwen3, gemma, gemma2, gemma3, gemma4, gemma4_wide),
     *(mixtral, qwen_moe, qwen3_moe, gpt_oss),
 )
-SEQ2SEQ = (bart, t5, t5_untied, t5gemma)
+SEQ2SEQ = (bart, t5, t5_untied, t5gemma, t5gemma2)
 
 
 def families(makes, quick=(), thorough=()):

@@ -10,7 +10,7 @@ from tfvllm.generation.model_step import model_inputs
 # stood at position 0. What `generate` should give is what whole forward passes give.
 WRONG_STEPS = (keras_nlp.models.GPTNeoXCausalLM,)
 # Whose step does not repeat the encoder's padding mask for the beams: it fits them where there is one source only.
-ONE_SOURCE_OF_BEAMS = (keras_nlp.models.T5GemmaSeq2SeqLM,)
+ONE_SOURCE_OF_BEAMS = (keras_nlp.models.T5GemmaSeq2SeqLM, keras_nlp.models.T5Gemma2Seq2SeqLM)
 
 
 def logits_of(model, ids):

@@ -45,6 +45,7 @@ SENTENCE_PIECES = {
     "gemma4_wide": ("Gemma4", "<pad>", "<bos>", "<eos>", ["<|turn>", "<turn|>"]),
     "t5": ("T5", "<pad>", "<s>", "</s>", []),
     "t5gemma": ("T5Gemma", "<pad>", "<bos>", "<eos>", []),
+    "t5gemma2": ("T5Gemma2", "<pad>", "<bos>", "<eos>", []),
     "t5_untied": ("T5", "<pad>", "<s>", "</s>", []),
 }
 
@@ -107,7 +108,7 @@ def preprocessor_of(family: str, length: int = 40):
     """keras-nlp's preprocessor of a family, of so many tokens (of source and target each)."""
     name = (BYTE_PAIRS.get(family) or SENTENCE_PIECES[family])[0]
     tokenizer = tokenizer_of(family)
-    if name in ("Bart", "T5", "T5Gemma"):
+    if name in ("Bart", "T5", "T5Gemma", "T5Gemma2"):
         return getattr(M, f"{name}Seq2SeqLMPreprocessor")(tokenizer, length, length)
     return getattr(M, f"{name}CausalLMPreprocessor")(tokenizer, sequence_length=length)
 

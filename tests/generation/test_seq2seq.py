@@ -9,7 +9,7 @@ from tests.onednn import by_reference_code, products
 from tfvllm.generation.translator import Translator
 from tfvllm.models import read
 
-from .models import SEQ2SEQ, bart, build, families, prompts, t5, t5gemma
+from .models import SEQ2SEQ, bart, build, families, prompts, t5, t5gemma, t5gemma2
 from .reference import beam_sampler, beam_search, keras_translate, seq2seq_log_probs
 
 START = {"bart": (2, 0)}
@@ -30,7 +30,7 @@ def run(translator, ids, mask, count, beams=1, penalty=0.0):
     return [x.numpy() for x in concrete(tf.constant(ids), tf.constant(mask), tf.constant(count))]
 
 
-@pytest.mark.parametrize("make", families(SEQ2SEQ, quick=(bart,), thorough=(t5, t5gemma)))
+@pytest.mark.parametrize("make", families(SEQ2SEQ, quick=(bart,), thorough=(t5, t5gemma, t5gemma2)))
 def test_greedy_and_beam_are_keras_own(make):
     model = build(make)
     start = START.get(make.__name__, (0,))

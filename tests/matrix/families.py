@@ -302,6 +302,18 @@ _SEQ2SEQ = {
         attn_logit_softcapping=5.0,
         final_logit_softcapping=3.0,
     ),
+    "t5gemma2": _seq2seq(
+        "T5Gemma2",
+        _pieces("T5Gemma2", **_GEMMA),
+        **{f"encoder_{name}": size for name, size in _SIDE.items()},
+        **{f"decoder_{name}": size for name, size in _SIDE.items()},
+        encoder_hidden_dim=16,
+        decoder_hidden_dim=16,
+        query_pre_attn_scalar=8,
+        sliding_window=3,
+        attn_logit_softcapping=5.0,
+        final_logit_softcapping=3.0,
+    ),
 }
 
 _NO_READER = "cannot generate with"

@@ -28,7 +28,7 @@ BUILDERS: tuple[Callable, ...] = (
     *models.CAUSAL,
     *models.SEQ2SEQ,
     *(general_models.rwkv7, general_models.qwen3_5, general_models.qwen3_5_moe),
-    *(general_models.gemma3n, general_models.gemma4_experts, general_models.t5gemma2, general_models.ed_rec),
+    *(general_models.gemma3n, general_models.gemma4_experts, general_models.ed_rec),
 )
 # What needs more than text; refused by the names of its inputs.
 OTHERS = {

@@ -28,6 +28,7 @@ from tfvllm.families import (
     smollm3,
     t5,
     t5gemma,
+    t5gemma2,
     transformer_decoder,
     transformer_encoder,
 )
@@ -38,7 +39,7 @@ from tfvllm.families.stored import refuse_quantised
 FAMILIES: tuple[ModuleType, ...] = (
     *(transformer_encoder, electra, deberta_v3, albert),
     *(transformer_decoder, llama, gemma, bart, t5),
-    *(bloom, phi3, gpt_neo_x, experts, falcon, smollm3, t5gemma, gemma4),
+    *(bloom, phi3, gpt_neo_x, experts, falcon, smollm3, t5gemma, t5gemma2, gemma4),
 )
 _ADAPTED = tuple(family for family in FAMILIES if hasattr(family, "ADAPTER"))
 _BY_BACKBONE = {cls: family for family in _ADAPTED for pair in family.SHRUNK.items() for cls in pair}
@@ -46,7 +47,7 @@ _BY_BACKBONE = {cls: family for family in _ADAPTED for pair in family.SHRUNK.ite
 READERS: dict[str, Callable[[Any], LanguageModel]] = {
     name: reader for family in FAMILIES for name, reader in getattr(family, "READERS", {}).items()
 }
-SEQ2SEQ = ("BartBackbone", "T5Backbone", "T5GemmaBackbone")  # with an encoder
+SEQ2SEQ = ("BartBackbone", "T5Backbone", "T5GemmaBackbone", "T5Gemma2Backbone")  # with an encoder
 
 
 def families() -> dict[str, list[str]]:

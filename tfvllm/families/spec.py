@@ -78,6 +78,8 @@ class Attention:
     alibi: tuple[float, ...] | None = None  # a slope for each head: scores -= slope * distance (Press et al. 2022)
     shared: int | None = None  # the earlier block whose keys and values it attends to; its kernel has queries only
     values_are_keys: bool = False  # values have no kernel: they are the keys before norm and rotation (Gemma 4)
+    around: tuple[int, int] | None = None  # in an encoder: how many positions before and after itself a query sees
+    merged: bool = False  # in a decoder: also to the encoder's output, in one softmax, by the same kernel (T5Gemma 2)
 
     @property
     def parts(self) -> tuple[int, ...]:

@@ -60,6 +60,12 @@ def causal_masks(stack: specs.Stack, query_positions: tf.Tensor, keys) -> dict[t
     return masks
 
 
+def window_mask(around: tuple[int, int], distance: tf.Tensor) -> tf.Tensor:
+    """float32 of the shape of `distance` (query - key), to be added to scores: keys within `around` are seen."""
+    before, after = around
+    return tf.where((distance <= before) & (distance >= -after), 0.0, MASKED)
+
+
 def relative_bias(stack: specs.Stack, distance: tf.Tensor) -> tf.Tensor | None:
     """distance int32[.., queries, keys] = query - key -> float32[.., heads, queries, keys], or None."""
     bias = stack.relative_bias

@@ -201,6 +201,49 @@ class Layers:
             found.append(tf.reshape(some, [batch, end - start, features]))
         return tf.reshape(tf.concat(found, axis=1), [-1, features])
 
+    def attend_to_both(
+        self,
+        *own: tf.Tensor,
+        context: EncoderOutput | None,
+        index: int,
+        beams: int = 1,
+        scale: float,
+        soft_cap: float | None = None,
+    ) -> tf.Tensor:
+        """Attention of block `index` to its own keys and to the encoder's, in one softmax.
+
+        own: query, key, value, mask as for `attend`, of sources * beams rows. The answer as there.
+        """
+        assert context is not None, "a decoder with merged attention needs what `encode` returned"
+        query, key, value, mask = own
+        heads, head_dim, kv_heads = query.shape[1], query.shape[3], key.shape[1]
+        rows, queries = tf.shape(query)[0], tf.shape(query)[2]
+        group = (heads // kv_heads) * queries
+        query = tf.reshape(query * tf.cast(scale, query.dtype), [rows, kv_heads, group, head_dim])
+
+        def of_sources(x):  # [rows, kv_heads, group, n] -> [sources, kv_heads, beams * group, n]
+            x = tf.reshape(x, [-1, beams, kv_heads, group, tf.shape(x)[3]])
+            return tf.reshape(tf.transpose(x, [0, 2, 1, 3, 4]), [-1, kv_heads, beams * group, tf.shape(x)[4]])
+
+        def of_rows(x):
+            x = tf.reshape(x, [-1, kv_heads, beams, group, tf.shape(x)[3]])
+            return tf.reshape(tf.transpose(x, [0, 2, 1, 3, 4]), [rows, kv_heads, group, tf.shape(x)[4]])
+
+        def scores(query, key, mask, placed=lambda x: x):
+            found = tf.cast(tf.matmul(tf.cast(query, key.dtype), key, transpose_b=True), tf.float32)
+            found = tf.reshape(placed(found), [rows, heads, queries, tf.shape(key)[2]])
+            return (found if soft_cap is None else soft_cap * tf.tanh(found / soft_cap)) + mask
+
+        others = context.keys[index], context.values[index]
+        beside = scores(of_sources(query), others[0], tf.repeat(context.mask, beams, axis=0), of_rows)
+        weights = tf.nn.softmax(tf.concat([scores(query, key, mask), beside], axis=-1))
+        weights = tf.reshape(weights, [rows, kv_heads, group, tf.shape(weights)[3]])
+        to_own, to_others = tf.split(weights, [tf.shape(key)[2], tf.shape(others[0])[2]], axis=-1)
+        attended = tf.cast(tf.matmul(tf.cast(to_own, value.dtype), value), self.dtype)
+        attended += tf.cast(of_rows(tf.matmul(tf.cast(of_sources(to_others), others[1].dtype), others[1])), self.dtype)
+        attended = tf.transpose(tf.reshape(attended, [rows, heads, queries, head_dim]), [0, 2, 1, 3])
+        return tf.reshape(attended, [-1, heads * head_dim])
+
     def sinks(self, attention: specs.Attention) -> tuple:
         """What `attend` takes as `sinks`."""
         return () if attention.sinks is None else (read_vector(attention.sinks),)

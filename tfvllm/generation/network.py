@@ -18,7 +18,7 @@ import tensorflow as tf
 from tfvllm.errors import InputError
 from tfvllm.families import spec as specs
 from tfvllm.generation import weights
-from tfvllm.generation.attention import MASKED, Turns, causal_masks, relative_bias
+from tfvllm.generation.attention import MASKED, Turns, causal_masks, relative_bias, window_mask
 from tfvllm.generation.cache import EncoderOutput, to_context, to_parts
 from tfvllm.generation.kernels import Portable, kernels_for
 from tfvllm.generation.layers import Layers
@@ -123,17 +123,28 @@ class Network(tf.Module):
         positions = tf.range(length)
         x = self._embed(layers, stack, tf.reshape(ids, [-1]), tf.tile(positions, [batch]))
         padding = tf.where(padding_mask, 0.0, MASKED)[:, tf.newaxis, tf.newaxis, :]
-        bias = relative_bias(stack, positions[:, tf.newaxis] - positions)
+        distance = positions[:, tf.newaxis] - positions
+        bias = relative_bias(stack, distance)
         mask = padding if bias is None else padding + bias
+        masks = {
+            around: mask if around is None else mask + window_mask(around, distance)
+            for around in dict.fromkeys(block.attention.around for block in stack.blocks)
+        }
         turns, shape = Turns(positions, self.dtype), _shapes(batch, length)
         for block in stack.blocks:
             n = layers.norm(block.attention_norm, x) if block.normalize_first else x
             query, key, value = layers.query_key_value(block.attention, n, turns, shape)
-            attended = layers.attend(query, key, value, mask, **_scores(block.attention))
+            attended = layers.attend(query, key, value, masks[block.attention.around], **_scores(block.attention))
             x = layers.feed_forward(block, layers.after_attention(block, x, attended), x)
         x = layers.norm(stack.final_norm, x)
         keys, values = [], []
         for block in self._decoder.blocks:
+            if block.attention.merged:
+                still = dataclasses.replace(block.attention, rotary=None)
+                _, key, value = layers.query_key_value(still, x, turns, shape)
+                keys.append(key)
+                values.append(value)
+                continue
             cross = cast(specs.CrossAttention, block.cross_attention)
             merged = tf.reshape(layers.linear(cross.key_value, x), [batch, length, 2 * cross.kv_heads, cross.head_dim])
             key, value = tf.split(tf.transpose(merged, [0, 2, 1, 3]), 2, axis=1)
@@ -191,8 +202,11 @@ class Network(tf.Module):
                 token_inputs = None if token_inputs is None else tf.gather(token_inputs, owed)
                 queries, attend = 1, layers.attend
             attention, place = block.attention, places[index]
-            tensors = (query, keys[place], values[place], masks[attention.masked_by], layers.sinks(attention))
-            attended = attend(*tensors, **_scores(attention))
+            tensors = (query, keys[place], values[place], masks[attention.masked_by])
+            if attention.merged:
+                attended = layers.attend_to_both(*tensors, context=context, index=index, **_scores(attention))
+            else:
+                attended = attend(*tensors, layers.sinks(attention), **_scores(attention))
             entered, x = x, layers.after_attention(block, x, attended)
             x = layers.feed_forward(block, layers.cross(block, x, context, index, queries), entered)
             x = layers.leave(block, x, token_inputs, index)
@@ -258,8 +272,13 @@ class Network(tf.Module):
                     v=tf.cast(tf.reshape(new, [-1, head_dim]), caches[which].dtype),
                 )
             key, value = (tf.reshape(cache, shape(kv_heads, head_dim)) for cache in caches[place : place + 2])
-            tensors = (query, key, value, masks[attention.masked_by], layers.sinks(attention))
-            attended = layers.attend(*tensors, **_scores(attention))
+            tensors = (query, key, value, masks[attention.masked_by])
+            if attention.merged:
+                attended = layers.attend_to_both(
+                    *tensors, context=context, index=index, beams=beams, **_scores(attention)
+                )
+            else:
+                attended = layers.attend(*tensors, layers.sinks(attention), **_scores(attention))
             entered, x = x, layers.after_attention(block, x, attended)
             x = layers.feed_forward(block, layers.cross(block, x, context, index, beams), entered)
             x = layers.leave(block, x, token_inputs, index)

@@ -1,0 +1,75 @@
+"""T5Gemma 2 (text): Gemma 3's blocks; the decoder attends to itself and to the encoder's output in one softmax."""
+
+import math
+from typing import Any
+
+from tfvllm.families import spec
+from tfvllm.families.arrays import array, gated, self_attention
+from tfvllm.families.gemma import rms_norm
+from tfvllm.families.llama import rotary
+
+
+def read(backbone) -> spec.LanguageModel:
+    if backbone.vision_encoder is not None:
+        raise spec.UnreadError("it reads images: vision_encoder")
+    embedding = backbone.decoder_token_embedding
+    return spec.LanguageModel(
+        family="t5gemma2",
+        embedding=array(embedding.embeddings),
+        head=None if embedding.tie_weights else array(embedding.reverse_embeddings),
+        logit_soft_cap=backbone.final_logit_softcapping,
+        encoder=spec.Stack(
+            blocks=[_block(layer, layer.self_attn, around=_around(layer)) for layer in backbone.encoder_layers],
+            embedding=array(backbone.token_embedding.embeddings),
+            embedding_scale=math.sqrt(backbone.encoder_hidden_dim),
+            final_norm=rms_norm(backbone.encoder_norm),
+        ),
+        decoder=spec.Stack(
+            blocks=[
+                _block(layer, layer.merged_attn, window=_window(layer), merged=True)
+                for layer in backbone.decoder_layers
+            ],
+            embedding_scale=math.sqrt(backbone.decoder_hidden_dim),
+            final_norm=rms_norm(backbone.decoder_norm),
+        ),
+    )
+
+
+def _window(layer) -> int | None:
+    return layer.sliding_window if layer.attention_type == "sliding_attention" else None
+
+
+def _around(layer) -> tuple[int, int] | None:
+    """How far before and after a position its window reaches: keras-nlp counts the position itself on either side."""
+    window = _window(layer)
+    return None if window is None else ((window + 1) // 2 - 1, window // 2)
+
+
+def _block(layer, attention, **more: Any) -> spec.Block:
+    mlp = layer.mlp
+    name = mlp.hidden_activation
+    norms: dict[str, Any] = {}
+    if attention.use_query_key_norm:
+        norms = {"query_norm": rms_norm(attention.query_norm), "key_norm": rms_norm(attention.key_norm)}
+    return spec.Block(
+        normalize_first=True,
+        attention=self_attention(
+            *(attention.query_dense, attention.key_dense, attention.value_dense, attention.output_dense),
+            scale=attention.scaling,
+            soft_cap=attention.logit_soft_cap,
+            rotary=rotary(attention.rotary_embedding, int(attention.query_dense.kernel.shape[-1])),
+            **norms,
+            **more,
+        ),
+        attention_norm=rms_norm(layer.pre_self_attn_layernorm),
+        post_attention_norm=rms_norm(layer.post_self_attn_layernorm),
+        feed_forward=gated(
+            *(mlp.gate_proj, mlp.up_proj, mlp.down_proj), name if name == "gelu_approximate" else mlp.act_fn
+        ),
+        feed_forward_norm=rms_norm(layer.pre_feedforward_layernorm),
+        post_feed_forward_norm=rms_norm(layer.post_feedforward_layernorm),
+    )
+
+
+READERS = {"T5Gemma2Backbone": read}
+NO_ADAPTER = "heads of its decoder go from both sides of one attention at once, which has not been described yet"

@@ -1,4 +1,4 @@
-"""BART, T5, T5Gemma: greedy and beam answers are keras-nlp's own; the length penalty is that of a plain reference."""
+"""BART, T5, T5Gemma (1 and 2): greedy and beam answers are keras-nlp's own; the length penalty is that of a plain reference."""
 
 import numpy as np
 import pytest
@@ -41,6 +41,17 @@ def test_greedy_and_beam_are_keras_own(make):
     np.testing.assert_array_equal(run(translator, ids, mask, 14)[0], greedy)
     beam = keras_translate(model, ids, mask, start, 14, beam_sampler(3))
     np.testing.assert_array_equal(run(translator, ids, mask, 14, beams=3)[0], beam)
+
+
+def test_one_softmax_over_the_answer_and_the_source():
+    model = build(t5gemma2)
+    ids, mask = prompts([3, 9], low=3)
+    found = run(Translator(read(model), max_length=40, start_ids=(0,)), ids, mask, 7)[0]
+    assert len(np.unique(found)) > 3
+    decoder = np.pad(found, [(0, 0), (1, 0)])
+    inputs = {"encoder_token_ids": ids, "encoder_padding_mask": mask}
+    logits = model({**inputs, "decoder_token_ids": decoder, "decoder_padding_mask": np.ones_like(decoder)})
+    np.testing.assert_array_equal(found, np.argmax(logits, -1)[:, :-1])
 
 
 @pytest.mark.thorough

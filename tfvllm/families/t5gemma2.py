@@ -1,7 +1,6 @@
 """T5Gemma 2 (text): Gemma 3's blocks; the decoder attends to itself and to the encoder's output in one softmax."""
 
 import math
-from typing import Any
 
 from tfvllm.families import spec
 from tfvllm.families.arrays import array, gated, self_attention
@@ -19,47 +18,37 @@ def read(backbone) -> spec.LanguageModel:
         head=None if embedding.tie_weights else array(embedding.reverse_embeddings),
         logit_soft_cap=backbone.final_logit_softcapping,
         encoder=spec.Stack(
-            blocks=[_block(layer, layer.self_attn, around=_around(layer)) for layer in backbone.encoder_layers],
+            blocks=[_block(layer, layer.self_attn) for layer in backbone.encoder_layers],
             embedding=array(backbone.token_embedding.embeddings),
             embedding_scale=math.sqrt(backbone.encoder_hidden_dim),
             final_norm=rms_norm(backbone.encoder_norm),
         ),
         decoder=spec.Stack(
-            blocks=[
-                _block(layer, layer.merged_attn, window=_window(layer), merged=True)
-                for layer in backbone.decoder_layers
-            ],
+            blocks=[_block(layer, layer.merged_attn, decoder=True) for layer in backbone.decoder_layers],
             embedding_scale=math.sqrt(backbone.decoder_hidden_dim),
             final_norm=rms_norm(backbone.decoder_norm),
         ),
     )
 
 
-def _window(layer) -> int | None:
-    return layer.sliding_window if layer.attention_type == "sliding_attention" else None
-
-
-def _around(layer) -> tuple[int, int] | None:
-    """How far before and after a position its window reaches: keras-nlp counts the position itself on either side."""
-    window = _window(layer)
-    return None if window is None else ((window + 1) // 2 - 1, window // 2)
-
-
-def _block(layer, attention, **more: Any) -> spec.Block:
+def _block(layer, attention, *, decoder: bool = False) -> spec.Block:
     mlp = layer.mlp
     name = mlp.hidden_activation
-    norms: dict[str, Any] = {}
-    if attention.use_query_key_norm:
-        norms = {"query_norm": rms_norm(attention.query_norm), "key_norm": rms_norm(attention.key_norm)}
+    window = layer.sliding_window if layer.attention_type == "sliding_attention" else None
+    # keras-nlp's encoder counts a position itself on either side of it.
+    around = None if window is None or decoder else ((window + 1) // 2 - 1, window // 2)
     return spec.Block(
         normalize_first=True,
         attention=self_attention(
             *(attention.query_dense, attention.key_dense, attention.value_dense, attention.output_dense),
             scale=attention.scaling,
+            window=window if decoder else None,
+            around=around,
             soft_cap=attention.logit_soft_cap,
+            query_norm=rms_norm(attention.query_norm) if attention.use_query_key_norm else None,
+            key_norm=rms_norm(attention.key_norm) if attention.use_query_key_norm else None,
             rotary=rotary(attention.rotary_embedding, int(attention.query_dense.kernel.shape[-1])),
-            **norms,
-            **more,
+            merged=decoder,
         ),
         attention_norm=rms_norm(layer.pre_self_attn_layernorm),
         post_attention_norm=rms_norm(layer.post_self_attn_layernorm),

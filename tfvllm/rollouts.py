@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfvllm.errors import InputError
 from tfvllm.export import general, generate, translate
-from tfvllm.families import has_reader, read
+from tfvllm.families import has_reader, read, unread
 from tfvllm.generation import loop
 from tfvllm.generation.generator import Generator
 from tfvllm.generation.model_generator import ModelGenerator, ModelTranslator, positions_of, refuse_more_than_text
@@ -183,7 +183,7 @@ class Answers:
             raise InputError(f"length_penalty must be at least 0; got {length_penalty!r}.")
         kind = "Seq2SeqLM" if _reads_two(model) else "CausalLM"
         if beams > 1 and not has_reader(model):
-            raise InputError(f"beams={beams}: {type(model.backbone).__name__} has no reader, which beam search needs.")
+            raise InputError(f"beams={beams}: beam search needs a reader, and {unread(model)}.")
         self.model = model
         make = _translator if kind == "Seq2SeqLM" else _generator
         engine: Any = make(model, preprocessor, max_length)

@@ -20,7 +20,7 @@ import tfvllm
 from tests.generation import general_models, models, reference
 from tests.generation.general_models import COUNT, ROOM
 from tfvllm.errors import InputError
-from tfvllm.families import read_or_why
+from tfvllm.families import has_reader
 from tfvllm.savedmodel import manifest, parity
 
 PAGE = Path(__file__).parents[2] / "docs" / "language_models.md"
@@ -81,7 +81,7 @@ def row(make: Callable) -> tuple[str, ...]:
     for answer, expected in found:
         np.testing.assert_array_equal(answer, expected)
     general = document.get("path") == "general"
-    assert general == (read_or_why(model)[0] is None)
+    assert general != has_reader(model)
     return (
         type(model).__name__,
         make.__name__,

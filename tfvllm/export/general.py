@@ -15,8 +15,8 @@ TOLERANCE = {"float32": 2e-3, "bfloat16": 0.5}
 OwnStep = TypeVar("OwnStep", ModelGenerator, ModelTranslator)
 
 
-def precision_of(model, precision: str, target: str, unread: str) -> str:
-    """The precision of a model that runs as it is, and `unread` is why.
+def precision_of(model, precision: str, target: str, why: str) -> str:
+    """The precision of a model that runs as it is, and `why` so.
 
     Raises:
         InputError: another precision, or fused kernels, are asked for.
@@ -24,9 +24,9 @@ def precision_of(model, precision: str, target: str, unread: str) -> str:
     own = model.backbone.compute_dtype
     next_step = "Leave the option out; a reader that takes it would offer it."
     if precision not in ("float32", own):
-        raise InputError(f"precision={precision!r}: {unread}, so that it runs as it is, in {own}. {next_step}")
+        raise InputError(f"precision={precision!r}: {why}, so that it runs as it is, in {own}. {next_step}")
     if target != PORTABLE:
-        raise InputError(f"target={target!r}: {unread}, so that its public ops stay. {next_step}")
+        raise InputError(f"target={target!r}: {why}, so that its public ops stay. {next_step}")
     return own
 
 
@@ -57,7 +57,7 @@ def by_own_step(kind: type[OwnStep], model, options: dict[str, Any]) -> OwnStep:
     raise InputError(f"cannot generate with {type(model).__name__} by its own decode step: {found}{advice}")
 
 
-def entries(model, generator: ModelGenerator | ModelTranslator, unread: str, offered: str) -> dict[str, Any]:
+def entries(model, generator: ModelGenerator | ModelTranslator, why: str, offered: str) -> dict[str, Any]:
     """What the manifest says of such a model, and a note for whoever exports it; `offered`: only by readers."""
     lengths = f"every request computes {generator.max_length} positions" if generator.fixed else "any length"
     how = f"keras-nlp's own decode step runs in the loop, as fast as there ({lengths})"
@@ -72,7 +72,6 @@ def entries(model, generator: ModelGenerator | ModelTranslator, unread: str, off
         "parameters": model.count_params(),
         "cache_bytes_per_token": 0,
         "notes": [
-            f"general path: {unread}, so that {how}. A reader would bring a faster step, bfloat16, "
-            f"onednn, and {offered}."
+            f"general path: {why}, so that {how}. A reader would bring a faster step, bfloat16, onednn, and {offered}."
         ],
     }

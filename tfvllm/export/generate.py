@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from tfvllm.errors import InputError
 from tfvllm.export import float32, general
-from tfvllm.families import read_or_why
+from tfvllm.families import read, unread
 from tfvllm.generation.generator import Generator, finish_reasons
 from tfvllm.generation.model_generator import ModelGenerator, positions_of, refuse_more_than_text
 from tfvllm.generation.model_step import model_inputs
@@ -70,7 +70,8 @@ def export_task(
     if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise InputError(f"max_new_tokens must be a whole number, at least 1; got {max_new_tokens!r}.")
     preprocessor = getattr(model, "preprocessor", None)
-    spec, unread = read_or_why(model, "CausalLM")
+    why = unread(model)
+    spec = None if why else read(model, "CausalLM")
     if spec is None:
         refuse_more_than_text(model, "CausalLM")
     elif spec.encoder is not None:
@@ -80,9 +81,9 @@ def export_task(
     codec = shared["codec"]
     generator: Generator
     if spec is None:
-        precision = general.precision_of(model, precision, target, unread)
+        precision = general.precision_of(model, precision, target, why)
         generator = general.by_own_step(ModelGenerator, model, shared)
-        entries = general.entries(model, generator, unread, "the signatures prefill and decode")
+        entries = general.entries(model, generator, why, "the signatures prefill and decode")
     else:
         generator = Generator(spec, dtype=dtype, target=target, **shared)
         entries = {

@@ -23,7 +23,7 @@ from tfvllm.export.generate import (
     inputs_of,
     plain_function,
 )
-from tfvllm.families import read_or_why
+from tfvllm.families import read, unread
 from tfvllm.families.spec import LanguageModel
 from tfvllm.generation.generator import finish_reasons
 from tfvllm.generation.model_generator import ModelTranslator, positions_of, refuse_more_than_text
@@ -83,8 +83,9 @@ def export_task(
     }
     preprocessor = getattr(model, "preprocessor", None)
     translator: Translator
-    spec, unread = read_or_why(model, "Seq2SeqLM")
-    if spec is not None:
+    why = unread(model)
+    if not why:
+        spec = read(model, "Seq2SeqLM")
         translator = translator_for(spec, preprocessor, dtype=dtype, target=target, **given)
         entries = {
             "family": spec.family,
@@ -94,12 +95,12 @@ def export_task(
         del spec  # the translator has its own copy of all weights
     else:
         refuse_more_than_text(model, "Seq2SeqLM")
-        precision = general.precision_of(model, precision, target, unread)
+        precision = general.precision_of(model, precision, target, why)
         if beams > 1:
-            raise InputError(f"beams={beams}: beam search needs a reader, and {unread}.")
+            raise InputError(f"beams={beams}: beam search needs a reader, and {why}.")
         limits = (positions_of(model), positions_of(model))
         translator = general.by_own_step(ModelTranslator, model, settings(preprocessor, limits, **given))
-        entries = general.entries(model, translator, unread, "beam search")
+        entries = general.entries(model, translator, why, "beam search")
     codec = translator.codec
     entries |= {
         "precision": precision,

@@ -25,9 +25,9 @@ from tfvllm.families.registry import (
     has_reader,
     original_class,
     read,
-    read_or_why,
     shrunk_class,
     shrunk_task_class,
+    unread,
 )
 
 __all__ = [
@@ -53,7 +53,7 @@ __all__ = [
     "has_reader",
     "original_class",
     "read",
-    "read_or_why",
     "shrunk_class",
     "shrunk_task_class",
+    "unread",
 ]

@@ -8,11 +8,29 @@ import numpy as np
 from tfvllm.families import spec
 from tfvllm.families.arrays import array, dense, from_heads, gated, merged, projection
 from tfvllm.families.llama import rms_norm, rotary
-from tfvllm.families.spec import UnreadError
+
+
+def unread(backbone) -> str:
+    """What `spec` cannot say."""
+    for name, what in (("vision_encoder", "images"), ("audio_encoder", "sound")):
+        if getattr(backbone, name, None) is not None:
+            return f"it reads {what}: {name}"
+    if backbone.enable_moe_block:
+        return "its blocks have experts beside a feed-forward: enable_moe_block"
+    if backbone.use_bidirectional_attention or backbone.is_embedding_model:
+        return "it is an embedding model: use_bidirectional_attention or is_embedding_model"
+    if backbone.num_kv_shared_layers >= backbone.num_layers:
+        return "all its blocks attend to another model's keys and values: num_kv_shared_layers"
+    return ""
+
+
+def unread_task(model) -> str:
+    if model.final_logit_cap is not None and model.backbone.token_embedding.logit_soft_cap is not None:
+        return "it caps its logits twice: final_logit_soft_cap and the task's final_logit_cap"
+    return unread(model.backbone)
 
 
 def read(backbone) -> spec.LanguageModel:
-    _refuse(backbone)
     embedding = backbone.token_embedding
     return spec.LanguageModel(
         family="gemma4",
@@ -30,22 +48,7 @@ def read(backbone) -> spec.LanguageModel:
 def read_task(model) -> spec.LanguageModel:
     """A task may cap its logits itself."""
     found, cap = read(model.backbone), model.final_logit_cap
-    if cap is not None and found.logit_soft_cap is not None:
-        raise UnreadError("it caps its logits twice, by final_logit_soft_cap and by the task's final_logit_cap")
     return found if cap is None else dataclasses.replace(found, logit_soft_cap=cap)
-
-
-def _refuse(backbone) -> None:
-    """Raises UnreadError for what `spec` cannot say."""
-    for name, what in (("vision_encoder", "images"), ("audio_encoder", "sound")):
-        if getattr(backbone, name, None) is not None:
-            raise UnreadError(f"it reads {what}: {name}")
-    if backbone.enable_moe_block:
-        raise UnreadError("its blocks have experts beside a feed-forward: enable_moe_block")
-    if backbone.use_bidirectional_attention or backbone.is_embedding_model:
-        raise UnreadError("it is an embedding model: use_bidirectional_attention or is_embedding_model")
-    if backbone.num_kv_shared_layers >= backbone.num_layers:
-        raise UnreadError("all its blocks attend to another model's keys and values: num_kv_shared_layers")
 
 
 def _token_inputs(backbone) -> spec.TokenInputs:
@@ -121,4 +124,5 @@ def _token_gate(layer) -> spec.TokenGate:
 
 
 READERS = {"Gemma4Backbone": read, "Gemma4CausalLM": read_task}
+UNREAD = {"Gemma4Backbone": unread, "Gemma4CausalLM": unread_task}
 NO_ADAPTER = "its blocks have keys and values of one another and heads of two sizes, which no structure says yet"

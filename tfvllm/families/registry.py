@@ -1,12 +1,11 @@
 """The families, and what tfvllm knows of a model by its backbone's class: one line here for each file of this folder.
 
 A family's module holds `ADAPTER`, `SHRUNK` and `TASKS` (or `NO_ADAPTER`, why not) for pruning and distillation, and
-`READERS` (or `NO_READER`) for generation.
+`READERS` (or `NO_READER`) for generation, with `UNREAD` where a reader does not take every model of the family.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -33,7 +32,7 @@ from tfvllm.families import (
     transformer_encoder,
 )
 from tfvllm.families.base import Adapter, find_backbone
-from tfvllm.families.spec import LanguageModel, UnreadError
+from tfvllm.families.spec import LanguageModel
 from tfvllm.families.stored import refuse_quantised
 
 FAMILIES: tuple[ModuleType, ...] = (
@@ -46,6 +45,10 @@ _BY_BACKBONE = {cls: family for family in _ADAPTED for pair in family.SHRUNK.ite
 # class name of a backbone, or of a task with something of its own -> what reads it. Subclasses go by their bases.
 READERS: dict[str, Callable[[Any], LanguageModel]] = {
     name: reader for family in FAMILIES for name, reader in getattr(family, "READERS", {}).items()
+}
+# The same names -> what of a model its reader cannot say, by its name in the config; "" for nothing.
+UNREAD: dict[str, Callable[[Any], str]] = {
+    name: why for family in FAMILIES for name, why in getattr(family, "UNREAD", {}).items()
 }
 SEQ2SEQ = ("BartBackbone", "T5Backbone", "T5GemmaBackbone", "T5Gemma2Backbone")  # with an encoder
 
@@ -102,32 +105,27 @@ def shrunk_task_class(task: Any, native_backbone: bool) -> type:
 
 
 def has_reader(model: Any) -> bool:
-    """Whether `read` knows the model's family."""
-    return _reader_of(model) is not None
+    """Whether `read` takes the model."""
+    return not unread(model)
 
 
-def _reader_of(model: Any) -> Callable[[], LanguageModel] | None:
-    """What reads the model or else its backbone."""
+def unread(model: Any) -> str:
+    """Why no reader takes the model, so that the general path may; "" where one does."""
+    name, found = type(getattr(model, "backbone", model)).__name__, _reader_of(model)
+    if found is None:
+        return f"no reader knows {name}"
+    known, part = found
+    why = UNREAD[known](part) if known in UNREAD else ""
+    return why and f"the reader of {name} does not take this one ({why})"
+
+
+def _reader_of(model: Any) -> tuple[str, Any] | None:
+    """The name in READERS of what reads the model or else its backbone, and which of the two."""
     for part in (model, getattr(model, "backbone", None)):
         for base in type(part).__mro__:
             if base.__name__ in READERS:
-                return functools.partial(READERS[base.__name__], part)
+                return base.__name__, part
     return None
-
-
-def read_or_why(model: Any, kind: str | None = None) -> tuple[LanguageModel | None, str]:
-    """What `read` gives, or None and why nothing reads the model, so that the general path may take it.
-
-    Raises:
-        InputError: a reader knows the model, and it cannot be exported by any path.
-    """
-    name = type(getattr(model, "backbone", model)).__name__
-    if not has_reader(model):
-        return None, f"no reader knows {name}"
-    try:
-        return read(model, kind), ""
-    except UnreadError as error:
-        return None, f"the reader of {name} does not take this one ({error})"
 
 
 def read(model: Any, kind: str | None = None) -> LanguageModel:
@@ -140,13 +138,14 @@ def read(model: Any, kind: str | None = None) -> LanguageModel:
     Raises:
         InputError: the backbone belongs to no known family, carries something the engine cannot compute, or is
             quantised by Keras.
-        UnreadError: the one of these that the general path may take.
     """
-    backbone = getattr(model, "backbone", model)
-    reader = _reader_of(model)
-    if reader is not None:
+    backbone, found = getattr(model, "backbone", model), _reader_of(model)
+    if found is not None:
+        if why := unread(model):
+            raise InputError(f"cannot generate with {type(backbone).__name__}: {why}.")
         refuse_quantised(backbone, "generation")
-        return reader()
+        name, part = found
+        return READERS[name](part)
     backbones = (name for name in READERS if name.endswith("Backbone"))
     fitting = [name for name in backbones if kind is None or (name in SEQ2SEQ) == (kind == "Seq2SeqLM")]
     within = f" in a keras-nlp {kind}" if kind else ""

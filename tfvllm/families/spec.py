@@ -10,13 +10,7 @@ import dataclasses
 
 import numpy as np
 
-from tfvllm.errors import InputError
-
 Array = np.ndarray
-
-
-class UnreadError(InputError):
-    """Names what a model of a known family has and these classes cannot say. The general path may take it."""
 
 
 @dataclasses.dataclass

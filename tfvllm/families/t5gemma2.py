@@ -8,9 +8,11 @@ from tfvllm.families.gemma import rms_norm
 from tfvllm.families.llama import rotary
 
 
+def unread(backbone) -> str:
+    return "" if backbone.vision_encoder is None else "it reads images: vision_encoder"
+
+
 def read(backbone) -> spec.LanguageModel:
-    if backbone.vision_encoder is not None:
-        raise spec.UnreadError("it reads images: vision_encoder")
     embedding = backbone.decoder_token_embedding
     return spec.LanguageModel(
         family="t5gemma2",
@@ -61,4 +63,5 @@ def _block(layer, attention, *, decoder: bool = False) -> spec.Block:
 
 
 READERS = {"T5Gemma2Backbone": read}
+UNREAD = {"T5Gemma2Backbone": unread}
 NO_ADAPTER = "heads of its decoder go from both sides of one attention at once, which has not been described yet"

@@ -138,7 +138,7 @@ def test_decoders_start_from_rows_of_any_length():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [general_models.gemma4, general_models.rwkv7, general_models.ed_rec])
+@pytest.mark.parametrize("make", [general_models.gemma4_experts, general_models.rwkv7, general_models.ed_rec])
 def test_families_without_a_reader_write_by_their_own_step(make):
     model = general_models.built(make)
     two = make is general_models.ed_rec

@@ -14,7 +14,12 @@ ONE_SOURCE_OF_BEAMS = (keras_nlp.models.T5GemmaSeq2SeqLM, keras_nlp.models.T5Gem
 
 
 def logits_of(model, ids):
-    """ids int32[batch, length] without padding -> [batch, length, vocabulary] by a causal model's forward pass."""
+    """ids int32[batch, length] without padding -> [batch, length, vocabulary] by the forward pass of a causal model.
+
+    Also of a function that takes the inputs of one.
+    """
+    if not hasattr(model, "input"):
+        return model({"token_ids": ids, "padding_mask": np.ones_like(ids)}, training=False)
     return model(model_inputs(model, tf.constant(ids), tf.ones_like(ids)), training=False)
 
 

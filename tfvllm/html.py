@@ -18,7 +18,8 @@ _STYLE = """
   --panel: #1c2229; --s1: #62aef0; --s2: #f09a58; --s3: #62c583; --s4: #bf94ec; --s5: #f0788c; --s6: #a3adb8; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink); line-height: 1.5;
-  font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "Noto Sans CJK SC", sans-serif; }
+  font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "PingFang SC", "Microsoft YaHei",
+    "Noto Sans CJK SC", sans-serif; }
 main { max-width: 60rem; margin: 0 auto; padding: 1rem; }
 h1 { font-size: 1.6rem; line-height: 1.2; } h2 { font-size: 1.2rem; margin-top: 2rem; } h3 { font-size: 1rem; }
 .quiet { color: var(--quiet); }
@@ -41,6 +42,12 @@ figcaption { color: var(--quiet); font-size: .9rem; }
   list-style: none; }
 .cards li { background: var(--panel); border-radius: 6px; padding: .6rem .8rem; }
 .cards b { display: block; font-size: 1.35rem; }
+.sides { margin: 1rem 0; border-top: 1px solid var(--line); }
+.sides > div { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(13rem, 100%), 1fr)); gap: .2rem 1rem; }
+.sides h4 { margin: .4rem 0 0; font-size: .85rem; color: var(--quiet); }
+.sides p { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
+@media (max-width: 34rem) { table { font-size: .84rem; } th, td { padding: .25rem .4rem; }
+  td:not(:first-child):not(.number) { min-width: 6rem; } }
 """
 
 _DRAW = """
@@ -134,6 +141,27 @@ def cards(items: Iterable[tuple[str, str]]) -> str:
     """Headline figures: `(figure, what it is)`."""
     inside = "".join(f"<li><b>{escape(figure)}</b>{escape(label)}</li>" for figure, label in items)
     return f'<ul class="cards">{inside}</ul>'
+
+
+def side_by_side(parts: Iterable[tuple[str, str]], caption: str = "") -> str:
+    """Texts beside each other, where the screen is narrow below each other: `(what it is, text)`, lines kept."""
+    inside = "".join(
+        f"<section><h4>{escape(label)}</h4><p dir='auto'{_language(text)}>{escape(text)}</p></section>"
+        if text.strip()
+        else f"<section><h4>{escape(label)}</h4><p class='quiet'>(nothing)</p></section>"
+        for label, text in parts
+    )
+    under = f"<p class='quiet'>{escape(caption)}</p>" if caption else ""
+    return f'<div class="sides"><div>{inside}</div>{under}</div>'
+
+
+def _language(text: str) -> str:
+    # Han characters are drawn and broken into lines by their language, which a page in English does not say.
+    if re.search("[\u3040-\u30ff]", text):
+        return " lang='ja'"
+    if re.search("[\uac00-\ud7af]", text):
+        return " lang='ko'"
+    return " lang='zh'" if re.search("[\u4e00-\u9fff]", text) else ""
 
 
 def diagram(source: str, caption: str, *, folded: bool = False) -> str:

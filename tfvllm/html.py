@@ -47,7 +47,7 @@ figcaption { color: var(--quiet); font-size: .9rem; }
 .sides h4 { margin: .4rem 0 0; font-size: .85rem; color: var(--quiet); }
 .sides p { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
 @media (max-width: 34rem) { table { font-size: .84rem; } th, td { padding: .25rem .4rem; }
-  td:not(:first-child):not(.number) { min-width: 6rem; } }
+  td:not(.number), td:not(:first-child):not(.number) { min-width: 6rem; } }
 """
 
 _DRAW = """

@@ -49,7 +49,10 @@ def build(
             name: {key: value for key, value in done.result.items() if key != "graph"}
             for name, done in products.items()
         },
-        "steps": step_graph.steps(workspace, stages, products, measured, _taught(task, models)),
+        "steps": step_graph.steps(
+            *(workspace, stages, products, measured, _taught(task, models)),
+            teacher_is_measured=task.TEACHER_IS_MEASURED,
+        ),
         "conditions": results.conditions() if measured is None else measured.result["conditions"],
     }
     report |= task.content(recipe, stages, products, measured, report)

@@ -11,6 +11,7 @@ from tfvllm.compress.report.common import Table, points, times
 from tfvllm.compress.steps import StepResult
 
 STAGES_IN_PLAIN_TEXT = False
+TEACHER_IS_MEASURED = False
 
 
 def content(
@@ -22,7 +23,7 @@ def content(
 ) -> dict[str, Any]:
     """What only this task has, for the `report` as it is up to here."""
     found: dict[str, Any] = {}
-    final = next(reversed(products), None) if products else None
+    final = list(products)[-1] if products else None
     if final is not None and "graph" in products[final].result:
         found["simplify"] = products[final].result["graph"]
     if measured is not None:
@@ -198,7 +199,7 @@ def _plots(report: dict[str, Any]) -> str:
     )
 
 
-def _simplify(graph: dict[str, Any], diagrams: dict[str, str]) -> str:
+def _simplify(graph: dict[str, Any], diagrams: Mapping[str, str]) -> str:
     parts = ["<h2>The graph, before and after</h2>"]
     before, after = graph.get("before", {}), graph.get("after", {})
     keys = [key for key in before if key in after and isinstance(before[key], int | float)]

@@ -5,7 +5,7 @@ from typing import Any
 
 from tfvllm.compress.recipe import Recipe
 from tfvllm.compress.report import language_page
-from tfvllm.compress.report.common import Table, number, ratio, times
+from tfvllm.compress.report.common import Table, number, ratio
 from tfvllm.compress.report.language_quality import (
     KINDS,
     OTHER_VOCABULARY,
@@ -19,6 +19,7 @@ from tfvllm.compress.steps import StepResult
 from tfvllm.compress.tasks.language_products import KERAS
 
 STAGES_IN_PLAIN_TEXT = True
+TEACHER_IS_MEASURED = True
 page = language_page.page
 
 
@@ -145,35 +146,25 @@ def tables(report: dict[str, Any]) -> list[Table]:
 
 
 def _side_by_side(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Headers, and a row for each SavedModel (and for keras-nlp): MB, quality, tokens/s, first token."""
-    headers, measured = ["SavedModel", "MB"], "memory_mb" in report
-    kinds = KINDS[report["task"]] if measured else ()
-    splits = splits_of(report) if measured else []
-    rows = []
-    if measured:
-        headers += ["MB in memory", *(f"{split} {names_of(kind)}" for kind in kinds for split in splits)]
-        headers += [f"tokens/s, batch {row['batch']}" for row in report["tokens_per_second"]]
-        firsts = report.get("first_token_ms", ())
-        headers += [f"first token ms, batch {row['batch']}" for row in firsts]
-    for name in [*report["saved_models"], *([KERAS] if measured else [])]:
-        product = report["saved_models"].get(name)
-        row = [name, f"{product['bytes'] / 1e6:.2f}" if product else "–"]
-        if measured:
-            row.append(number(report["memory_mb"], name, ".0f"))
-            row += [marked(report, name, kind, report[kind].get(name, {}), split) for kind in kinds for split in splits]
-            row += [number(batch["models"], name, ",.0f") for batch in report["tokens_per_second"]]
-            row += [number(batch["models"][name], "median_ms") for batch in firsts]
-        rows.append(row)
-    return headers, rows
+    """Headers, and a row for each SavedModel: MB; where measured also quality, tokens/s, first token; and keras-nlp."""
+    headers = ["SavedModel", "MB"]
+    rows = [[name, f"{product['bytes'] / 1e6:.2f}"] for name, product in report["saved_models"].items()]
+    if "memory_mb" not in report:
+        return headers, rows
+    kinds, split = KINDS[report["task"]], splits_of(report)[-1]
+    speed, first = report["tokens_per_second"], report.get("first_token_ms", [])[:1]
+    headers += ["MB in memory", *(f"{split} {names_of(kind)}" for kind in kinds)]
+    headers += [f"tokens/s, batch {row['batch']}" for row in speed]
+    headers += [f"first token ms, batch {row['batch']}" for row in first]
+    for row in [*rows, [KERAS, "–"]]:
+        name = row[0]
+        row.append(number(report["memory_mb"], name, ".0f"))
+        row += [marked(report, name, kind, report[kind].get(name, {}), split) for kind in kinds]
+        row += [number(batch["models"], name, ",.0f") for batch in speed]
+        row += [number(batch["models"][name], "median_ms") for batch in first]
+    return headers, [*rows, row]
 
 
 def closing(report: dict[str, Any]) -> list[str]:
     """What came of it, in a few lines."""
-    lines = [OTHER_VOCABULARY] if report["other_vocabulary"] else []
-    summary = report.get("summary", {})
-    for other, by_batch in summary.get("speedup", {}).items():
-        known = [f"{times(found)} at batch {batch}" for batch, found in by_batch.items() if found is not None]
-        if known and other != summary["final"]:
-            lines.append(f"{summary['final']} against {other}, tokens/s: {', '.join(known)}")
-    lines.append(verdict(report))
-    return lines
+    return [*([OTHER_VOCABULARY] if report["other_vocabulary"] else []), *verdict(report)]

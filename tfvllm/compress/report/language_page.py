@@ -35,7 +35,8 @@ def page(report: dict[str, Any], diagrams: Mapping[str, str]) -> list[str]:
 
 
 def _headline(report: dict[str, Any]) -> str:
-    said = f"<p><b>{html.escape(verdict(report))}</b></p>"
+    first, *rest = map(html.escape, verdict(report))
+    said = f"<p><b>{first}</b> {' '.join(rest)}</p>"
     if report["data"]["synthetic"]:
         said += "<p class='quiet'>The data are synthetic: what the figures are good for stands under Data.</p>"
     summary = report.get("summary")
@@ -52,8 +53,8 @@ def _headline(report: dict[str, Any]) -> str:
         if not (own and other != KERAS):
             items += [(times(r), f"{whose}, batch {batch}") for batch, r in by_batch.items() if r is not None]
     items += _quality_cards(report)
-    if summary.get("memory_ratio") and not own:
-        items.append((times(summary["memory_ratio"]), "less memory than the teacher's export: its MB over these"))
+    if (memory := summary.get("memory_ratio")) and not own:
+        items.append((times(max(memory, 1 / memory)), f"{'less' if memory >= 1 else 'more'} memory than that export"))
     return f"{said}{html.cards(items)}" + (
         "<p class='quiet'>Ratios are against the teacher's own export, and against the teacher as keras-nlp's "
         "<code>generate</code> runs it; all took turns in one run on the same machine.</p>"

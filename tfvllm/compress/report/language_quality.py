@@ -61,33 +61,25 @@ def compared(report: Mapping[str, Any]) -> tuple[str, dict[str, dict[str, dict[s
     }
 
 
-def verdict(report: Mapping[str, Any]) -> str:
-    """Size, speed and quality against the teacher in a sentence or two."""
+def verdict(report: Mapping[str, Any]) -> list[str]:
+    """Size, speed and quality against the teacher, each a sentence."""
     summary = report.get("summary")
     last = summary["final"] if summary else report["stages"][-1]["stage"]
+    told = [] if summary else ["No SavedModel was made: the recipe has no export step."]
     if len(report["stages"]) == 1:
-        only = "The recipe makes no student: this is the teacher itself."
-        return f"{only} {_speed(summary, (KERAS,))}".rstrip() if summary else f"{only} No SavedModel was made."
-    told = []
-    if summary is None:
-        told.append("No SavedModel was made: the recipe has no export step.")
-    else:
+        told.insert(0, "The recipe makes no student: this is the teacher itself.")
+    elif summary:
         size = summary["size_ratio"]
         larger = f"{times(size)} smaller" if size >= 1 else f"{times(1 / size)} larger"
-        told.append(f"{last} is {larger} than the teacher's own export. {_speed(summary, summary.get('speedup', ()))}")
-    return " ".join(filter(None, (part.strip() for part in [*told, _quality(report, last)])))
-
-
-def _speed(summary: Mapping[str, Any], others: Any) -> str:
-    """How many times the tokens per second of each other."""
-    parts = []
-    for other in others:
-        by_batch = summary.get("speedup", {}).get(other, {})
+        told.append(f"{last} is {larger} than the teacher's own export.")
+    for other, by_batch in (summary or {}).get("speedup", {}).items():
         known = [f"{times(found)} at batch {batch}" for batch, found in by_batch.items() if found is not None]
-        if known:
-            whose = "of keras-nlp running the teacher" if other == KERAS else "of that export"
-            parts.append(f"{', '.join(known)} the tokens per second {whose}")
-    return f"It gives {'; '.join(parts)}." if parts else ""
+        if known and other != last:
+            whose = "those of keras-nlp, which runs the teacher" if other == KERAS else "those of the teacher's export"
+            told.append(f"Its tokens per second against {whose}: {', '.join(known)}.")
+    if len(report["stages"]) > 1:
+        told.append(_quality(report, last))
+    return told
 
 
 def _quality(report: Mapping[str, Any], last: str) -> str:

@@ -72,6 +72,8 @@ def curves(series: Mapping[str, Sequence[float]], *, label: str, caption: str, w
         if known and 0 < 10 * min(known) < max(known):
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")
+        if wide:
+            axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
         axes.legend(fontsize=10)

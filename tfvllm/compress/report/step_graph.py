@@ -14,6 +14,8 @@ def steps(
     products: Mapping[str, StepResult],
     measured: StepResult | None,
     asked: Mapping[str, Sequence[str]],
+    *,
+    teacher_is_measured: bool,
 ) -> list[dict[str, Any]]:
     """Each step of the run in the order of its inputs, as `{"step", "inputs", "seconds"}`.
 
@@ -21,6 +23,7 @@ def steps(
         stages: data, teacher and what was trained from it.
         asked: of a stage that learns from the teacher, the steps that it learns from: the teacher, or such in which the
             teacher was asked beforehand, the first of them first.
+        teacher_is_measured: whether the benchmark runs the Keras teacher too.
     """
     data, teacher, *learnt = stages
     found = [_entry(data, []), _entry(teacher, ["data"])]
@@ -39,7 +42,7 @@ def steps(
         found.append(_entry(product, [product.result.get("of") or _of(product, files, stages)]))
         files.append(product.name)
     if measured is not None:
-        found.append(_entry(measured, files))
+        found.append(_entry(measured, ["teacher", *files] if teacher_is_measured else files))
     return found
 
 

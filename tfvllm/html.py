@@ -28,7 +28,8 @@ h1 { font-size: 1.6rem; line-height: 1.2; } h2 { font-size: 1.2rem; margin-top: 
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 td { max-width: 28rem; } td:not(:first-child):not(.number) { min-width: 9rem; }
-td.number, th.number { text-align: right; white-space: nowrap; }
+td.number, th.number { text-align: right; } td.number { white-space: nowrap; }
+p { overflow-wrap: break-word; }
 pre, code { font-family: ui-monospace, Menlo, Consolas, monospace; font-size: .85rem; }
 pre { background: var(--panel); padding: .7rem; overflow-x: auto; border-radius: 4px; }
 details { margin: .6rem 0; } summary { cursor: pointer; }

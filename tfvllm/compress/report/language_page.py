@@ -233,9 +233,9 @@ def _examples(report: Mapping[str, Any]) -> str:
     blocks = []
     for example in report["examples"]:
         parts = [("input", example["input"]), ("reference", example["reference"])]
-        parts.append((f"teacher: {names[0]}", example["teacher"]))
+        parts.append(("teacher", example["teacher"]))
         if len(names) > 1:
-            parts.append((f"student: {names[-1]}", example["student"]))
+            parts.append((f"student ({names[-1]})", example["student"]))
         blocks.append(html.side_by_side(parts, _how_bad(example)))
     if report["task"] == "translate":
         how = "The dev translations of the student with the lowest chrF, the lowest first."

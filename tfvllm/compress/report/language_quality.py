@@ -71,7 +71,7 @@ def verdict(report: Mapping[str, Any]) -> list[str]:
     elif summary:
         size = summary["size_ratio"]
         larger = f"{times(size)} smaller" if size >= 1 else f"{times(1 / size)} larger"
-        told.append(f"{last} is {larger} than the teacher's own export.")
+        told.append(f"The final model ({last}) is {larger} than the teacher's own export.")
     for other, by_batch in (summary or {}).get("speedup", {}).items():
         known = [f"{times(found)} at batch {batch}" for batch, found in by_batch.items() if found is not None]
         if known and other != last:
@@ -100,6 +100,8 @@ def _quality(report: Mapping[str, Any], last: str) -> str:
     against += f" against the teacher's {figure(pair, 'teacher', kind)}"
     if kind == "bleu":
         lost = round(first - final, 2)
+        if max(first, final) < 1:
+            return f"{against}: neither translates."
         if not lost:
             return f"{against}: nothing lost."
         return f"{against}: {abs(lost):.2f} points {'lost' if lost > 0 else 'gained'}."

@@ -227,7 +227,11 @@ def test_the_report_command(tmp_path):
 
 
 def test_perplexities_of_a_cut_vocabulary_are_told_apart(tmp_path):
-    found = Run(tmp_path, "generate", shrink={"vocabulary": "seen"}).report()
+    run = Run(tmp_path, "generate", shrink={"vocabulary": "seen"})
+    found = run.report()
+    assert found["other_vocabulary"] == []  # as many weights as before: all tokens were seen
+    run.stages["shrink"]["weights"] -= 10
+    found = run.report()
     assert found["other_vocabulary"] == ["shrink", "shrunk"]
     assert found["summary"]["perplexity_ratio"] == {"dev": None, "test": None}
     assert found["summary"]["bits_per_byte_ratio"]["test"] == pytest.approx(1.25)

@@ -69,10 +69,13 @@ def _by_batch(speed: Iterable[Mapping[str, Any]], figure: Any) -> list[dict[str,
 
 def _other_vocabulary(recipe: Any, stages: Sequence[StepResult], products: Mapping[str, StepResult]) -> list[str]:
     """The stages and SavedModels whose vocabulary is not the teacher's: it is cut when `shrink` ends."""
-    if recipe.shrink is None or recipe.shrink.vocabulary is None:
+    last = stages[-1]
+    if recipe.shrink is None or recipe.shrink.vocabulary is None or last.name != "shrink":
         return []
-    cut = [done.name for done in stages if done.name == "shrink"]
-    return [*cut, *(name for name, done in products.items() if done.result["of"] in cut)]
+    before = last.result.get("before_recovery", stages[-2].result)
+    if last.result["weights"] == before["weights"]:  # there was no token too many
+        return []
+    return [last.name, *(name for name, done in products.items() if done.result["of"] == last.name)]
 
 
 def data_of(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -195,7 +195,7 @@ class Pipeline:
                     model = self.task.restored(load_model(removed / "model.keras"))
                 else:
                     model.compile(loss=self.task.loss(model))  # taylor scores are gradients of this loss
-                    model = pruning.shrink(
+                    small = pruning.shrink(
                         model,
                         **structure,
                         importance=block.importance,
@@ -204,6 +204,7 @@ class Pipeline:
                         data=self.task.calibration(block.calibration),
                         limit=-(-block.calibration // 32),
                     )
+                    model = self.task.restored(small)
                     with new_directory(removed) as partial:
                         save_model(model, partial / "model.keras")
                 told["before_recovery"] = self.task.describe(model)
@@ -220,7 +221,7 @@ class Pipeline:
                     told |= self._distill(model, objective, block, work, "recover", callbacks=callbacks, start=start)
             if block.vocabulary is not None:
                 data = self.task.calibration(len(self.task.rows("train")))
-                model = pruning.shrink(model, vocabulary=block.vocabulary, data=data, limit=10**9)
+                model = self.task.restored(pruning.shrink(model, vocabulary=block.vocabulary, data=data, limit=10**9))
             save_model(model, directory / "model.keras")
             return {**told, **self.task.describe(model)}
 

@@ -315,8 +315,8 @@ def test_the_steps_and_their_inputs(tmp_path):
     """Also a step that another did inside itself, in this run or in one before; not that of another teacher."""
     workspace = Workspace(tmp_path, Console(quiet=True))
 
-    def do(name, parameters, inputs, result=None):
-        return workspace.do(name, parameters, inputs, lambda directory, work: dict(result or {}))
+    def do(name, parameters, inputs, result=None, inside=lambda: None):
+        return workspace.do(name, parameters, inputs, lambda directory, work: inside() or dict(result or {}))
 
     recipe = parse_recipe({"task": "translate", **STEPS, "distill": {"targets": "teacher"}, "benchmark": None})
     run = Run(tmp_path, "translate", distill={"targets": "teacher"}, benchmark=None)
@@ -324,12 +324,16 @@ def test_the_steps_and_their_inputs(tmp_path):
                                "notes": []})  # fmt: skip
     teacher = do("teacher", {"seed": 1}, [data], run.stages["teacher"])
     other = do("teacher", {"seed": 2}, [data])
-    do("teacher-answers", {"top_k": 32}, [teacher])
-    do("teacher-translations", {"beams": 4}, [teacher])
-    do("teacher-logits", {}, [other])
+    do("teacher-answers", {"top_k": 32}, [other])
+
+    def ask():
+        do("teacher-translations", {"beams": 4}, [teacher])
+        do("teacher-answers", {"top_k": 32}, [teacher])
+
     student = do("student", {}, [teacher], run.stages["student"])
-    distill = do("distill", run.stages["distill"]["settings"], [student], run.stages["distill"])
-    shrink = do("shrink", run.stages["shrink"]["settings"], [distill], run.stages["shrink"])
+    for _ in range(2):  # the second time all are there
+        distill = do("distill", run.stages["distill"]["settings"], [student], run.stages["distill"], ask)
+        shrink = do("shrink", run.stages["shrink"]["settings"], [distill], run.stages["shrink"], ask)
     products = {EXPORT: do("export-teacher", {}, [teacher], run.products[EXPORT]),
                 "shrunk": do("export-shrink", {}, [shrink], run.products["shrunk"])}  # fmt: skip
     found = report.build(recipe, workspace, [data, teacher, student, distill, shrink], products, None)
@@ -338,12 +342,13 @@ def test_the_steps_and_their_inputs(tmp_path):
         "teacher": ["data"],
         "student": ["teacher"],
         "teacher-translations": ["teacher"],
-        "teacher-answers": ["teacher", "teacher-translations"],
+        "teacher-answers": ["teacher"],
         "distill": ["student", "teacher-translations", "teacher-answers"],
         "shrink": ["distill", "teacher-translations", "teacher-answers"],
         "export-teacher": ["teacher"],
         "export-shrink": ["shrink"],
     }
+    assert len(found["steps"]) == 9  # the other teacher's answers are none of this run
     page = report.to_html(found, {})
     assert "&lt;b&gt;teacher-answers&lt;/b&gt;&lt;br/&gt;0.0 s" in page and "--&gt;" in page
 

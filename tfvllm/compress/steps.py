@@ -35,6 +35,7 @@ class Workspace:
     def __init__(self, out: Path, console: Console):
         self.out = out
         self.console = console
+        self._under_way: list[list[str]] = []  # of each step that is being built, the steps that went into it
 
     def do(
         self,
@@ -47,10 +48,13 @@ class Workspace:
 
         Args:
             build: called with the new result's folder and a work folder that outlives an interruption; returns what
-                the step reports (JSON-able).
+                the step reports (JSON-able). The folders of `inputs`, and of steps that it does itself, are kept beside
+                that as `inputs`.
         """
         key = digest(name, json.dumps(parameters, sort_keys=True), [done.key for done in inputs])[:12]
         directory = self.out / "steps" / f"{name}-{key}"
+        if self._under_way:
+            self._under_way[-1].append(directory.name)
         if (directory / "result.json").is_file():
             self.console.line(f"{name}: done before, kept")
             return StepResult(name, key, directory, json.loads((directory / "result.json").read_text()), True)
@@ -60,7 +64,12 @@ class Workspace:
         try:
             with new_directory(directory, overwrite=True) as partial:
                 work.mkdir(parents=True, exist_ok=True)
-                result = build(partial, work)
+                self._under_way.append([done.directory.name for done in inputs])
+                try:
+                    result = build(partial, work)
+                finally:
+                    used = self._under_way.pop()
+                result["inputs"] = list(dict.fromkeys(used))
                 result["seconds"] = round(time.monotonic() - began, 1)
                 result["settings"] = parameters
                 (partial / "result.json").write_text(json.dumps(result, indent=1), encoding="utf-8")

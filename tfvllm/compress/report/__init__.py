@@ -49,28 +49,13 @@ def build(
             name: {key: value for key, value in done.result.items() if key != "graph"}
             for name, done in products.items()
         },
-        "steps": step_graph.steps(
-            *(workspace, stages, products, measured, _taught(task, models)),
-            teacher_is_measured=task.TEACHER_IS_MEASURED,
-        ),
+        "steps": step_graph.steps(workspace, [*stages, *products.values(), *([] if measured is None else [measured])]),
         "conditions": results.conditions() if measured is None else measured.result["conditions"],
     }
     report |= task.content(recipe, stages, products, measured, report)
     lost: list[str] = []
     report = common.finite(report, lost)
     return {**report, "not_finite": lost} if lost else report
-
-
-def _taught(task: ModuleType, models: list[StepResult]) -> dict[str, list[str]]:
-    """Of each stage that learns from the teacher, the steps that it learns from."""
-    found = {}
-    for done in models:
-        settings = done.result.get("settings", {})
-        if done.name == "distill":
-            found[done.name] = task.asked(settings)
-        elif done.name == "shrink" and "before_recovery" in done.result and settings.get("epochs"):
-            found[done.name] = task.asked(settings["objective"])
-    return found
 
 
 def manifest_step(report: dict[str, Any], name: str) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from tfvllm.compress.report.common import Table, points, times
 from tfvllm.compress.steps import StepResult
 
 STAGES_IN_PLAIN_TEXT = False
-TEACHER_IS_MEASURED = False
 
 
 def content(
@@ -37,12 +36,6 @@ def content(
 def data_of(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Of the data step, for the report."""
     return {key: facts[key] for key in ("source", "synthetic", "labels", "train", "dev", "test", "notes")}
-
-
-def asked(settings: Mapping[str, Any]) -> list[str]:
-    """The steps that a student learns from by these settings of `distill`, beside the one that it comes from."""
-    beforehand = not (settings["hidden"] or settings["augment"] or settings.get("rounds"))
-    return ["teacher-logits" if beforehand else "teacher"]
 
 
 def quality(report: Mapping[str, Any], name: str) -> dict[str, Any]:

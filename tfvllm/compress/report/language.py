@@ -19,7 +19,6 @@ from tfvllm.compress.steps import StepResult
 from tfvllm.compress.tasks.language_products import KERAS
 
 STAGES_IN_PLAIN_TEXT = True
-TEACHER_IS_MEASURED = True
 page = language_page.page
 
 
@@ -81,15 +80,6 @@ def _other_vocabulary(recipe: Any, stages: Sequence[StepResult], products: Mappi
 def data_of(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Of the data step, for the report."""
     return {key: facts[key] for key in ("source", "synthetic", "units", "train", "dev", "test", "notes")}
-
-
-def asked(settings: Mapping[str, Any]) -> list[str]:
-    """The steps that a student learns from by these settings of `distill`, beside the one that it comes from."""
-    if settings.get("rounds"):
-        return ["teacher"]
-    names = ["teacher-translations"] if settings.get("targets") == "teacher" else []
-    at_every_step = settings["on_policy"] or settings["hidden"] or settings["top_k"] is None or not settings["logits"]
-    return [*names, "teacher" if at_every_step else "teacher-answers"]
 
 
 def quality(report: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -8,7 +8,13 @@ import tensorflow as tf
 import tfvllm
 from tests.generation import general_models, small_tokenizers
 from tests.generation.models import CAUSAL, SEQ2SEQ, bart, build, families, gemma3, gpt2, mistral, prompts, t5
-from tests.generation.reference import filled_by_forward_passes, keras_generate, keras_translate
+from tests.generation.reference import (
+    beam_search,
+    filled_by_forward_passes,
+    keras_generate,
+    keras_translate,
+    log_probs,
+)
 from tfvllm.errors import InputError
 from tfvllm.export.generate import NEUTRAL
 from tfvllm.generation.kernels import OneDnn
@@ -155,7 +161,8 @@ def test_families_without_a_reader_write_by_their_own_step(make):
     assert write._run.experimental_get_tracing_count() == 1
     if not two:
         greedy, _ = Rollouts(model, temperature=0.0)(x, seed=0)
-        new = general_models.forward_greedy(model, x["token_ids"][:, :9], x["padding_mask"][:, :9])
+        model.generate_function = model.make_generate_function()
+        new = general_models.keras_greedy(model, x["token_ids"][:, :9], x["padding_mask"][:, :9])
         for row, answer, length in zip(greedy, new, [3, 9, 1, 6]):
             np.testing.assert_array_equal(row[length : length + len(answer)], answer)
 
@@ -205,10 +212,15 @@ def test_beams_are_those_of_an_export(tmp_path):
 
 
 @pytest.mark.slow
-def test_beams_of_a_causal_model_are_more_probable_than_greedy_answers():
+def test_beams_of_a_causal_model_are_those_of_a_search_by_hand():
     model = with_text(gpt2)
-    generator = tfvllm.rollouts.Answers(model)  # greedy
-    texts = ["the quick brown fox", "a dog"]
-    whole = {beams: Answers(model, beams=beams, max_length=12)(texts) for beams in (1, 4)}
-    assert generator(texts) != whole[1] and whole[1] != whole[4]
-    assert all(found.startswith(text) for text, found in zip(texts, whole[4]))
+    texts, stop = ["the quick brown fox", "a dog"], model.preprocessor.tokenizer.end_token_id
+    found = Answers(model, beams=4, max_length=24)(texts)
+    assert all(answer.startswith(text) for text, answer in zip(texts, found))
+
+    def log_prob(beams):  # of a search by hand, over tokens
+        start = [stop, *np.asarray(model.preprocessor.tokenizer(texts[1]))]
+        return beam_search(lambda row: log_probs(model, row)[-1], start, beams, (stop,), 0.0, 24 - len(start))
+
+    assert log_prob(4)[1] > log_prob(1)[1]
+    assert found[1] == texts[1] + model.preprocessor.tokenizer.detokenize([t for t in log_prob(4)[0] if t != stop])

@@ -43,8 +43,8 @@ class OnPolicy:
         >>> repeat = lambda features, seed: (features["token_ids"][:, [0] * 6], np.ones([16, 6], bool))
         >>> policy = tfvllm.distillation.OnPolicy(repeat, share=1.0, prompt=2)
         >>> rows, labels, weights = policy.change({"token_ids": ids, "padding_mask": 0 * ids + 1}, ids, None, (0, 0))
-        >>> bool((rows["token_ids"] == ids[:, :1]).all()), weights["divergence"][0].tolist(), weights["task"].sum()
-        (True, [0.0, 1.0, 1.0, 1.0, 1.0, 0.0], 0.0)
+        >>> bool((rows["token_ids"] == ids[:, :1]).all()), weights["divergence"][0].tolist()
+        (True, [0.0, 1.0, 1.0, 1.0, 1.0, 0.0])
     """
 
     def __init__(self, write: Write, share: float = 0.5, *, prompt: Prompt = None, seed: int = 0):

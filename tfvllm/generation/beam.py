@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from tfvllm.generation.cache import EncoderOutput, allocate, grow_caches, relaxed_shapes, to_context, to_parts
-from tfvllm.generation.loop import BUCKET, EMPTY, LENGTH, STOP, Result, bucketed, is_one_of, least
+from tfvllm.generation.loop import BUCKET, EMPTY, LENGTH, STOP, Result, bucketed, is_one_of, least, room_for
 from tfvllm.generation.network import Network
 
 _IMPOSSIBLE = -1e9
@@ -32,7 +32,7 @@ def beam_search(
     0 prefers short answers, 1 compares means (the penalty of Wu et al. 2016, section 7, in its plain form). Each
     step keeps the `beams` best unfinished answers; an answer that ends leaves its place to the next best and joins
     the `beams` best finished ones. A row's search ends when none of its unfinished answers can still win, or at
-    `max_new_tokens`, where the unfinished join in; a row whose search has ended costs nothing any more.
+    its last token, where the unfinished join in; a row whose search has ended costs nothing any more.
 
     Without `stop_ids` and with `length_penalty` 0 this is keras-nlp's `BeamSampler`.
 
@@ -78,7 +78,8 @@ class BeamSearch:
 
     Attributes:
         steps_asked: int32[], `max_new_tokens`, not less than 0.
-        steps: int32[], how many there will be at most.
+        room: int32[batch], how many tokens each answer may get.
+        steps: int32[], the most of these.
         width: int32[], how many tokens an answer has room for.
     """
 
@@ -102,12 +103,8 @@ class BeamSearch:
         self.batch = tf.shape(ids)[0]
         self.steps_asked = tf.maximum(max_new_tokens, 0)
         self.width = tf.maximum(self.steps_asked, 1)  # scattering into tensors without elements is an error
-        steps = self.steps_asked
-        if limit is not None:
-            # All rows of a search run for the same number of steps: what the longest prompt leaves.
-            longest = tf.reduce_max(tf.concat([lengths, [0]], 0))
-            steps = tf.clip_by_value(limit - longest, 0, steps)
-        self.steps = tf.where(self.batch > 0, steps, 0)
+        self.room = room_for(lengths, self.steps_asked, limit)
+        self.steps = tf.reduce_max(tf.concat([self.room, [0]], 0))
 
     def run(self, context: EncoderOutput | None) -> list[tf.Tensor]:
         """The best finished answer of each row: `Beams.finished` without the axis of beams."""
@@ -125,7 +122,7 @@ class BeamSearch:
             hidden, caches = network.step(
                 tf.reshape(tokens, [-1]), positions + step - 1, list(caches), capacity, to_context(parts), beams=beams
             )
-            parents, tokens, state = self._advance(step, network.logits(hidden), state)
+            parents, tokens, state = self._advance(step, rows, network.logits(hidden), state)
             places = tf.range(tf.shape(rows)[0])[:, tf.newaxis] * beams + parents
             rows, final, tokens, state, parts, kept = self._drop_settled(step + 1, rows, final, tokens, state, parts)
             # Beams change their parents at every step, so the rows that leave cost no further copy.
@@ -135,12 +132,12 @@ class BeamSearch:
 
         start = self._start()
         logits = tf.repeat(network.logits(hidden), beams, axis=0)
+        rows = tf.range(self.batch)
         tokens, state = tf.cond(
             self.steps > 0,
-            lambda: self._advance(0, logits, start)[1:],
+            lambda: self._advance(0, rows, logits, start)[1:],
             lambda: (tf.zeros([self.batch, beams], tf.int32), start),
         )
-        rows = tf.range(self.batch)
         final = [value[:, 0] for value in start.finished()]
         rows, final, tokens, state, parts, kept = self._drop_settled(1, rows, final, tokens, state, to_parts(context))
         places = tf.reshape(kept[:, tf.newaxis] * beams + tf.range(beams), [-1])
@@ -166,8 +163,11 @@ class BeamSearch:
     def _scored(self, log_probs, length):
         return log_probs / tf.pow(tf.cast(length, tf.float32), self.penalty)
 
-    def _advance(self, step, logits: tf.Tensor, state: Beams) -> tuple[tf.Tensor, tf.Tensor, Beams]:
-        """The next token of every beam: parents and tokens int32[rows, beams], and the answers with them."""
+    def _advance(self, step, chosen, logits: tf.Tensor, state: Beams) -> tuple[tf.Tensor, tf.Tensor, Beams]:
+        """The next token of every beam: parents and tokens int32[rows, beams], and the answers with them.
+
+        chosen: int32[rows], which rows of the batch they are.
+        """
         beams, vocabulary = self.beams, self.network.vocabulary_size
         rows = tf.shape(state.live)[0]
         log_probs = tf.reshape(tf.nn.log_softmax(logits), [rows, beams, vocabulary])
@@ -187,8 +187,8 @@ class BeamSearch:
         next_tokens = tf.gather(tokens, on, batch_dims=1)
 
         # The best that have ended; at the last step those that go on end as well.
-        last = step + 1 >= self.steps
-        joins = (ended | last) & (scores > _IMPOSSIBLE / 2)
+        left = tf.gather(self.room, chosen)[:, tf.newaxis] - step
+        joins = (ended | (left <= 1)) & (left > 0) & (scores > _IMPOSSIBLE / 2)
         new_scores = tf.where(joins, self._scored(scores, step + 1), _IMPOSSIBLE)
         pool = tf.concat([state.done_scores, new_scores], axis=1)
         done_scores, kept = tf.math.top_k(pool, beams)
@@ -207,8 +207,9 @@ class BeamSearch:
         found = [value[:, 0] for value in state.finished()]
         final = [tf.tensor_scatter_nd_update(a, rows[:, tf.newaxis], b) for a, b in zip(final, found)]
         # Scores only fall, and the most an unfinished answer can gain from the penalty is that of the greatest length.
-        attainable = self._scored(tf.reduce_max(state.live_scores, axis=1), self.steps)
-        going_on = (tf.reduce_min(state.done_scores, axis=1) < attainable) & (step < self.steps)
+        room = tf.gather(self.room, rows)
+        attainable = self._scored(tf.reduce_max(state.live_scores, axis=1), room)
+        going_on = (tf.reduce_min(state.done_scores, axis=1) < attainable) & (step < room)
         kept = tf.reshape(tf.cast(tf.where(going_on), tf.int32), [-1])
         # What is attended to is copied only where a row leaves; the rest is small.
         parts = tf.cond(tf.reduce_all(going_on), lambda: parts, lambda: [tf.gather(part, kept) for part in parts])

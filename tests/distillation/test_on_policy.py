@@ -7,6 +7,8 @@ import tensorflow as tf
 
 import tfvllm
 from tests.distillation.pairs import causal_lm, lm_batch, seq2seq, seq2seq_batch
+from tests.generation import small_tokenizers
+from tests.generation.models import build, gpt2
 from tfvllm.distillation import OnPolicy
 from tfvllm.errors import InputError
 from tfvllm.rollouts import Rollouts
@@ -206,6 +208,35 @@ def test_each_step_sees_the_weights_that_the_last_one_left(tmp_path):
     for (one, _), (two, _) in zip(written, [*first, *rest], strict=True):
         np.testing.assert_array_equal(one, two)
     assert (written[0][0] != written[3][0]).any()  # other epochs, other texts
+
+
+@pytest.mark.slow
+def test_raw_strings_beside_the_usual_callbacks(tmp_path):
+    """A share of 0 is plain `fit`; with 1 each row ends as the student ends it."""
+    options = small_tokenizers.text_options("gpt2", 12)
+    teacher, student = build(gpt2, **options), build(gpt2, seed=2, layers=1, **options)
+    for layer in student._flatten_layers():
+        if isinstance(layer, keras.layers.Dropout):
+            layer.rate = 0.0
+    start = student.get_weights()
+    texts = tf.data.Dataset.from_tensor_slices(["the fox", "a lazy dog is quick", "", "quick"] * 2).batch(4)
+    found = {}
+    for share in (None, 0.0, 1.0):
+        student.set_weights(start)
+        distiller = tfvllm.Distiller(teacher, student, losses={"logits": losses.JensenShannon()})
+        distiller.compile(keras.optimizers.SGD(0.1), loss="sparse_categorical_crossentropy")
+        write = Recorder(Rollouts(student))
+        data = texts if share is None else OnPolicy(write, share, prompt=3).dataset(texts, distiller)
+        kept = tmp_path / f"{share}.weights.h5"
+        callbacks = [
+            keras.callbacks.EarlyStopping("val_loss", patience=3),
+            keras.callbacks.ModelCheckpoint(kept, monitor="val_loss", save_weights_only=True, save_best_only=True),
+        ]
+        found[share] = distiller.fit(data, validation_data=texts, epochs=2, verbose=0, callbacks=callbacks).history
+        assert kept.exists() and len(write.written) in ((4, 5) if share == 1.0 else (0,))
+    for name, values in found[None].items():
+        np.testing.assert_allclose(found[0.0][name], values, rtol=1e-4)
+    assert found[1.0]["task_loss"] == [0.0] * 2 and found[1.0]["val_task_loss"][0] > 0.0
 
 
 def own_divergence(teacher, student, x, seed=99):

@@ -17,8 +17,9 @@ import click
 def command(recipe, out, data, overrides, resume, overwrite, as_json):
     """Takes RECIPE.yaml from data to a small, fast SavedModel, with a report of what each step gave and cost.
 
-    A recipe's task is classify, generate or translate. Data, teacher, student, distillation, pruning, shrinking, export, simplifying, benchmark: a step that the recipe
-    leaves out is not done. Ctrl-C is safe: finished steps and epochs are kept, --resume goes on.
+    A recipe's task is classify, generate or translate. Data, teacher, student, distillation, pruning, shrinking,
+    export, simplifying, benchmark: a step that the recipe leaves out is not done. Ctrl-C is safe: finished steps and
+    epochs are kept, --resume goes on.
     """
     from tfvllm.compress.recipe import read_recipe
     from tfvllm.errors import InputError

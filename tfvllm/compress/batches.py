@@ -165,7 +165,11 @@ class Batches:
             signature += ({name: spec for name in self.weights_for} if self.weights_for else spec,)
         dataset = tf.data.Dataset.from_generator(lambda: iter(self), output_signature=signature)
         dataset = dataset.apply(tf.data.experimental.assert_cardinality(len(self)))
-        return dataset.prefetch(2) if self.ahead else dataset
+        if self.ahead:
+            return dataset.prefetch(2)
+        options = tf.data.Options()
+        options.experimental_optimization.inject_prefetch = False  # TensorFlow's own
+        return dataset.with_options(options)
 
 
 def random_words(share: float, special: Sequence[int], mask_id: int | None) -> Callable:

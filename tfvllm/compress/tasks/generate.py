@@ -32,14 +32,23 @@ class Generate(LanguageTask[GenerateRecipe]):
     def load(self, path: Path, **options: Any) -> text_data.Texts:
         return text_data.load_texts(path, **options)
 
+    @property
+    def _longest(self) -> int:
+        """Positions of a teacher from scratch: what is exported may be longer than what is trained on."""
+        export = self.recipe.export
+        return max(self.recipe.data.max_length, (export and export.max_length) or 0)
+
+    def shape(self) -> dict[str, Any]:
+        return {**super().shape(), "positions": self._longest}
+
     def scratch(self) -> keras.Model:
         """A GPT-2 shape."""
-        block, length = self.recipe.teacher, self.recipe.data.max_length
+        block = self.recipe.teacher
         texts = (f"{document.prompt}{document.text}" for document in self.text.train)
         vocabulary, merges = learn_byte_pairs(texts, block.vocabulary - 1, [])
         vocabulary[_END] = len(vocabulary)  # the last, as GPT-2's: keras-nlp pads with 0 and would stop at it
         tokenizer = keras_nlp.models.GPT2Tokenizer(vocabulary=vocabulary, merges=merges)
-        longest = max(length, (self.recipe.export and self.recipe.export.max_length) or 0)
+        longest = self._longest
         backbone = keras_nlp.models.GPT2Backbone(
             vocabulary_size=tokenizer.vocabulary_size(),
             num_layers=block.layers,
@@ -58,11 +67,11 @@ class Generate(LanguageTask[GenerateRecipe]):
 
     def adopt(self, teacher: keras.Model) -> None:
         super().adopt(teacher)
-        longest = generate.positions_of(teacher)
-        if longest is not None and self.recipe.data.max_length > longest:
+        longest, data = generate.positions_of(teacher), self.recipe.data.max_length
+        if longest is not None and self._longest > longest:
             raise InputError(
-                f"data.max_length: expected at most {longest} tokens, as the teacher has positions for, found "
-                f"{self.recipe.data.max_length}."
+                f"{'data' if data > longest else 'export'}.max_length: expected at most {longest} tokens, as the "
+                f"teacher has positions for, found {self._longest if data <= longest else data}."
             )
 
     def rows_of(self, split: str, settings: Mapping[str, Any]) -> Tokens:

@@ -87,12 +87,12 @@ class LanguageTask(Task[AnyRecipe]):
 
     def teacher_parameters(self) -> dict[str, Any]:
         block = self.recipe.teacher
-        parameters: dict[str, Any] = {**block.model_dump(), "epochs": block.trained_epochs}
-        if block.preset is not None:
-            for name in _SHAPE:
-                del parameters[name]
-            if (path := located(block.preset)) is not None:
-                parameters["preset"] = digest(*files_of(path))
+        known = {name: value for name, value in block.model_dump().items() if name not in _SHAPE}
+        parameters: dict[str, Any] = {**known, "epochs": block.trained_epochs}
+        if block.preset is None:
+            parameters |= self.shape()
+        elif (path := located(block.preset)) is not None:
+            parameters["preset"] = digest(*files_of(path))
         return parameters
 
     def make_teacher(self, work: Path, fit: Callable[..., dict[str, Any]]) -> tuple[keras.Model, dict[str, Any]]:
@@ -133,6 +133,10 @@ class LanguageTask(Task[AnyRecipe]):
                 f"teacher.preset: expected a model with its tokenizer, found a {type(model).__name__} without a "
                 "preprocessor. Set model.preprocessor before saving it."
             )
+
+    def shape(self) -> dict[str, Any]:
+        """All that decides what `scratch` makes, beside the data."""
+        return {name: getattr(self.recipe.teacher, name) for name in _SHAPE}
 
     @abstractmethod
     def scratch(self) -> keras.Model:

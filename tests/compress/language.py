@@ -21,7 +21,11 @@ COMMON: dict[str, Any] = {
     "distill": ONCE,
 }
 GENERATE = {"task": "generate", "data": {"synthetic": {"train": 48, "dev": 8, "test": 8}, "max_length": 48}, **COMMON}
-TRANSLATE = {"task": "translate", "data": {"synthetic": {"train": 64, "dev": 12, "test": 8}, "max_length": 40}, **COMMON}
+TRANSLATE = {
+    "task": "translate",
+    "data": {"synthetic": {"train": 64, "dev": 12, "test": 8}, "max_length": 40},
+    **COMMON,
+}
 
 
 def changed(content: dict[str, Any], **changes: Any) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def go(recipe: Path, out: Path, *until: str):
     [
         pytest.param(
             STORIES,
-            [("teacher", "0.75"), ("teacher's answers", "0.5"), ("distil", "0.25"), ("distil", "0.75"), ("recover", "0.3")],
+            [("teacher", ".75"), ("teacher's answers", ".5"), ("distil", ".25"), ("distil", ".75"), ("recover", ".3")],
             id="answers kept",
         ),
         pytest.param(

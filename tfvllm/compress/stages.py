@@ -100,7 +100,9 @@ class Pipeline:
             if prune:
                 from tfvllm.pruning.schedules import PolynomialDecay
 
-                schedule = PolynomialDecay(prune.initial, prune.sparsity, **_when(prune, self._steps(block, block.rounds)))
+                schedule = PolynomialDecay(
+                    prune.initial, prune.sparsity, **_when(prune, self._steps(block, block.rounds))
+                )
                 callbacks = [_pruning(model, schedule)]
                 best_from = math.ceil(prune.end * block.epochs)
             trained = self._distill(model, block, block, work, "distil", callbacks=callbacks, best_from=best_from)

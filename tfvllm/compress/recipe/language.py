@@ -222,6 +222,12 @@ class GenerateRecipe(_LanguageRecipe):
         return Distill()  # type: ignore[call-arg]  # all have defaults
 
     @model_validator(mode="after")
+    def _one_side(self) -> "GenerateRecipe":
+        if self.student and isinstance(self.student.layers, dict) and "encoder" in self.student.layers:
+            raise ValueError("expected student.layers of a decoder alone with task: generate, found those of an encoder")
+        return self
+
+    @model_validator(mode="after")
     def _lengths_fit(self) -> "GenerateRecipe":
         if self.export and self.benchmark:
             longest = self.export.max_length or self.data.max_length

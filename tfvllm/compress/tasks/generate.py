@@ -78,8 +78,7 @@ class Generate(LanguageTask[GenerateRecipe]):
         """A document a row, its end token with it; longer ones in several. Of a prompt only the completion counts."""
         length, documents = self.recipe.data.max_length, getattr(self.text, split)
         start, end = list(settings["start_ids"]), list(settings["end_ids"])
-        texts = encoded(settings["codec"], [document.text for document in documents])
-        prompts = encoded(settings["codec"], [document.prompt for document in documents])
+        texts, prompts = _tokens(documents, settings["codec"])
         rows, given = [], []
         for text, prompt, document in zip(texts, prompts, documents, strict=True):
             if document.prompt:
@@ -129,3 +128,20 @@ class Generate(LanguageTask[GenerateRecipe]):
         return generate_products.benchmark(
             self.recipe, self.workspace, self.text, self.settings["codec"], products, teacher, model_of
         )
+
+
+def _tokens(documents: Sequence[text_data.Document], codec: Any) -> tuple[list[list[int]], list[list[int]]]:
+    """The tokens of the texts and of the prompts.
+
+    A text is read as it goes on from its prompt, where the prompt's tokens stay what they are by themselves:
+    SentencePiece would begin it with a space of its own.
+    """
+    prompts = encoded(codec, [document.prompt for document in documents])
+    texts = encoded(codec, [document.text for document in documents])
+    rows = [at for at, document in enumerate(documents) if document.prompt]
+    whole = encoded(codec, [documents[at].prompt + documents[at].text for at in rows])
+    for at, tokens in zip(rows, whole, strict=True):
+        size = len(prompts[at])
+        if tokens[:size] == prompts[at]:
+            texts[at] = tokens[size:]
+    return texts, prompts

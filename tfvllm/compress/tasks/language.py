@@ -155,7 +155,10 @@ class LanguageTask(Task[AnyRecipe]):
     def make_student(self, teacher: keras.Model) -> keras.Model:
         from tfvllm.distillation import student_from
 
-        return self.restored(student_from(teacher, layers=self.recipe.student.layers))
+        try:
+            return self.restored(student_from(teacher, layers=self.recipe.student.layers))
+        except InputError as error:
+            raise InputError(f"student.layers: {error}") from None
 
     # --- training ---------------------------------------------------------------------------------------------------
 

@@ -74,6 +74,15 @@ class Teacher(Training):
     ffn: Count = 512
     dropout: Share = 0.1
 
+    @model_validator(mode="after")
+    def _heads_fit(self) -> "Teacher":
+        if self.preset is None and self.hidden % self.heads:
+            raise ValueError(
+                "expected teacher.hidden as a multiple of teacher.heads, found "
+                f"hidden: {self.hidden} and heads: {self.heads}"
+            )
+        return self
+
     @property
     def trained_epochs(self) -> int:
         return self.epochs if self.epochs is not None else 3 if self.preset is None else 0

@@ -183,7 +183,7 @@ def _cut(text: str, codec: Any, most: int) -> list[str]:
     parts = text.splitlines(keepends=True)
     if len(parts) == 1:
         words = text.split(" ")
-        parts = [word + " " for word in words[:-1]] + words[-1:]
+        parts = [part for part in ([word + " " for word in words[:-1]] + words[-1:]) if part]
     if len(parts) == 1:  # one long word, or text without spaces
         parts = list(text)
     sizes = codec.encode(tf.constant(parts)).row_lengths().numpy()

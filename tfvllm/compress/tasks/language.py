@@ -98,11 +98,6 @@ class LanguageTask(Task[AnyRecipe]):
     def make_teacher(self, work: Path, fit: Callable[..., dict[str, Any]]) -> tuple[keras.Model, dict[str, Any]]:
         block = self.recipe.teacher
         if block.preset is None:
-            if block.hidden % block.heads:
-                raise InputError(
-                    f"expected teacher.hidden as a multiple of teacher.heads, found hidden: {block.hidden} and "
-                    f"heads: {block.heads}."
-                )
             model = self.scratch()
         else:
             model = self._from_preset()

@@ -223,7 +223,7 @@ class Pipeline:
                     told |= self._distill(model, objective, block, work, "recover", callbacks=callbacks, start=start)
             if block.vocabulary is not None:
                 data = self.task.calibration(len(self.task.rows("train")))
-                model = pruning.shrink(model, vocabulary=block.vocabulary, data=data, limit=10**9)
+                model = self.task.restored(pruning.shrink(model, vocabulary=block.vocabulary, data=data, limit=10**9))
             save_model(model, directory / "model.keras")
             return {**told, **self.task.describe(model)}
 

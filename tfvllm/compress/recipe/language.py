@@ -233,7 +233,9 @@ class GenerateRecipe(_LanguageRecipe):
     @model_validator(mode="after")
     def _one_side(self) -> "GenerateRecipe":
         if self.student and isinstance(self.student.layers, dict) and "encoder" in self.student.layers:
-            raise ValueError("expected student.layers of a decoder alone with task: generate, found those of an encoder")
+            raise ValueError(
+                "expected student.layers of a decoder alone with task: generate, found those of an encoder"
+            )
         return self
 
     @model_validator(mode="after")

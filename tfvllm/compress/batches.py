@@ -168,7 +168,7 @@ class Batches:
         if self.ahead:
             return dataset.prefetch(2)
         options = tf.data.Options()
-        options.experimental_optimization.inject_prefetch = False
+        options.experimental_optimization.inject_prefetch = False  # TensorFlow's own
         return dataset.with_options(options)
 
 

@@ -44,7 +44,8 @@ class Pipeline:
         task = self.task
         task.check()
         task.read()
-        parameters = {"digest": task.digest(), "max_length": self.recipe.data.max_length}
+        lengths = {name: value for name, value in self.recipe.data.model_dump().items() if name.endswith("_length")}
+        parameters = {"digest": task.digest(), **lengths}
         done = self.workspace.do("data", parameters, [], lambda directory, work: task.facts())
         self.console.line(f"  {task.announced()}")
         for note in [*task.notes, *unused_keys(self.recipe)]:
@@ -56,7 +57,7 @@ class Pipeline:
         parameters = {"seed": self.recipe.seed, **self.task.teacher_parameters()}
 
         def build(directory: Path, work: Path) -> dict[str, Any]:
-            keras.utils.set_random_seed(self.recipe.seed)
+            training.seeded(self.recipe.seed)
             model, trained = self.task.make_teacher(work, self._train_alone)
             save_model(model, directory / "model.keras")
             return {**trained, **self.task.describe(model)}
@@ -76,7 +77,7 @@ class Pipeline:
         assert block is not None
 
         def build(directory: Path, work: Path) -> dict[str, Any]:
-            keras.utils.set_random_seed(self.recipe.seed + 1)
+            training.seeded(self.recipe.seed + 1)
             model = self.task.make_student(self.model_of(teacher))
             save_model(model, directory / "model.keras")
             return self.task.describe(model)
@@ -93,13 +94,15 @@ class Pipeline:
         parameters = {"seed": self.recipe.seed, **block.model_dump(), "prune": prune.model_dump() if prune else None}
 
         def build(directory: Path, work: Path) -> dict[str, Any]:
+            training.seeded(self.recipe.seed + 2)  # first: loading draws the seeds of dropout
             model = self._loaded(student)
-            keras.utils.set_random_seed(self.recipe.seed + 2)
             callbacks, best_from = [], 0
             if prune:
                 from tfvllm.pruning.schedules import PolynomialDecay
 
-                schedule = PolynomialDecay(prune.initial, prune.sparsity, **_when(prune, self._steps(block)))
+                schedule = PolynomialDecay(
+                    prune.initial, prune.sparsity, **_when(prune, self._steps(block, block.rounds))
+                )
                 callbacks = [_pruning(model, schedule)]
                 best_from = math.ceil(prune.end * block.epochs)
             trained = self._distill(model, block, block, work, "distil", callbacks=callbacks, best_from=best_from)
@@ -116,29 +119,29 @@ class Pipeline:
         from tfvllm.distillation.distiller import Distiller
 
         assert self._teacher is not None
+        lesson = None if objective.rounds else self.task.lesson(objective, self._teacher, model, self.model_of)
+        teacher = self.model_of(self._teacher) if lesson is None else lesson.teacher
+        # What a distiller is made with is drawn from here, whatever had to be loaded and made for the lesson.
+        training.seeded(self.recipe.seed + 5)
         terms: dict[str, Any] = self.task.losses(objective)
         weights = {"logits": objective.logits}
         if objective.hidden:
             terms["hidden"] = losses.HiddenStates(layers="uniform")
             weights["hidden"] = objective.hidden
             if objective.hidden_fade:
-                falling = max(1, round(objective.hidden_fade * self._steps(rates)))
+                falling = max(1, round(objective.hidden_fade * self._steps(rates, objective.rounds)))
                 weights["hidden"] = keras.optimizers.schedules.PolynomialDecay(objective.hidden, falling, 0.0)
-        if objective.rounds:
-            distiller = Distiller(
-                *(self.model_of(self._teacher), model), losses=terms, loss_weights=weights, task_weight=objective.task
-            )
-            distiller.compile(optimizer=self._optimizer(rates), loss=self.task.loss(model), jit_compile=False)
-            return self._in_rounds(distiller, objective, rates, work, title, options.get("callbacks", ()))
-        lesson = self.task.lesson(objective, self._teacher, model, self.model_of)
         distiller = Distiller(
-            *(lesson.teacher, model),
+            *(teacher, model),
             losses=terms,
             loss_weights=weights,
             task_weight=objective.task,
-            from_logits=lesson.from_logits,
+            from_logits=lesson.from_logits if lesson else None,
         )
-        distiller.compile(optimizer=self._optimizer(rates), loss=self.task.loss(model), jit_compile=False)
+        chosen = self._optimizer(rates, objective.rounds)
+        distiller.compile(optimizer=chosen, loss=self.task.loss(model), jit_compile=False)
+        if lesson is None:
+            return self._in_rounds(distiller, objective, rates, work, title, options.get("callbacks", ()))
         changed = {"change": lesson.change, "ahead": lesson.ahead, "weights_for": lesson.weights_for}
         return self._fit(distiller, model, rates, work, title, train=lesson.train, **changed, **options)
 
@@ -186,14 +189,12 @@ class Pipeline:
         }
 
         def build(directory: Path, work: Path) -> dict[str, Any]:
+            training.seeded(self.recipe.seed + 3)
             model = self._loaded(student)
-            keras.utils.set_random_seed(self.recipe.seed + 3)
             told: dict[str, Any] = {}
             if any(value is not None for value in structure.values()):
                 removed = work / "structure"  # kept, so that a resumed recovery goes on from the very same model
-                if removed.is_dir():
-                    model = self.task.restored(load_model(removed / "model.keras"))
-                else:
+                if not removed.is_dir():
                     model.compile(loss=self.task.loss(model))  # taylor scores are gradients of this loss
                     small = pruning.shrink(
                         model,
@@ -207,6 +208,8 @@ class Pipeline:
                     model = self.task.restored(small)
                     with new_directory(removed) as partial:
                         save_model(model, partial / "model.keras")
+                training.seeded(self.recipe.seed + 4)
+                model = self.task.restored(load_model(removed / "model.keras"))
                 told["before_recovery"] = self.task.describe(model)
                 self.console.line(f"  structure removed: {self._figures(told['before_recovery'])}")
                 if block.epochs:
@@ -214,7 +217,7 @@ class Pipeline:
                     if prune:
                         from tfvllm.pruning.schedules import ConstantSparsity
 
-                        often = min(prune.frequency, max(1, self._steps(block) // 4))
+                        often = min(prune.frequency, max(1, self._steps(block, objective.rounds) // 4))
                         callbacks = [_pruning(model, ConstantSparsity(prune.sparsity, 0, frequency=often))]
                     # masked weights need an epoch
                     start = None if prune else told["before_recovery"][self.task.score_name]
@@ -229,12 +232,11 @@ class Pipeline:
 
     # --- shared -----------------------------------------------------------------------------------------------------
 
-    def _steps(self, rates: Any) -> int:
-        rounds = getattr(rates, "rounds", None) or 1
-        return rounds * rates.epochs * -(-len(self.task.rows("train")) // rates.batch_size)
+    def _steps(self, rates: Any, rounds: int | None = None) -> int:
+        return (rounds or 1) * rates.epochs * -(-len(self.task.rows("train")) // rates.batch_size)
 
-    def _optimizer(self, rates: Any) -> keras.optimizers.Optimizer:
-        return optimizer.adamw(rates.learning_rate, self._steps(rates), rates.warmup, rates.weight_decay)
+    def _optimizer(self, rates: Any, rounds: int | None = None) -> keras.optimizers.Optimizer:
+        return optimizer.adamw(rates.learning_rate, self._steps(rates, rounds), rates.warmup, rates.weight_decay)
 
     def _fit(
         self, model: keras.Model, student: keras.Model, rates: Any, work: Path, title: str, **options: Any

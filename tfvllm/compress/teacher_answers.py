@@ -112,6 +112,7 @@ def write_answers(
             logits = teacher({name: features[name] for name in wanted}, training=False)
         logits = tf.cast(tf.boolean_mask(logits, real), tf.float32)
         logits -= tf.reduce_max(logits, axis=-1, keepdims=True)
+        logits = tf.maximum(logits, tf.float16.min)  # tokens that a teacher rules out, too
         top, ids = tf.math.top_k(logits, kept)
         if kept == classes:
             return ids, top, tf.fill([tf.shape(top)[0], 1], NONE)

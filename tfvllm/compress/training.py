@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,16 @@ from tfvllm.errors import InputError
 from tfvllm.families.heads import head_of
 from tfvllm.families.products import einsum_as_matmul
 from tfvllm.files import new_directory
+
+
+def seeded(seed: int) -> None:
+    """Seeds all that models are made with here: weights, dropout, draws.
+
+    Not TensorFlow's own generator, from which nothing is drawn: a new seed of it, as `keras.utils.set_random_seed`
+    gives, is the end of all SentencePiece tokenizers made before.
+    """
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
 
 
 def logits_function(model: keras.Model) -> Callable[[dict], tf.Tensor]:

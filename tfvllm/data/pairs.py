@@ -141,6 +141,12 @@ def _read(file: Path, languages: tuple[str, str] | None, notes: list[str]) -> li
         notes.append(f"{file.name} has a third column, the attribution of each pair, which was left out")
     rows, told = rows_of(file, text, languages or PAIR_COLUMNS, header=languages is not None)
     notes += told
+    labels = sorted({target for _, target in rows})
+    if len(rows) >= 20 and len(labels) <= 5 and not any(" " in label for label in labels):
+        raise InputError(
+            f"{file}: expected source<TAB>translation, found {len(rows)} rows with nothing but {', '.join(labels)} in "
+            "the second column. Labelled sentences are for task: classify."
+        )
     return rows
 
 

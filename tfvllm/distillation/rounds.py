@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -91,7 +90,7 @@ def iterate(
         callbacks: for every `fit`.
         report: a JSON file written after every round.
         backup: a folder for the state after every round: the same call, interrupted and made again, goes on from
-            there (weights, optimizer, draws; the order within a `fit` is drawn anew).
+            there (weights, optimizer, dropout, draws).
         verbose: of `fit`.
     Returns:
         The rounds, the first being the student before any training.
@@ -145,11 +144,8 @@ def iterate(
         if done.stopped:
             break
         started = time.perf_counter()
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(tuple(_take(part, drawn) for part in train))
         distiller.fit(
-            *(x, y),
-            sample_weight=sample_weight,
-            batch_size=batch_size,
+            _shuffled(tuple(_take(part, drawn) for part in train), batch_size, seed + number),
             epochs=epochs,
             callbacks=list(callbacks),
             verbose=verbose,
@@ -251,15 +247,22 @@ class _Backup:
             ]
             drawn = arrays["drawn"]
         distiller.set_weights(found["now"])
-        for variable, value in zip(distiller.optimizer.variables, found["optimizer"]):
-            variable.assign(value)
+        for name, variables in (("optimizer", distiller.optimizer.variables), ("dropout", _dropout(distiller))):
+            for variable, value in zip(variables, found[name]):
+                variable.assign(value)
         done = Rounds(rounds, told["rounds"]["best"], told["rounds"]["stopped"])
         return _State(done, found["best"], drawn, told["hard_share"], told["idle"], told["rng"])
 
     @staticmethod
     def _lists(distiller: Distiller, kept: list[np.ndarray]) -> dict[str, list[np.ndarray]]:
         optimizer = [variable.numpy() for variable in distiller.optimizer.variables]
-        return {"now": distiller.get_weights(), "best": kept, "optimizer": optimizer}
+        drawn = [variable.numpy() for variable in _dropout(distiller)]
+        return {"now": distiller.get_weights(), "best": kept, "optimizer": optimizer, "dropout": drawn}
+
+
+def _dropout(distiller: Distiller) -> list[Any]:
+    """What dropout draws from; Keras does not count it among the weights."""
+    return [variable for variable in distiller.variables if variable.path.endswith("seed_generator_state")]
 
 
 def _chances(divergences: np.ndarray, focus: float) -> np.ndarray:
@@ -270,6 +273,20 @@ def _chances(divergences: np.ndarray, focus: float) -> np.ndarray:
         return even
     mixed = (1.0 - focus) * even + focus * divergences.astype(np.float64).clip(0.0) / total
     return mixed / mixed.sum()
+
+
+def _shuffled(parts: tuple[Any, ...], batch_size: int, seed: int) -> tf.data.Dataset:
+    """Batches of (x, y, sample_weight), in another order every epoch, which `seed` alone decides."""
+    while parts[-1] is None:
+        parts = parts[:-1]
+    arrays = tf.nest.map_structure(lambda leaf: None if leaf is None else tf.convert_to_tensor(leaf), parts)
+    count = rows_of(parts[0])
+    rows = tf.data.Dataset.range(count).shuffle(count, seed=seed).batch(batch_size)
+
+    def batch(at: tf.Tensor) -> tuple[Any, ...]:
+        return tf.nest.map_structure(lambda leaf: None if leaf is None else tf.gather(leaf, at), arrays)
+
+    return rows.map(batch, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
 def _take(part: Any, at: np.ndarray) -> Any:

@@ -55,7 +55,7 @@ class BaseRecipe(Block):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = "model"
     task: Any
-    seed: int = 1
+    seed: Annotated[int, Field(ge=0)] = 1
     data: Any
     teacher: Any
     student: Any = None

@@ -77,6 +77,15 @@ class Teacher(Training):
     ffn: Count = 512
     dropout: Share = 0.1
 
+    @model_validator(mode="after")
+    def _heads_fit(self) -> "Teacher":
+        if self.preset is None and self.hidden % self.heads:
+            raise ValueError(
+                "expected teacher.hidden as a multiple of teacher.heads, found "
+                f"hidden: {self.hidden} and heads: {self.heads}"
+            )
+        return self
+
     @property
     def trained_epochs(self) -> int:
         return self.epochs if self.epochs is not None else 3 if self.preset is None else 0
@@ -223,6 +232,14 @@ class GenerateRecipe(_LanguageRecipe):
     def default_distill() -> Distill:
         """What a shrunk student recovers by, where no distill step says it."""
         return Distill()  # type: ignore[call-arg]  # all have defaults
+
+    @model_validator(mode="after")
+    def _one_side(self) -> "GenerateRecipe":
+        if self.student and isinstance(self.student.layers, dict) and "encoder" in self.student.layers:
+            raise ValueError(
+                "expected student.layers of a decoder alone with task: generate, found those of an encoder"
+            )
+        return self
 
     @model_validator(mode="after")
     def _lengths_fit(self) -> "GenerateRecipe":

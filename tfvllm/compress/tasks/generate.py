@@ -32,14 +32,23 @@ class Generate(LanguageTask[GenerateRecipe]):
     def load(self, path: Path, **options: Any) -> text_data.Texts:
         return text_data.load_texts(path, **options)
 
+    @property
+    def _longest(self) -> int:
+        """Positions of a teacher from scratch: what is exported may be longer than what is trained on."""
+        export = self.recipe.export
+        return max(self.recipe.data.max_length, (export and export.max_length) or 0)
+
+    def shape(self) -> dict[str, Any]:
+        return {**super().shape(), "positions": self._longest}
+
     def scratch(self) -> keras.Model:
         """A GPT-2 shape."""
-        block, length = self.recipe.teacher, self.recipe.data.max_length
+        block = self.recipe.teacher
         texts = (f"{document.prompt}{document.text}" for document in self.text.train)
         vocabulary, merges = learn_byte_pairs(texts, block.vocabulary - 1, [])
         vocabulary[_END] = len(vocabulary)  # the last, as GPT-2's: keras-nlp pads with 0 and would stop at it
         tokenizer = keras_nlp.models.GPT2Tokenizer(vocabulary=vocabulary, merges=merges)
-        longest = max(length, (self.recipe.export and self.recipe.export.max_length) or 0)
+        longest = self._longest
         backbone = keras_nlp.models.GPT2Backbone(
             vocabulary_size=tokenizer.vocabulary_size(),
             num_layers=block.layers,
@@ -58,19 +67,18 @@ class Generate(LanguageTask[GenerateRecipe]):
 
     def adopt(self, teacher: keras.Model) -> None:
         super().adopt(teacher)
-        longest = generate.positions_of(teacher)
-        if longest is not None and self.recipe.data.max_length > longest:
+        longest, data = generate.positions_of(teacher), self.recipe.data.max_length
+        if longest is not None and self._longest > longest:
             raise InputError(
-                f"data.max_length: expected at most {longest} tokens, as the teacher has positions for, found "
-                f"{self.recipe.data.max_length}."
+                f"{'data' if data > longest else 'export'}.max_length: expected at most {longest} tokens, as the "
+                f"teacher has positions for, found {self._longest if data <= longest else data}."
             )
 
     def rows_of(self, split: str, settings: Mapping[str, Any]) -> Tokens:
         """A document a row, its end token with it; longer ones in several. Of a prompt only the completion counts."""
         length, documents = self.recipe.data.max_length, getattr(self.text, split)
         start, end = list(settings["start_ids"]), list(settings["end_ids"])
-        texts = encoded(settings["codec"], [document.text for document in documents])
-        prompts = encoded(settings["codec"], [document.prompt for document in documents])
+        texts, prompts = _tokens(documents, settings["codec"])
         rows, given = [], []
         for text, prompt, document in zip(texts, prompts, documents, strict=True):
             if document.prompt:
@@ -120,3 +128,20 @@ class Generate(LanguageTask[GenerateRecipe]):
         return generate_products.benchmark(
             self.recipe, self.workspace, self.text, self.settings["codec"], products, teacher, model_of
         )
+
+
+def _tokens(documents: Sequence[text_data.Document], codec: Any) -> tuple[list[list[int]], list[list[int]]]:
+    """The tokens of the texts and of the prompts.
+
+    A text is read as it goes on from its prompt, where the prompt's tokens stay what they are by themselves:
+    SentencePiece would begin it with a space of its own.
+    """
+    prompts = encoded(codec, [document.prompt for document in documents])
+    texts = encoded(codec, [document.text for document in documents])
+    rows = [at for at, document in enumerate(documents) if document.prompt]
+    whole = encoded(codec, [documents[at].prompt + documents[at].text for at in rows])
+    for at, tokens in zip(rows, whole, strict=True):
+        size = len(prompts[at])
+        if tokens[:size] == prompts[at]:
+            texts[at] = tokens[size:]
+    return texts, prompts

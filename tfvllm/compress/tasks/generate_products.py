@@ -36,6 +36,8 @@ def benchmark(
 
     def build(directory: Path, work: Path) -> dict[str, Any]:
         before, console = results.conditions(), workspace.console
+        longest = recipe.export.max_length or recipe.data.max_length
+        most = min(longest, recipe.data.max_length) - 2
         paths = {name: done.directory / MODEL for name, done in products}
         scored = {name: bench.ServedModel(path, "score") for name, path in paths.items()}
         perplexity: dict[str, dict[str, float]] = {name: {} for name in paths}
@@ -45,7 +47,7 @@ def benchmark(
             documents = getattr(text, split)
             if not documents:
                 continue
-            pieces = pieces_of(documents, codec, recipe.data.max_length - 2)
+            pieces = pieces_of(documents, codec, most)
             for name, model in scored.items():
                 nats, counts = served_scores(model, pieces)
                 perplexity[name][split] = math.exp(min(nats.sum() / counts.sum(), 700.0))
@@ -56,14 +58,8 @@ def benchmark(
                 f"  {split} perplexity as served: "
                 + ", ".join(f"{name} {found[split]:.2f}" for name, found in perplexity.items())
             )
-        dev = pieces_of(text.dev, codec, recipe.data.max_length - 2)
-        beginnings = [
-            (index, begun) for index, piece in enumerate(dev) if (begun := beginning(piece, block.prompt_tokens))
-        ]
-        if not beginnings:
-            raise InputError(
-                f"benchmark.prompt_tokens: expected dev texts of more than {block.prompt_tokens} words, found none."
-            )
+        dev = pieces_of(text.dev, codec, most)
+        beginnings = prompts_of(dev, block.prompt_tokens, codec, longest - block.new_tokens - 1)
         prompts = [words for _, words in beginnings]
         served = {name: bench.ServedModel(path, "generate") for name, path in paths.items()}
         candidates: dict[str, Generating] = {name: served_generator(model) for name, model in served.items()}
@@ -157,6 +153,20 @@ def beginning(text: str, words: int) -> str | None:
     return text[:at] if len(text) > at + 2 else None
 
 
+def prompts_of(pieces: Sequence[str], words: int, codec: Any, most: int) -> list[tuple[int, str]]:
+    """Numbers of pieces and their first words: as many as asked for, or fewer where these are more than `most` tokens.
+
+    Raises:
+        InputError: no piece is that long.
+    """
+    for count in range(words, 0, -1):
+        found = [(index, begun) for index, piece in enumerate(pieces) if (begun := beginning(piece, count))]
+        sizes = codec.encode(tf.constant([begun for _, begun in found], tf.string)).row_lengths().numpy()
+        if fitting := [item for item, size in zip(found, sizes) if size <= max(most, 1)]:
+            return fitting
+    raise InputError(f"benchmark.prompt_tokens: expected dev texts of more than {words} words, found none.")
+
+
 def pieces_of(documents: Sequence[Document], codec: Any, most: int) -> list[str]:
     """The texts of documents as they may be sent: longer ones cut, after a line or a word, to `most` tokens."""
     pieces: list[str] = []
@@ -173,7 +183,7 @@ def _cut(text: str, codec: Any, most: int) -> list[str]:
     parts = text.splitlines(keepends=True)
     if len(parts) == 1:
         words = text.split(" ")
-        parts = [word + " " for word in words[:-1]] + words[-1:]
+        parts = [part for part in ([word + " " for word in words[:-1]] + words[-1:]) if part]
     if len(parts) == 1:  # one long word, or text without spaces
         parts = list(text)
     sizes = codec.encode(tf.constant(parts)).row_lengths().numpy()

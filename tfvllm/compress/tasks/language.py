@@ -87,22 +87,17 @@ class LanguageTask(Task[AnyRecipe]):
 
     def teacher_parameters(self) -> dict[str, Any]:
         block = self.recipe.teacher
-        parameters: dict[str, Any] = {**block.model_dump(), "epochs": block.trained_epochs}
-        if block.preset is not None:
-            for name in _SHAPE:
-                del parameters[name]
-            if (path := located(block.preset)) is not None:
-                parameters["preset"] = digest(*files_of(path))
+        known = {name: value for name, value in block.model_dump().items() if name not in _SHAPE}
+        parameters: dict[str, Any] = {**known, "epochs": block.trained_epochs}
+        if block.preset is None:
+            parameters |= self.shape()
+        elif (path := located(block.preset)) is not None:
+            parameters["preset"] = digest(*files_of(path))
         return parameters
 
     def make_teacher(self, work: Path, fit: Callable[..., dict[str, Any]]) -> tuple[keras.Model, dict[str, Any]]:
         block = self.recipe.teacher
         if block.preset is None:
-            if block.hidden % block.heads:
-                raise InputError(
-                    f"expected teacher.hidden as a multiple of teacher.heads, found hidden: {block.hidden} and "
-                    f"heads: {block.heads}."
-                )
             model = self.scratch()
             scale_kernels(model)
         else:
@@ -135,6 +130,10 @@ class LanguageTask(Task[AnyRecipe]):
                 "preprocessor. Set model.preprocessor before saving it."
             )
 
+    def shape(self) -> dict[str, Any]:
+        """All that decides what `scratch` makes, beside the data."""
+        return {name: getattr(self.recipe.teacher, name) for name in _SHAPE}
+
     @abstractmethod
     def scratch(self) -> keras.Model:
         """A model with random weights and a vocabulary learnt from the training data."""
@@ -152,7 +151,10 @@ class LanguageTask(Task[AnyRecipe]):
     def make_student(self, teacher: keras.Model) -> keras.Model:
         from tfvllm.distillation import student_from
 
-        return self.restored(student_from(teacher, layers=self.recipe.student.layers))
+        try:
+            return self.restored(student_from(teacher, layers=self.recipe.student.layers))
+        except InputError as error:
+            raise InputError(f"student.layers: {error}") from None
 
     # --- training ---------------------------------------------------------------------------------------------------
 

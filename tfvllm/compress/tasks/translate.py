@@ -85,11 +85,11 @@ class Translate(LanguageTask[TranslateRecipe]):
     def adopt(self, teacher: keras.Model) -> None:
         super().adopt(teacher)
         longest = positions_of(teacher)
-        if longest is not None and max(self.lengths) > longest:
-            raise InputError(
-                f"data.max_length: expected at most {longest} tokens, as the teacher has positions for, found "
-                f"{max(self.lengths)}."
-            )
+        for name, asked in zip(("max_source_length", "max_length"), self.lengths):
+            if longest is not None and asked > longest:
+                raise InputError(
+                    f"data.{name}: expected at most {longest} tokens, as the teacher has positions for, found {asked}."
+                )
 
     def rows_of(self, split: str, settings: Mapping[str, Any]) -> Tokens:
         pairs = getattr(self.text, split)

@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfvllm.families.spec import LanguageModel
-from tfvllm.generation import loop
+from tfvllm.generation import loop, ragged
 from tfvllm.generation.beam import beam_search
 from tfvllm.generation.cache import EncoderOutput, allocate
 from tfvllm.generation.network import Network
@@ -65,14 +65,8 @@ class Generator(tf.Module):
 
         A text that leaves fewer than `room` tokens below `max_length` loses its beginning; start tokens stay.
         """
-        tokens = self.codec.encode(texts)
-        if self.max_length is not None:
-            most = max(self.max_length - room - len(self.start_ids), 0)
-            tokens = tokens[:, -most:] if most else tokens[:, :0]
-        if self.start_ids:
-            start = tf.tile(tf.constant([self.start_ids], tf.int32), [tokens.nrows(), 1])
-            tokens = tf.concat([start, tokens], axis=1)
-        return tokens.to_tensor(self.pad_id), tf.cast(tokens.row_lengths(), tf.int32)
+        most = None if self.max_length is None else max(self.max_length - room - len(self.start_ids), 0)
+        return ragged.padded(self.codec.encode(texts), self.pad_id, before=self.start_ids, most=most, last=True)
 
     def read_ids(self, token_ids: tf.Tensor, padding_mask: tf.Tensor, room: int = 1) -> tuple[tf.Tensor, tf.Tensor]:
         """The same for ids that are padded on either side. A row too long keeps its last tokens."""
@@ -116,8 +110,7 @@ class Generator(tf.Module):
         ids, lengths = self.read_texts(prompts)
         searched = None if stops is None else StopStrings(self.codec.bytes_of, stops)
         result = self.generate(ids, lengths, max_new_tokens, controls, searched, log_probs)
-        new = tf.RaggedTensor.from_tensor(result.token_ids, lengths=result.lengths)
-        completions = tf.strings.reduce_join(self.codec.bytes_of(new), axis=-1)
+        completions = self.codec.joined(loop.marked(result.token_ids, result.lengths))
         texts = self.decoded(ids, lengths, result)
         if searched is not None:
             cut = searched.cut(completions)
@@ -136,8 +129,8 @@ class Generator(tf.Module):
 
     def decoded(self, ids, lengths, result: loop.Result) -> tf.Tensor:
         """string[batch]: prompts ids int32[batch, length], of lengths int32[batch], with what was generated."""
-        new = tf.RaggedTensor.from_tensor(result.token_ids, lengths=result.lengths)
-        return self.codec.decode(tf.concat([tf.RaggedTensor.from_tensor(ids, lengths=lengths), new], axis=1))
+        new = loop.marked(result.token_ids, result.lengths)
+        return self.codec.decode(tf.concat([loop.marked(ids, lengths), new], axis=1))
 
     def beam(self, ids, lengths, max_new_tokens, beams: int, length_penalty) -> tuple[loop.Result, tf.Tensor]:
         """See `tfvllm.generation.beam.beam_search`."""

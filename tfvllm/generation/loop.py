@@ -334,6 +334,11 @@ def bucketed(ids: tf.Tensor, lengths: tf.Tensor, pad_id: int = 0) -> tuple[tf.Te
     return tf.pad(ids, [[0, 0], [0, wanted - tf.shape(ids)[1]]], constant_values=pad_id), lengths
 
 
+def marked(ids: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
+    """ids [batch, length] with -1 where a row has ended."""
+    return tf.where(tf.sequence_mask(lengths, tf.shape(ids)[1]), ids, -1)
+
+
 def left_aligned(ids: tf.Tensor, padding_mask: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Moves each row's tokens to its front, wherever the padding was. -> (ids, same shape; lengths int32[batch])."""
     real = tf.cast(padding_mask, tf.bool)

@@ -13,6 +13,8 @@ import tensorflow as tf
 import tensorflow_text as tf_text
 
 from tfvllm.errors import InputError
+from tfvllm.generation import ragged
+from tfvllm.generation.shared import SharedFunctions
 
 # What a table of special tokens says of a word that is none, and of one that the vocabulary has not.
 _WORD, _NO_TOKEN = -1, -2
@@ -24,31 +26,35 @@ class GraphTokenizer(tf.Module):
     pieces: string[vocabulary], the bytes each token adds to a text; special tokens add none.
     """
 
-    @tf.function(
-        input_signature=[tf.TensorSpec([None], tf.string)],
-        autograph=False,
-        experimental_attributes={"_noinline": True},
-    )
+    def __init__(self, name: str):
+        super().__init__(name=name)
+        self._shared = SharedFunctions()
+
     def encode(self, texts: tf.Tensor) -> tf.RaggedTensor:
         """string[batch] -> int32[batch, (tokens)], nothing added at either end.
 
-        A tf.function out of line: traced, stored and prepared once, however many signatures read text.
+        Out of line: traced, stored and prepared once, however many signatures read text.
         """
-        return self._encode(texts)
+        return self._shared(self._encode, texts, inline=False)
 
     def _encode(self, texts: tf.Tensor) -> tf.RaggedTensor:
         raise NotImplementedError
 
-    def decode(self, tokens: tf.RaggedTensor) -> tf.Tensor:
-        """int32[batch, (tokens)] -> string[batch], special tokens left out."""
-        return tf.strings.reduce_join(self.bytes_of(tokens), axis=-1)
+    def decode(self, tokens: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
+        """int32[batch, (tokens)], or int32[batch, width] -> string[batch], special tokens and ids below 0 left out."""
+        return self.joined(tokens)
 
-    def bytes_of(self, tokens):
+    def joined(self, tokens: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
+        """The bytes of each row's tokens one after the other; as `decode`, for what goes behind a text."""
+        return tf.strings.reduce_join(self._pieces_of(_as_padded(tokens)), axis=-1)
+
+    def bytes_of(self, tokens: tf.Tensor) -> tf.Tensor:
         """The bytes of each token, of the same shape; ids beyond the vocabulary add none."""
-        if isinstance(tokens, tf.RaggedTensor):
-            return tokens.with_flat_values(self.bytes_of(tokens.flat_values))
         pieces = self.pieces
         return tf.gather(pieces, tf.minimum(tokens, tf.size(pieces) - 1))
+
+    def _pieces_of(self, ids: tf.Tensor) -> tf.Tensor:
+        return tf.where(ids < 0, "", self.bytes_of(tf.maximum(ids, 0)))
 
     def _hold(self, pieces: list[bytes]) -> None:
         # A variable, so that the vocabulary is stored once however many signatures use it.
@@ -166,9 +172,9 @@ class BytePair(GraphTokenizer):
         distinct, which = tf.unique(words.flat_values)
         encoded = tf.cond(tf.size(distinct) > 0, lambda: self._words(distinct), lambda: tf.zeros([0, 1], tf.int32))
         # Rows of tokens, -1 where there is none; put each word's back in its place.
-        flat = tf.RaggedTensor.from_tensor(tf.gather(encoded, which))
-        kept = tf.ragged.boolean_mask(flat, flat >= 0)
-        return tf.RaggedTensor.from_row_splits(kept.flat_values, tf.gather(kept.row_splits, words.row_splits))
+        table = tf.gather(encoded, which)
+        kept = ragged.of_padded(table, table >= 0)
+        return ragged.rows(kept.flat_values, tf.gather(kept.row_splits, words.row_splits))
 
     def _split(self, texts: tf.Tensor) -> tf.RaggedTensor:
         """string[n] -> its words and special tokens, string[n, (words)], as keras-nlp cuts text in a TensorFlow graph.
@@ -182,14 +188,13 @@ class BytePair(GraphTokenizer):
             return _without_borders(_cut(texts))
         # RE2 takes the first that matches: of two that begin alike, the longer one.
         either = "|".join(re.escape(token) for token in sorted(self._unsplittable, key=len, reverse=True))
-        pieces = tf_text.regex_split(texts, either, either)
+        pieces = ragged.split(texts, either)
         special = self._special.lookup(pieces.flat_values) != _WORD
         words = _cut(tf.where(special, "-", pieces.flat_values))  # one word in the place of each special token
-        of = words.value_rowids()
-        flat = tf.where(tf.gather(special, of), tf.gather(pieces.flat_values, of), words.flat_values)
-        return _without_borders(
-            tf.RaggedTensor.from_row_splits(flat, tf.gather(words.row_splits, pieces.row_splits), validate=False)
-        )
+        found = tf.where(special)
+        places = tf.gather(words.row_splits, found)
+        flat = tf.tensor_scatter_nd_update(words.flat_values, places, tf.gather_nd(pieces.flat_values, found))
+        return _without_borders(ragged.rows(flat, tf.gather(words.row_splits, pieces.row_splits)))
 
     def _words(self, words: tf.Tensor) -> tf.Tensor:
         """string[n] -> int32[n, longest], -1 beyond a word's tokens."""
@@ -247,15 +252,16 @@ def _cut(texts: tf.Tensor) -> tf.RaggedTensor:
     """string[n] -> string[n, (words)], borders among them."""
     from keras_hub.src.tokenizers import byte_pair_tokenizer as keras_hub_pairs
 
-    words = texts
-    for pattern in (keras_hub_pairs.SPLIT_PATTERN_1, keras_hub_pairs.SPLIT_PATTERN_2):
-        pattern = pattern.replace("६", _BORDER)
-        words = tf_text.regex_split(words, pattern, pattern)
-    return words.merge_dims(1, 2)
+    first, second = (
+        pattern.replace("६", _BORDER) for pattern in (keras_hub_pairs.SPLIT_PATTERN_1, keras_hub_pairs.SPLIT_PATTERN_2)
+    )
+    pieces = ragged.split(texts, first)
+    words = ragged.split(pieces.flat_values, second)
+    return ragged.rows(words.flat_values, tf.gather(words.row_splits, pieces.row_splits))
 
 
 def _without_borders(words: tf.RaggedTensor) -> tf.RaggedTensor:
-    return tf.ragged.boolean_mask(words, words != _BORDER)
+    return ragged.those(words, words.flat_values != _BORDER)
 
 
 class SentencePiece(GraphTokenizer):
@@ -284,12 +290,12 @@ class SentencePiece(GraphTokenizer):
         return self._model.tokenize(valid_utf8(texts))
 
     def decode(self, tokens):
-        texts = super().decode(tokens)
+        # One column more, so that there is a first piece after the spaces of any row.
+        ids = tf.pad(_as_padded(tokens), [[0, 0], [0, 1]], constant_values=-1)
+        pieces = self._pieces_of(ids)
+        texts = tf.strings.reduce_join(pieces, axis=-1)
         if not (self._prefixes or self._collapses):
             return texts
-        # One column more, so that there is a first piece after the spaces of any row.
-        ids = tf.pad(tokens.to_tensor(default_value=-1), [[0, 0], [0, 1]], constant_values=-1)
-        pieces = tf.where(ids < 0, b"", self.bytes_of(tf.maximum(ids, 0)))
         leading = tf.math.cumprod(tf.cast((pieces == b"") | (pieces == b" "), tf.int32), axis=1)
         spaces = tf.reduce_sum(leading * tf.cast(pieces == b" ", tf.int32), axis=1)
         at = tf.minimum(tf.reduce_sum(leading, axis=1), tf.shape(ids)[1] - 1)
@@ -317,6 +323,10 @@ class Bytes(GraphTokenizer):
         split = tf.strings.bytes_split(texts)
         values = tf.io.decode_raw(split.flat_values, tf.uint8, fixed_length=1)
         return split.with_flat_values(tf.cast(tf.reshape(values, [-1]), tf.int32))
+
+
+def _as_padded(tokens: tf.Tensor | tf.RaggedTensor) -> tf.Tensor:
+    return ragged.padded(tokens, -1)[0] if isinstance(tokens, tf.RaggedTensor) else tokens
 
 
 def _piece(piece: str, unknown: bool) -> bytes:

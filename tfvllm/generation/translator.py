@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tfvllm.generation import loop
+from tfvllm.generation import loop, ragged
 from tfvllm.generation.beam import beam_search
 from tfvllm.generation.generator import Generator
 from tfvllm.generation.text import valid_utf8
@@ -39,10 +39,8 @@ class Translator(Generator):
 
     def read_sources(self, texts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """string[batch] -> ids int32[batch, length], padding mask bool[batch, length]."""
-        tokens = self.codec.encode(texts)
-        if self.max_source_length is not None:
-            tokens = tokens[:, : self.max_source_length - len(self.source_start_ids) - len(self.source_end_ids)]
-        return self._padded(self._wrapped(tokens, self.source_start_ids, self.source_end_ids))
+        ids, lengths = self._read(texts, self.source_start_ids, self.source_end_ids, self.max_source_length)
+        return ids, tf.sequence_mask(lengths, tf.shape(ids)[1])
 
     def read_source_ids(self, token_ids: tf.Tensor, padding_mask: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         ids, lengths = loop.left_aligned(token_ids, tf.not_equal(padding_mask, 0))
@@ -52,19 +50,18 @@ class Translator(Generator):
 
     def read_targets(self, texts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """string[batch] -> ids with start and end tokens, and lengths."""
-        tokens = self.codec.encode(texts)
-        end = self.stop_ids[:1]
-        if self.max_length is not None:
-            tokens = tokens[:, : max(self.max_length - len(self.start_ids) - len(end), 0)]
-        tokens = self._wrapped(tokens, self.start_ids, end)
-        return tokens.to_tensor(self.pad_id), tf.cast(tokens.row_lengths(), tf.int32)
+        return self._read(texts, self.start_ids, self.stop_ids[:1], self.max_length)
+
+    def _read(self, texts: tf.Tensor, start, end, limit: int | None) -> tuple[tf.Tensor, tf.Tensor]:
+        """ids int32[batch, length] and lengths int32[batch]; a text beyond the limit loses its end."""
+        most = None if limit is None else max(limit - len(start) - len(end), 0)
+        return ragged.padded(self.codec.encode(texts), self.pad_id, before=start, after=end, most=most)
 
     def read_target_ids(self, token_ids: tf.Tensor, padding_mask: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return loop.left_aligned(token_ids, tf.not_equal(padding_mask, 0))
 
     def to_texts(self, result: loop.Result) -> tf.Tensor:
-        new = tf.RaggedTensor.from_tensor(result.token_ids, lengths=result.lengths)
-        return valid_utf8(self.codec.decode(new))
+        return valid_utf8(self.codec.decode(loop.marked(result.token_ids, result.lengths)))
 
     # What is served --------------------------------------------------------------------------------------------------
 
@@ -123,15 +120,3 @@ class Translator(Generator):
         batch = tf.shape(ids)[0]
         start = tf.tile(tf.constant([self.start_ids], tf.int32), [batch, 1])
         return start, tf.fill([batch], len(self.start_ids))
-
-    def _wrapped(self, tokens: tf.RaggedTensor, start, end) -> tf.RaggedTensor:
-        rows = tokens.nrows()
-        parts = [tf.tile(tf.constant([ids], tf.int32), [rows, 1]) for ids in (start, end) if ids]
-        before, after = (parts[:1], parts[1:]) if start else ([], parts)
-        pieces = [*before, tokens, *after]
-        return tf.concat(pieces, axis=1) if len(pieces) > 1 else tokens
-
-    def _padded(self, tokens: tf.RaggedTensor) -> tuple[tf.Tensor, tf.Tensor]:
-        lengths = tf.cast(tokens.row_lengths(), tf.int32)
-        ids = tokens.to_tensor(self.pad_id)
-        return ids, tf.sequence_mask(lengths, tf.shape(ids)[1])

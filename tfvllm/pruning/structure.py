@@ -171,6 +171,9 @@ def _with_tokenizer(preprocessor: Any, tokenizer: Any) -> Any:
     if preprocessor is None or tokenizer is None:
         return preprocessor
     config = preprocessor.get_config()
+    for name in ("encoder_sequence_length", "decoder_sequence_length"):  # keras-nlp leaves them out
+        if hasattr(preprocessor, name):
+            config[name] = getattr(preprocessor, name)
     config["tokenizer"] = tokenizer
     config.pop("config_file", None)
     return type(preprocessor).from_config(config)

@@ -114,7 +114,7 @@ class LanguageTask(Task[AnyRecipe]):
         except InputError as error:
             raise InputError(f"teacher.preset: {error}") from None
         self.refuse_other_models(model)
-        return self.restored(model)
+        return self.restored(_savable(model))
 
     def refuse_other_models(self, model: Any) -> None:
         """Refuses a teacher that cannot do the task, or that reads more than text."""
@@ -307,6 +307,20 @@ def scale_kernels(model: keras.Model) -> None:
     for _, _, kernel, view in prunable_weights(model):
         found = float(np.std(np.asarray(kernel)))
         kernel.assign(kernel * (math.sqrt(2.0 / sum(view.matrix_shape)) / max(found, 1e-12)))
+
+
+def _savable(model: Any) -> keras.Model:
+    """The model, or the same as a class whose file says all of it: keras-nlp's Llama forgets a head that is tied."""
+    from tfvllm.distillation import student_from
+
+    try:
+        told = models.adapter_for(model).config(model.backbone)
+    except InputError:
+        return model  # a family without an adapter: no layers are taken from it
+    kept = model.backbone.get_config()
+    return (
+        student_from(model, layers={}, name=model.name) if any(told[name] for name in set(told) - set(kept)) else model
+    )
 
 
 def nll_function(model: keras.Model) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:

@@ -348,6 +348,7 @@ def _divergence(teacher, student, rows, loss, from_logits) -> float:
     return distiller.evaluate(Batches(rows, len(rows)).dataset(), verbose=0, return_dict=True)["logits_loss"]
 
 
+@pytest.mark.thorough
 def test_the_whole_vocabulary_kept_is_the_teacher_itself(taught, tmp_path):
     teacher, student, rows = taught
     write_answers(teacher, rows, tmp_path, top_k=10_000, temperature=2.0, progress=_Quiet())

@@ -9,7 +9,7 @@ import click
 @click.command("compress", short_help="Make a teacher into a small, fast SavedModel with a measured report.")
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Output folder; default runs/<name of the recipe>.")
-@click.option("--data", type=click.Path(path_type=Path), help="A folder of train and dev files, or one file, which is split.")
+@click.option("--data", type=click.Path(path_type=Path), help="A folder of train and dev files, or one file to split.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key: --set teacher.epochs=1.")
 @click.option("--resume", is_flag=True, help="Resume; re-run changed steps and their dependents.")
 @click.option("--overwrite", is_flag=True, help="Start afresh in an earlier run's folder.")
@@ -17,7 +17,7 @@ import click
 def command(recipe, out, data, overrides, resume, overwrite, as_json):
     """Takes RECIPE.yaml from data to a small, fast SavedModel, with a report of what each step gave and cost.
 
-    Three tasks: classify (sentence<TAB>label), generate (.txt, .jsonl), translate (source<TAB>target, or parallel files).
+    Three tasks: classify (sentence<TAB>label), generate (.txt or .jsonl), translate (source<TAB>target, or two files).
     Data, teacher, student, distillation, pruning, shrinking, export, simplifying, benchmark: a step that the recipe
     leaves out is not done. Ctrl-C is safe: finished steps and epochs are kept, --resume goes on.
     """

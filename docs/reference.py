@@ -3,6 +3,7 @@
 `--check`: are they up to date?
 """
 
+import functools
 import importlib
 import inspect
 import re
@@ -72,7 +73,8 @@ SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Checking a SavedModel", "tfvllm.serving.lint", ("lint", "LintReport", "Finding")),
     ("The serving kit", "tfvllm.serving.kit", ("write",)),
     ("Model families", "tfvllm.models", ("families", "adapter_for", "load", "save_huggingface")),
-    ("Compress", "tfvllm.compress", ("run", "open_report")),
+    ("Compress", "tfvllm.compress.result", ("compress", "Result")),
+    ("Compress, step by step", "tfvllm.compress", ("run", "open_report")),
     ("Recipes", "tfvllm.compress.recipe", ("read_recipe", "parse_recipe")),
     (
         "Data",
@@ -159,9 +161,12 @@ def anchor(title: str) -> str:
 def entry(name: str, thing: Any) -> list[str]:
     """One public name: signature, docstring, public methods."""
     name = name.replace("tfvllm.export.exporter.", "tfvllm.")  # the package itself is called
+    name = name.replace("tfvllm.compress.result.compress", "tfvllm.compress")  # likewise
     lines = [f"### {name}", "", "```text", signature(name, thing), "```", "", *text(inspect.getdoc(thing) or ""), ""]
     if inspect.isclass(thing):
         for method, value in sorted(vars(thing).items()):
+            if isinstance(value, functools.cached_property):
+                value = property(value.func)
             function = value.fget if isinstance(value, property) else inspect.unwrap(getattr(value, "__func__", value))
             if (method.startswith("_") and method != "__call__") or not callable(function) or not function.__doc__:
                 continue

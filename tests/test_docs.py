@@ -108,3 +108,19 @@ def test_notebooks_are_ready_to_be_opened(notebook):
     assert '"output_type": "error"' not in shown and '"name": "stderr"' not in shown
     assert re.search(r"/(tmp|work|home|root|usr)/|INFO:tensorflow", shown) is None, "speaks of the machine it ran on"
     assert notebook.stat().st_size < 150_000
+
+
+def test_recipes_of_the_readme_are_recipes(tmp_path, monkeypatch):
+    from tfvllm.compress.recipe import read_recipe
+
+    monkeypatch.chdir(tmp_path)
+    for folder in ("reviews", "pairs"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "stories.jsonl").touch()
+    tasks = []
+    for language, block in FENCE.findall((ROOT / "README.md").read_text(encoding="utf-8")):
+        if language == "yaml":
+            (tmp_path / "recipe.yaml").write_text(block, encoding="utf-8")
+            tasks.append(read_recipe("recipe.yaml").task)
+            assert len(block.splitlines()) <= 10
+    assert tasks == ["classify", "generate", "translate"]

@@ -17,11 +17,11 @@ def write(path, text, encoding="utf-8"):
 @pytest.mark.parametrize(
     ("content", "line", "said"),
     [
-        ("sentence\tlabel\ngood\t1\nno label here\n", 3, "found 1 cells: 'no label here'"),
+        ("sentence\tlabel\ngood\t1\nno label here\n", 3, "found no tab: 'no label here'"),
         ("sentence\tlabel\na\tb\tc\n", 2, "found 3 cells: 'a<TAB>b<TAB>c'"),
         ("sentence\tlabel\ngood\t1\nbad\t \n", 3, "an empty label"),
         ("sentence\tlabel\n  \t1\n", 2, "an empty sentence"),
-        ("sentence\tlabel\ngood\t1\n\nbad\t0\n", 3, "found 1 cells: ''"),
+        ("sentence\tlabel\ngood\t1\n\nbad\t0\n", 3, "found no tab: ''"),
         ("good\t1\nbad\t0\n", 1, "expected the header sentence<TAB>label, found 'good<TAB>1'"),
         ("", 1, "expected the header"),
         (

@@ -138,12 +138,12 @@ def test_other_quotes_are_text_and_said(tmp_path):
 @pytest.mark.parametrize(
     ("content", "line", "said"),
     [
-        ("a\tb\nno tab\n", 2, "expected source<TAB>target, found 1 cells: 'no tab'; mend or remove the line."),
+        ("a\tb\nno tab\n", 2, "expected source<TAB>target, found no tab: 'no tab'; mend or remove the line."),
         ("source\ttarget\na\tb\tc\n", 2, "found 3 cells: 'a<TAB>b<TAB>c'"),
         ("target\tsource\na\t \n", 2, "expected target<TAB>source, found an empty source"),
         ("a\t\n", 1, "found an empty target"),
         (" \tb\n", 1, "found an empty source"),
-        ("a\tb\n\nc\td\n", 2, "found 1 cells: ''"),
+        ("a\tb\n\nc\td\n", 2, "found no tab: ''"),
         ("sentence\tlabel\ngood\t1\n", 1, "found the header sentence<TAB>label of labelled sentences"),
         ('"sentence"\t"label"\n"good"\t"1"\n', 1, "sentences, which the task classify reads; change the task"),
     ],

@@ -24,7 +24,8 @@ def command(directory, texts, file, inputs, signature, batch, as_json):
 
     \b
     tfvllm predict saved_models/sentiment --text "not bad at all"
-    tfvllm predict saved_models/story --text "Once upon a time" --input max_new_tokens=40
+    tfvllm predict saved_models/story --text "One day" --signature generate --input max_new_tokens=40
+    tfvllm predict saved_models/translate --text "two cups of tea"
     """
     rows = list(texts)
     if file is not None:

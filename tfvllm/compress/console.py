@@ -51,14 +51,17 @@ class Progress:
         self._total = total
         self._bar = bar
         self._task = bar.add_task(title, total=total, note="") if bar else None
-        self._began = self._said = time.monotonic()
+        self._said = time.monotonic()
+        self._first: tuple[float, int] | None = None
 
     def at(self, done: int, note: str = "") -> None:
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=done, note=note)
             return
         now = time.monotonic()
-        if now - self._said >= 30 and done:
+        if self._first is None:  # the first unit takes much longer: graphs are traced
+            self._first = now, done
+        if now - self._said >= 30 and done > self._first[1]:
             self._said = now
-            left = (now - self._began) / done * (self._total - done)
+            left = (now - self._first[0]) / (done - self._first[1]) * (self._total - done)
             self._console.line(f"  {self._title}: {done} of {self._total}, about {left / 60:.1f} min left  {note}")

@@ -93,7 +93,7 @@ def rows_of(
         cells = row.split("\t")
         if len(cells) != 2 or not cells[0].strip() or not cells[1].strip():
             if len(cells) != 2:
-                found = f"{len(cells)} cells"
+                found = f"{len(cells)} cells" if len(cells) > 1 else "no tab"
             else:
                 found = f"an empty {(named or columns)[1 if cells[0].strip() else 0]}"
             raise InputError(

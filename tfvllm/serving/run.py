@@ -35,6 +35,12 @@ def predict(
             known = ", ".join(servable.signatures) or "none"
             raise InputError(f"{directory} has no signature {signature!r}; it has: {known}. Pass --signature NAME.")
         spec = servable.signatures[signature]
+        for name in set(inputs or {}) - set(spec.inputs):
+            if others := [other for other, found in servable.signatures.items() if name in found.inputs]:
+                raise InputError(
+                    f"signature {signature!r} has no input {name!r}; {' and '.join(others)} take it. "
+                    f"Pass --signature {others[0]}."
+                )
         try:
             requests = [
                 check_inputs(spec, request) for request in _requests(spec, list(texts), dict(inputs or {}), batch)

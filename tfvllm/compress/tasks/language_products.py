@@ -79,7 +79,7 @@ def speed_of(
 
 def resident(directory: Path, inputs: Mapping[str, Sequence[str]]) -> float:
     """MB of memory that a process with TensorFlow alone has more, once it has loaded a SavedModel and answered."""
-    program = _RESIDENT.format(path=str(directory), inputs=dict(inputs))
+    program = _RESIDENT.format(path=str(directory.absolute()), inputs=dict(inputs))
     told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd="/")
     if told.returncode:
         raise InputError(f"{directory} does not answer in a process of its own: {told.stderr.strip()[-300:]}")

@@ -6,6 +6,7 @@ Both are pickles: REQUEST a list of (directory, requests), RESULT for each the o
 Keras and tfvllm are hidden from the process, as on a server that lacks them.
 """
 
+import gc
 import importlib.machinery
 import importlib.util
 import pickle
@@ -57,6 +58,7 @@ def _by_path(name):
 
 
 def main(request: str, result: str) -> None:
+    gc.set_threshold(50_000, 5, 5)  # as the command line: imports leave many objects and no garbage
     hide()
     _by_path("text_ops").load()
     answers: list = []

@@ -2,6 +2,7 @@
 
 __all__ = [
     "attention",
+    "axis_transfer",
     "branches",
     "builder",
     "demand",

@@ -11,11 +11,10 @@ n = batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tfvllm.graph import dims, op_traits, reductions, strided_slice
+from tfvllm.graph import axis_transfer, dims, op_traits, strided_slice
 from tfvllm.graph.ir import Graph, Node, Value
 
 ALL = "full"
@@ -59,11 +58,9 @@ def on_inputs(node: Node, wanted: Demand) -> list[Demand]:
         return everything if picked is None else [picked, *everything[1:]]
     if not isinstance(wanted, SliceDemand):
         return everything
-    rule = _RULES.get(node.op)
-    passed = rule(node, wanted) if rule is not None else None
-    if passed is None or any(d != ALL and v.shape is None for v, d in zip(node.inputs, passed)):
-        return everything  # positions of a value of unknown rank cannot be cut out
-    return passed
+    if node.op in op_traits.RESHAPES:
+        return _reshaped(node, wanted)
+    return _followed(node, wanted) if node.op in _FOLLOWED else everything
 
 
 def passes(node: Node, wanted: Demand) -> bool:
@@ -94,61 +91,38 @@ def selected_row(node: Node) -> SliceDemand | None:
 
 # ------------------------------------------------------------------------------------ how demand passes through an op
 
+# What is computed anew for the positions alone. A second slice, or a lookup, is not: there is no work to save in it.
+_PRODUCTS = op_traits.MATMULS | op_traits.BATCH_MATMULS | {"BatchMatMulV3"}
+_FOLLOWED = (_PRODUCTS | op_traits.ELEMENTWISE | op_traits.ALONG_LAST | {"Transpose", "Einsum"}).union(
+    op_traits.REDUCTIONS - {"Prod"}  # products are taken of sizes, not of rows
+)
 
-def _elementwise(node: Node, wanted: SliceDemand) -> list[Demand] | None:
-    out = node.output
-    if out.shape is None:
-        return None
+
+def _followed(node: Node, wanted: SliceDemand) -> list[Demand]:
+    """One axis, seen in the operands that have it; the others are read whole."""
+    everything: list[Demand] = [ALL] * len(node.inputs)
+    out = node.output.shape
+    if any(v.shape is None for v in node.inputs):
+        return everything  # it may have the axis
+    if node.op in _PRODUCTS and wanted.axis != len(out) - 2:
+        return everything  # columns, those of a weight for one: one wide product is quicker than several narrow ones
     result: list[Demand] = []
-    for value in node.inputs:
-        if value.shape is None:
-            return None
-        axis = wanted.axis - (len(out.shape) - len(value.shape))
-        if axis < 0 or value.shape[axis] == 1:
+    for value, axis in zip(node.inputs, axis_transfer.operand_axes(node, wanted.axis)):
+        if axis is None or value.shape[axis] == 1:
             result.append(ALL)
-        elif value.shape[axis] == out.shape[wanted.axis]:
+        elif value.shape[axis] == out[wanted.axis]:
             result.append(SliceDemand(axis, wanted.extent, wanted.index))
         else:
-            return None
+            return everything  # it may have one position, from which it is stretched
     return result
 
 
-def _along_other_axes(node: Node, wanted: SliceDemand) -> list[Demand] | None:
-    """Softmax, LayerNorm, BiasAdd: work along the last axis, row by row otherwise."""
-    out = node.output
-    if out.shape is None or node.attr("data_format", "NHWC") != "NHWC" or wanted.axis == len(out.shape) - 1:
-        return None
-    return [wanted, *[ALL] * (len(node.inputs) - 1)]
-
-
-def _matmul(node: Node, wanted: SliceDemand) -> list[Demand] | None:
-    if wanted.axis != 0 or node.attr("transpose_a"):
-        return None
-    result: list[Demand] = [wanted, *[ALL] * (len(node.inputs) - 1)]
-    fused = node.attr("fused_ops", [])
-    if "Add" in fused:  # the residual, one row for each row of the product
-        result[2 + fused.index("Add")] = wanted
-    return result
-
-
-def _batch_matmul(node: Node, wanted: SliceDemand) -> list[Demand] | None:
-    x, out = node.inputs[0], node.output
-    if out.shape is None or x.shape is None or len(x.shape) != len(out.shape) or wanted.axis != len(out.shape) - 2:
-        return None
-    axis = len(x.shape) - (1 if node.attr("adj_x") else 2)
-    return [SliceDemand(axis, wanted.extent, wanted.index), *[ALL] * (len(node.inputs) - 1)]
-
-
-def _reshape(node: Node, wanted: SliceDemand) -> list[Demand] | None:
-    x, out = node.inputs[0], node.output
-    if x.shape is None or out.shape is None:
-        return None
-    mapped = reshaped_axis(out.shape, x.shape, wanted)
-    return None if mapped is None else [mapped, *[ALL] * (len(node.inputs) - 1)]
-
-
-def reshaped_axis(shape: tuple, other: tuple, wanted: SliceDemand) -> SliceDemand | None:
-    """The same positions, seen in another shape of the same elements; None where no one axis holds them."""
+def _reshaped(node: Node, wanted: SliceDemand) -> list[Demand]:
+    """The same positions, seen in another shape of the same elements, if one axis of it holds them."""
+    others: list[Demand] = [ALL] * (len(node.inputs) - 1)
+    shape, other = node.output.shape, node.inputs[0].shape
+    if shape is None or other is None:
+        return [ALL, *others]
     # Elements after the demanded axis, and elements in one period of it: both shapes must cut there.
     inner = dims.product(shape[wanted.axis + 1 :])
     period = dims.multiply(inner, wanted.extent)
@@ -159,43 +133,5 @@ def reshaped_axis(shape: tuple, other: tuple, wanted: SliceDemand) -> SliceDeman
             size = dims.multiply(inner, other[axis])
             outer = dims.divide(size, period)
             if dims.multiply(outer, period) == size:
-                return SliceDemand(axis, wanted.extent, wanted.index)
-    return None
-
-
-def _transpose(node: Node, wanted: SliceDemand) -> list[Demand] | None:
-    perm = node.inputs[1].known_value
-    if perm is None:
-        return None
-    return [SliceDemand(perm[wanted.axis], wanted.extent, wanted.index), ALL]
-
-
-def _einsum(node: Node, wanted: SliceDemand) -> list[Demand] | None:
-    equation = node.attr("equation").replace(" ", "")
-    left, _, right = equation.partition("->")
-    if "." in equation:
-        return None
-    label = right[wanted.axis]
-    operands = left.split(",")
-    if sum(label in o for o in operands) != 1 or any(o.count(label) > 1 for o in operands):
-        return None
-    return [SliceDemand(o.index(label), wanted.extent, wanted.index) if label in o else ALL for o in operands]
-
-
-def _reduce(node: Node, wanted: SliceDemand) -> list[Demand] | None:
-    before = reductions.axes_before(node)
-    axis = None if before is None else before[wanted.axis]
-    return None if axis is None else [SliceDemand(axis, wanted.extent, wanted.index), ALL]
-
-
-_RULES: dict[str, Callable[[Node, SliceDemand], list[Demand] | None]] = {
-    **dict.fromkeys(op_traits.ELEMENTWISE, _elementwise),
-    **dict.fromkeys(op_traits.MATMULS, _matmul),
-    # BatchMatMul comes in old graphs only; BatchMatMulV3 is what rules make.
-    **dict.fromkeys(("BatchMatMulV2", "BatchMatMulV3"), _batch_matmul),
-    **dict.fromkeys(op_traits.RESHAPES, _reshape),
-    **dict.fromkeys(op_traits.REDUCTIONS - {"Prod"}, _reduce),  # products are taken of sizes, not of rows
-    **dict.fromkeys(op_traits.ALONG_LAST, _along_other_axes),
-    "Transpose": _transpose,
-    "Einsum": _einsum,
-}
+                return [SliceDemand(axis, wanted.extent, wanted.index), *others]
+    return [ALL, *others]

@@ -21,10 +21,10 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
-from tfvllm.graph import demand, op_traits
+from tfvllm.graph import axis_transfer, demand, op_traits
 from tfvllm.graph.ir import Graph, Node, Value
 from tfvllm.graph.padding_facts import LOW, Facts, facts_of
-from tfvllm.graph.token_axes import Tokens, is_axis, through
+from tfvllm.graph.token_axes import Tokens, through
 
 Demanded = frozenset[Tokens]  # the ways in which a value is not demanded at padding; empty: demanded everywhere
 EVERYWHERE: Demanded = frozenset()
@@ -129,16 +129,12 @@ def _chosen_away(node: Node, facts: Facts) -> Iterator[tuple[int, Tokens]]:
 
 def _aligned(node: Node, from_operand: int, pair: tuple[int, int], operand: int) -> Iterator[Tokens]:
     """The axes of one operand seen in another, if both axes are there."""
-    if node.inputs[operand].shape is None:
-        return
-    shift = len(node.inputs[operand].shape) - len(node.inputs[from_operand].shape)
-    b, s = pair[0] + shift, pair[1] + shift
-    shape = node.inputs[operand].shape
+    b, s = (axis_transfer.result_axis(node, from_operand, axis) for axis in pair)
     out = node.output.shape
-    if b >= 0 and s >= 0 and out is not None:
-        offset = len(out) - len(shape)
-        if is_axis(shape[b], out[b + offset]) and is_axis(shape[s], out[s + offset]):
-            yield Tokens(b, s, (shape[b], shape[s]))
+    if b is not None and s is not None:
+        seen = through(node, Tokens(b, s, (out[b], out[s])))[operand]
+        if seen is not None:
+            yield seen
 
 
 def _silent_operands(node: Node, facts: Facts) -> list[Tokens | None]:
@@ -150,7 +146,7 @@ def _silent_operands(node: Node, facts: Facts) -> list[Tokens | None]:
     if len(x.shape) != len(y.shape):
         return result
     rank = len(x.shape)
-    summed = (rank - 2 if node.attr("adj_x") else rank - 1, rank - 1 if node.attr("adj_y") else rank - 2)
+    summed = axis_transfer.summed_axes(node)
     for i in (0, 1):
         for (b, s), fact in facts.get(node.inputs[i], {}).items():
             other = node.inputs[1 - i]

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from tfvllm.graph import op_traits
+from tfvllm.graph.axis_transfer import result_axis
 from tfvllm.graph.ir import Graph, Node, Value
-from tfvllm.graph.token_axes import viewed
 
 LOW = -1e4  # a score at or below it (or lowered by it) is taken for masked
 
@@ -49,12 +49,9 @@ def _facts_of(graph: Graph, node: Node, facts: Facts) -> dict[tuple[int, int], F
     if out.shape is None:
         return {}
     known = facts.get(x, {})
-    if node.op in op_traits.VIEWS:
-        moved = {(viewed(node, b), viewed(node, s)): fact for (b, s), fact in known.items()}
+    if node.op in op_traits.VIEWS | {"Transpose"}:
+        moved = {tuple(result_axis(node, 0, axis) for axis in pair): fact for pair, fact in known.items()}
         return {(b, s): fact for (b, s), fact in moved.items() if b is not None and s is not None}
-    if node.op == "Transpose":
-        perm = node.inputs[1].known_value
-        return {} if perm is None else {(perm.index(b), perm.index(s)): fact for (b, s), fact in known.items()}
     if node.op == "Softmax":
         last = len(out.shape) - 1
         silent = {p: f for p, f in known.items() if p[1] == last and f.masked <= LOW and f.open}
@@ -65,14 +62,14 @@ def _facts_of(graph: Graph, node: Node, facts: Facts) -> dict[tuple[int, int], F
 
 
 def _elementwise_facts(graph: Graph, node: Node, facts: Facts) -> dict[tuple[int, int], Fact]:
-    rank = len(node.output.shape)
     found: dict[tuple[int, int], list[Fact | None]] = {}
     for position, value in enumerate(node.inputs):
         if value.shape is None:
             return {}
-        shift = rank - len(value.shape)
-        for (b, s), fact in facts.get(value, {}).items():
-            found.setdefault((b + shift, s + shift), [None] * len(node.inputs))[position] = fact
+        for pair, fact in facts.get(value, {}).items():
+            b, s = (result_axis(node, position, axis) for axis in pair)
+            if b is not None and s is not None:
+                found.setdefault((b, s), [None] * len(node.inputs))[position] = fact
     result = {}
     constants = [uniform(graph, v) for v in node.inputs]
     plain = all(v in facts or c is not None or _is_plain(graph, v) for v, c in zip(node.inputs, constants))

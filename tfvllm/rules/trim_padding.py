@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from tfvllm.graph import demand, dims, op_traits, padding, padding_facts, reductions, strided_slice, token_axes
+from tfvllm.graph import axis_transfer, demand, dims, op_traits, padding, padding_facts, strided_slice
 from tfvllm.graph.builder import Builder, Declined
 from tfvllm.graph.guarantee import Approximate
 from tfvllm.graph.ir import Graph, Node, Value
@@ -199,44 +199,27 @@ class _Check:
             raise Declined(f"{node.op} computes with the number of positions")
 
     def _same_in_front(self, node: Node) -> bool:
-        along = [set(self.axes(v)) for v in node.inputs]
-        rank = len(node.inputs[0].shape or ()) if node.inputs else 0
         if node.op in ("Shape", "Size"):
             self.sizes.update(node.outputs)
             return True
-        if node.op == "Placeholder" or node.op in op_traits.ELEMENTWISE:
+        if node.op == "Placeholder":
             return True
+        if node.op not in axis_transfer.TABLE or node.op == "BroadcastTo":
+            return False
+        along = [(i, axis) for i, value in enumerate(node.inputs) for axis in self.axes(value)]
         if node.op in op_traits.RESHAPES:
-            return not any(along[1:]) and self._keeps_order(node)
-        if node.op == "Transpose":
-            return not along[1]
-        if node.op in op_traits.LOOKUPS:
-            return not along[0] and not node.attr("batch_dims", 0)
-        if node.op in op_traits.ALONG_LAST - {"Softmax"}:  # of which a fact may tell more
-            return not any(along[1:]) and rank - 1 not in along[0]
-        if node.op in op_traits.MATMULS:
-            summed = 0 if node.attr("transpose_a") else 1
-            return summed not in along[0] and not along[1]
-        if node.op in op_traits.BATCH_MATMULS:
-            summed = rank - 2 if node.attr("adj_x") else rank - 1
-            return summed not in along[0] or node in self.silenced
+            return all(i == 0 for i, _ in along) and self._keeps_order(node)
+        lost = [(i, axis) for i, axis in along if axis_transfer.result_axis(node, i, axis) is None]
+        return node in self.silenced or all(i == 0 and self._front_suffices(node, axis) for i, axis in lost)
+
+    def _front_suffices(self, node: Node, axis: int) -> bool:
+        """Whether an axis that is none of the result's gives the same for its first positions alone."""
         if node.op == "Softmax":
-            low = (f for _, f in self._facts(node, rank - 1) if f.masked <= padding_facts.LOW and f.open)
-            return rank - 1 not in along[0] or next(low, None) is not None
-        if node.op in op_traits.REDUCTIONS | op_traits.LOGICAL_REDUCTIONS:
-            reduced = reductions.reduced_axes(node)
-            if reduced is None:
-                return False
-            reduced &= along[0]
-            zeros = (any(f.masked == 0 and not f.relative for _, f in self._facts(node, axis)) for axis in reduced)
-            return not reduced or (node.op in ("Sum", "Any") and all(zeros))
-        if node.op == "StridedSlice":
-            row, kept = demand.selected_row(node), token_axes.strided_axes(node)
-            whole = kept is not None and all(axis in kept for axis in along[0])
-            return whole or (row is not None and along[0] == {row.axis} and row.index == 0)
-        if node.op in op_traits.PARTS | {"ConcatV2", "Pack"}:
-            return self._across(node, along)
-        return False
+            return any(f.masked <= padding_facts.LOW and f.open for f in self._facts(node, axis))
+        if node.op in ("Sum", "Any"):
+            return any(f.masked == 0 and not f.relative for f in self._facts(node, axis))
+        row = demand.selected_row(node) if node.op == "StridedSlice" else None
+        return row is not None and (row.axis, row.index) == (axis, 0)
 
     def _keeps_order(self, node: Node) -> bool:
         """Whether every axis of positions is one in the view, too, or the inner part of one."""
@@ -247,16 +230,8 @@ class _Check:
                 return False
         return True
 
-    def _facts(self, node: Node, axis: int) -> Iterator[tuple[tuple[int, int], padding_facts.Fact]]:
-        for pair, fact in self.analysis.facts.get(node.inputs[0], {}).items():
-            if pair[1] == axis:
-                yield pair, fact
-
-    @staticmethod
-    def _across(node: Node, along: list[set[int]]) -> bool:
-        """Whether parts are taken or joined along an axis without positions."""
-        if node.op in ("Unpack", "Pack"):
-            return node.op == "Pack" or node.attr("axis", 0) % len(node.inputs[0].shape or (0,)) not in along[0]
-        at = {"Split": 0, "SplitV": 2, "ConcatV2": len(node.inputs) - 1}[node.op]
-        axis, rank = node.inputs[at].known_value, len(node.inputs[1 if node.op == "Split" else 0].shape or (0,))
-        return isinstance(axis, int) and all(axis % rank not in a for i, a in enumerate(along) if i != at)
+    def _facts(self, node: Node, axis: int) -> Iterator[padding_facts.Fact]:
+        """What is known of the operand at padding, if its positions lie along an axis."""
+        for (_, position), fact in self.analysis.facts.get(node.inputs[0], {}).items():
+            if position == axis:
+                yield fact

@@ -50,7 +50,7 @@ from tfvllm.compress.tasks.classifiers import plain
 from tfvllm.compress.training import recalled_teacher
 from tfvllm.distillation import student_from, write_targets
 from tfvllm.export.translate import translator_for
-from tfvllm.families.products import einsum_as_matmul
+from tfvllm.families.matmuls import einsum_as_matmul
 from tfvllm.graph.probes import default_for
 from tfvllm.models import read
 from tfvllm.pruning.prunable import prunable_weights

@@ -26,7 +26,7 @@ from tfvllm.compress.batches import Batches, Tokens, tokenize
 from tfvllm.compress.optimizer import adamw
 from tfvllm.compress.tasks import classifiers
 from tfvllm.compress.training import accuracy, logits_function, predict_logits
-from tfvllm.families.products import einsum_as_matmul
+from tfvllm.families.matmuls import einsum_as_matmul
 
 RESULTS = Path(__file__).parent / "results"
 ABOUT_ROW = ("measured",)  # what a row says of itself, not shown in tables

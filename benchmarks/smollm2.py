@@ -29,7 +29,7 @@ from parts import fit_rows, lines
 
 import tfvllm
 from tfvllm.bench.results import peak_memory_bytes, write_json
-from tfvllm.families.products import einsum_as_matmul
+from tfvllm.families.matmuls import einsum_as_matmul
 from tfvllm.files import located
 from tfvllm.models.gguf import load_gguf
 from tfvllm.savedmodel import parity

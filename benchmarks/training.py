@@ -30,7 +30,7 @@ def measure(batch: int, length: int) -> dict[str, Any]:
     import numpy as np
 
     from tfvllm.compress.optimizer import adamw
-    from tfvllm.families.products import einsum_as_matmul
+    from tfvllm.families.matmuls import einsum_as_matmul
     from tfvllm.timing import compare
 
     rng = np.random.default_rng(0)

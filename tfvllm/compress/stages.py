@@ -12,7 +12,7 @@ from tfvllm.compress.recipe import Recipe, unused_keys
 from tfvllm.compress.recipe.blocks import Prune, Training
 from tfvllm.compress.steps import StepResult, Workspace
 from tfvllm.compress.tasks.base import Task
-from tfvllm.families.products import einsum_as_matmul
+from tfvllm.families.matmuls import einsum_as_matmul
 from tfvllm.files import new_directory
 
 _RATES = tuple(Training.model_fields)

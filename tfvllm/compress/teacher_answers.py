@@ -15,7 +15,7 @@ from tfvllm.compress.batches import Batches, Tokens
 from tfvllm.compress.console import Progress
 from tfvllm.distillation.cache import TeacherCache
 from tfvllm.distillation.teacher_logits import NONE, TopLogits
-from tfvllm.families.products import einsum_as_matmul
+from tfvllm.families.matmuls import einsum_as_matmul
 
 _PARTS = ("ids", "logits", "log_tails")
 _PREFIX = "tfvllm_kept_"  # of entries among a batch's inputs, which the Distiller takes out for the student

@@ -17,7 +17,7 @@ from tfvllm.compress.batches import Batches, Tokens, typed
 from tfvllm.compress.console import Console, Progress
 from tfvllm.errors import InputError
 from tfvllm.families.heads import head_of
-from tfvllm.families.products import einsum_as_matmul
+from tfvllm.families.matmuls import einsum_as_matmul
 from tfvllm.files import new_directory
 
 

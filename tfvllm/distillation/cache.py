@@ -20,7 +20,7 @@ from tfvllm.distillation.inputs import has_strings, select, takes_strings
 from tfvllm.distillation.teacher_logits import NONE, TopLogits
 from tfvllm.errors import InputError
 from tfvllm.families.heads import Head, Kind
-from tfvllm.families.products import einsum_as_matmul
+from tfvllm.families.matmuls import einsum_as_matmul
 from tfvllm.files import digest, new_file, write_text
 
 _FORMAT = 1

@@ -13,7 +13,7 @@ from tfvllm.distillation.checks import checked_from_logits
 from tfvllm.distillation.inputs import Mask, as_arrays, dataset_of, has_strings, padding_mask, preprocess_of, select
 from tfvllm.distillation.losses import ForwardKL
 from tfvllm.errors import InputError
-from tfvllm.families.products import einsum_as_matmul
+from tfvllm.families.matmuls import einsum_as_matmul
 
 
 @dataclass

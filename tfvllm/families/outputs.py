@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from tfvllm.errors import InputError
 from tfvllm.families import Block, Projection, adapter_for
-from tfvllm.families.products import einsum_as_matmul
+from tfvllm.families.matmuls import einsum_as_matmul
 from tfvllm.families.taps import Hook, call_of, hooked
 
 READABLE = ("hidden_states", "attention_maps", "relations")

@@ -17,7 +17,7 @@ def core(graph: Graph, softmax: Node, *, blanked: bool = False) -> list[Node] | 
     Returns:
         The nodes, or None if `softmax` is not in the middle of such.
     """
-    chain = _from_product(graph, softmax)
+    chain = _from_matmul(graph, softmax)
     if chain is None:
         return None
     value, last = softmax.output, graph.single_use(softmax.output)
@@ -33,13 +33,13 @@ def core(graph: Graph, softmax: Node, *, blanked: bool = False) -> list[Node] | 
     return chain
 
 
-def _from_product(graph: Graph, node: Node) -> list[Node] | None:
+def _from_matmul(graph: Graph, node: Node) -> list[Node] | None:
     """The way from a batched product to `node`, through at most a few masks and scales."""
     if node.op == "BatchMatMulV2":
         return [node]
     for value in node.inputs:
         if value.node.op in (*_BETWEEN, "BatchMatMulV2") and value.rank == 4 and graph.single_use(value) is node:
-            way = _from_product(graph, value.node)
+            way = _from_matmul(graph, value.node)
             if way is not None:
                 return [*way, node]
     return None

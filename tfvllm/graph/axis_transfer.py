@@ -88,7 +88,7 @@ def _along_last(node: Node, rank: int) -> Axes | None:
     return None if node.attr("data_format", "NHWC") != "NHWC" else [*range(rank - 1), None]
 
 
-def _product(node: Node, rank: int) -> list[Axes] | None:
+def _matmul(node: Node, rank: int) -> list[Axes] | None:
     """Rows are those of the first factor, columns those of the second; a bias and a residual lie on the result."""
     if any(v.shape is None for v in node.inputs[:2]):
         return None
@@ -180,7 +180,7 @@ def _concat(node: Node, rank: int) -> list[Axes] | None:
 
 TABLE: dict[str, Callable[[Node, int], list[Axes] | None]] = {
     **dict.fromkeys(op_traits.ELEMENTWISE, _elementwise),
-    **dict.fromkeys(op_traits.MATMULS | op_traits.BATCH_MATMULS | {"BatchMatMulV3"}, _product),  # V3: what rules make
+    **dict.fromkeys(op_traits.MATMULS | op_traits.BATCH_MATMULS | {"BatchMatMulV3"}, _matmul),  # V3: what rules make
     **dict.fromkeys(op_traits.ALONG_LAST, _of_operand(_along_last)),
     **dict.fromkeys(op_traits.REDUCTIONS | op_traits.LOGICAL_REDUCTIONS, _of_operand(_reduced)),
     **dict.fromkeys(op_traits.RESHAPES, _of_operand(_reshape)),

@@ -92,8 +92,8 @@ def selected_row(node: Node) -> SliceDemand | None:
 # ------------------------------------------------------------------------------------ how demand passes through an op
 
 # What is computed anew for the positions alone. A second slice, or a lookup, is not: there is no work to save in it.
-_PRODUCTS = op_traits.MATMULS | op_traits.BATCH_MATMULS | {"BatchMatMulV3"}
-_FOLLOWED = (_PRODUCTS | op_traits.ELEMENTWISE | op_traits.ALONG_LAST | {"Transpose", "Einsum"}).union(
+_MATMULS = op_traits.MATMULS | op_traits.BATCH_MATMULS | {"BatchMatMulV3"}
+_FOLLOWED = (_MATMULS | op_traits.ELEMENTWISE | op_traits.ALONG_LAST | {"Transpose", "Einsum"}).union(
     op_traits.REDUCTIONS - {"Prod"}  # products are taken of sizes, not of rows
 )
 
@@ -104,7 +104,7 @@ def _followed(node: Node, wanted: SliceDemand) -> list[Demand]:
     out = node.output.shape
     if any(v.shape is None for v in node.inputs):
         return everything  # it may have the axis
-    if node.op in _PRODUCTS and wanted.axis != len(out) - 2:
+    if node.op in _MATMULS and wanted.axis != len(out) - 2:
         return everything  # columns, those of a weight for one: one wide product is quicker than several narrow ones
     result: list[Demand] = []
     for value, axis in zip(node.inputs, axis_transfer.operand_axes(node, wanted.axis)):

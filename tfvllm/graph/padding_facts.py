@@ -87,7 +87,7 @@ def _is_plain(graph: Graph, value: Value) -> bool:
     stack = [value]
     while stack:
         value = stack.pop()
-        if value in seen or value.node.op in _PRODUCTS:
+        if value in seen or value.node.op in _MATMULS:
             continue
         seen.add(value)
         if value.node.op == "Const" or graph.is_static(value):
@@ -140,7 +140,7 @@ def _apply(node: Node, numbers: Sequence[float | None]) -> float | None:
     return None if result is None or np.isnan(result) else result
 
 
-_PRODUCTS = op_traits.MATMULS | op_traits.BATCH_MATMULS | {"_MklFusedBatchMatMulV2", "Einsum"}
+_MATMULS = op_traits.MATMULS | op_traits.BATCH_MATMULS | {"_MklFusedBatchMatMulV2", "Einsum"}
 
 
 # Of small operands they make small results; Tanh is what caps scores. StopGradient and the like are gone by then.

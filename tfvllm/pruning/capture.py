@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfvllm.errors import InputError
-from tfvllm.families.products import einsum_as_matmul
+from tfvllm.families.matmuls import einsum_as_matmul
 from tfvllm.families.taps import call_of, first_of, hooked
 
 

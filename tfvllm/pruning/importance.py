@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from tfvllm.errors import InputError
 from tfvllm.families import EXPERTS, FFN, HEADS, KV_HEADS, VOCABULARY, WIDTH, Adapter, Experts, adapter_for
-from tfvllm.families.products import einsum_as_matmul
+from tfvllm.families.matmuls import einsum_as_matmul
 from tfvllm.families.stored import effective
 from tfvllm.pruning.capture import batches, listener, padding_mask, token_rows, traced
 

@@ -40,7 +40,7 @@ def _chosen(sizes: BySize, b: Builder, node: Node) -> dict[Value, Value] | None:
     new = sizes.choose(
         b,
         dims.product(first.output.shape),
-        lambda b: _products(b, q, k, bool(first.attr("adj_y"))),
+        lambda b: _matmuls(b, q, k, bool(first.attr("adj_y"))),
         given,
         [
             ("attention_small", partial(_computed, core=core, given=given, small=True)),
@@ -59,7 +59,7 @@ def _known(core: list[Node]) -> bool:
     return query.dtype == tf.float32 and isinstance(query.shape[-1], int) and not values.attr("adj_y")
 
 
-def _products(b: Builder, q: Value, k: Value, transposed: bool) -> Value:
+def _matmuls(b: Builder, q: Value, k: Value, transposed: bool) -> Value:
     """How many products the scores of q [batch, heads, queries, channels] and k are summed from, int64[]."""
     axis = 2 if transposed else 3
     shape = b.Shape(k, out_type=tf.int64)

@@ -15,16 +15,16 @@ from tfvllm.graph.ir import Graph, Node, Value
 from tfvllm.graph.pattern import constant, op
 from tfvllm.graph.rewriter import NodePass, Rule
 
-_PRODUCTS = op_traits.MATMULS | {"BatchMatMulV2"}  # as layers and attention have them here
+_MATMULS = op_traits.MATMULS | {"BatchMatMulV2"}  # as layers and attention have them here
 _LARGEST = float(tf.bfloat16.max)
 _MOVES = op_traits.RESHAPES | op_traits.SLICES | op_traits.PARTS | {"Transpose", "GatherV2"}
 
 
-def is_product(node: Node) -> bool:
-    return node.op in _PRODUCTS and node.output.dtype == tf.float32
+def is_matmul(node: Node) -> bool:
+    return node.op in _MATMULS and node.output.dtype == tf.float32
 
 
-def lowered_product(graph: Graph, node: Node) -> Value:
+def lowered_matmul(graph: Graph, node: Node) -> Value:
     """The product computed in bfloat16, as float32. `node` stays in the graph."""
     return _lowered(Builder(graph, node.name), node)
 
@@ -44,13 +44,13 @@ class LowerProducts(NodePass):
     guarantee = Approximate(
         max_error=2.0**-8, domain="products of float32", source="bfloat16 keeps 8 significant bits; float32 sums"
     )
-    ops = _PRODUCTS
+    ops = _MATMULS
 
     def __init__(self, weights: bool = True):
         self.weights = weights
 
     def rewrite(self, b, node):
-        if not is_product(node) or (not self.weights and any(b.graph.is_static(v) for v in node.inputs)):
+        if not is_matmul(node) or (not self.weights and any(b.graph.is_static(v) for v in node.inputs)):
             return None
         return {node.output: _lowered(b, node)}
 

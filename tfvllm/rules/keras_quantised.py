@@ -11,7 +11,7 @@ from tfvllm.graph.ir import Value
 from tfvllm.graph.pattern import Match, add, either, maybe, op
 from tfvllm.graph.rewriter import Rule
 
-_PRODUCTS = ("BatchMatMulV3", "BatchMatMulV2", "MatMul", "Einsum")  # what Keras 3 computes them with
+_MATMULS = ("BatchMatMulV3", "BatchMatMulV2", "MatMul", "Einsum")  # what Keras 3 computes them with
 
 
 class DequantiseProducts(Rule):
@@ -33,7 +33,7 @@ class DequantiseProducts(Rule):
         largest = add(op.Max(op.Abs(x), axes, name="largest"), epsilon)
         scale = op.RealDiv(127.0, largest, name="scale")
         rounded = op.Cast(op.Maximum(op.Minimum(op.Round(op.Mul(x, scale)), 127.0), -127.0))
-        product = op.any_of(*_PRODUCTS)(maybe("Cast", "Reshape")(rounded), q, name="product")
+        product = op.any_of(*_MATMULS)(maybe("Cast", "Reshape")(rounded), q, name="product")
         return op.RealDiv(maybe("Cast", "Reshape")(product), either(op.Mul(rows, columns), rows), name="out")
 
     def condition(self, graph, m):

@@ -354,13 +354,13 @@ def keep_from_bfloat16(graph: Graph, verifier: Verifier, bound: float) -> dict[s
     Sensitivity is measured: the largest error of the results, relative to their largest magnitude, with that product
     alone in bfloat16.
     """
-    from tfvllm.rules.bfloat16 import is_product, lowered_product
+    from tfvllm.rules.bfloat16 import is_matmul, lowered_matmul
 
-    products = [n.name for n in graph.live() if is_product(n)]
+    products = [n.name for n in graph.live() if is_matmul(n)]
     if not products:
         return {}
     board = calibrate.PrecisionSearch(
-        graph, verifier.specs, verifier.samples, verifier.wanted(), products, lowered_product
+        graph, verifier.specs, verifier.samples, verifier.wanted(), products, lowered_matmul
     )
     kept, sensitivity = board.keep(bound)
     return {n: sensitivity[n] for n in kept}

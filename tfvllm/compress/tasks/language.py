@@ -22,7 +22,7 @@ from tfvllm.compress.tasks import language_products
 from tfvllm.compress.tasks.base import AnyModel, AnyRecipe, Lesson, Task
 from tfvllm.compress.tasks.classify import files_of
 from tfvllm.errors import InputError
-from tfvllm.families.products import einsum_as_matmul
+from tfvllm.families.matmuls import einsum_as_matmul
 from tfvllm.files import digest, located, write_text
 from tfvllm.graph import probes
 

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from tests.models import zoo
-from tfvllm.families.products import einsum_as_matmul
+from tfvllm.families.matmuls import einsum_as_matmul
 
 
 def built(equation, output, shape, **options):

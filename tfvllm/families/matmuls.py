@@ -32,7 +32,7 @@ def einsum_as_matmul(*models: keras.Model) -> Iterator[None]:
         >>> layer.build((None, 5, 4))
         >>> x = np.ones((2, 5, 4), "float32")
         >>> before = layer(x)
-        >>> with tfvllm.families.products.einsum_as_matmul(keras.Sequential([layer])):
+        >>> with tfvllm.families.matmuls.einsum_as_matmul(keras.Sequential([layer])):
         ...     bool(np.allclose(layer(x), before))
         True
     """
@@ -40,7 +40,7 @@ def einsum_as_matmul(*models: keras.Model) -> Iterator[None]:
         for model in models:
             for layer in model._flatten_layers():
                 if count := _contracted(layer):
-                    taps.enter_context(hooked(layer, "call", functools.partial(_product, layer, count)))
+                    taps.enter_context(hooked(layer, "call", functools.partial(_matmul, layer, count)))
         yield
 
 
@@ -61,7 +61,7 @@ def _contracted(layer: Any) -> int:
     return count if out == x[:shared] + kernel[count:] and not set(x[:shared]) & set(kernel) else 0
 
 
-def _product(layer: Any, count: int, method: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+def _matmul(layer: Any, count: int, method: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
     if keras.backend.is_keras_tensor(inputs):  # of unknown sizes: only shapes are wanted
         return method(inputs, *args, **kwargs)
     ops = keras.ops

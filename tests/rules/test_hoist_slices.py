@@ -77,3 +77,20 @@ def test_a_value_of_unknown_rank_is_left_whole():
         return tf.raw_ops.Einsum(inputs=[looped, w], equation="abc,cde->abde")[:, 0]
 
     check(f, [f32(None, None, 8)], RULE, None, special=False)
+
+
+def test_one_head_of_attention_is_computed_alone():
+    q, k = weight(8, 3, 4, seed=0), weight(8, 3, 4, seed=1)
+
+    def f(x):
+        heads = (tf.einsum("bsd,dhk->bhsk", x, w) for w in (q, k))
+        return tf.raw_ops.Einsum(inputs=[*heads], equation="bhqk,bhsk->bhqs")[:, 1]
+
+    c = check(f, [f32(None, None, 8)], RULE, 1, special=False)
+    scores = next(n for n in c.ops("Einsum") if n.output.rank == 4 and not c.graph.is_static(n.inputs[1]))
+    assert [v.shape[1] for v in scores.inputs] == [1, 1]
+
+
+def test_columns_of_a_product_are_not_cut_apart():
+    w = weight(8, 6)
+    check(lambda x: (x @ w)[:, 2], [f32(None, 8)], RULE, 0)

@@ -236,9 +236,7 @@ def test_where_the_step_computes_something_else_forward_passes_do(tmp_path):
     for weight in model.backbone.weights:
         weight.assign(weight * 8.0)
     with pytest.warns(UserWarning, match="each token takes a forward pass over its whole row"):
-        path = tfvllm.export(
-            model, tmp_path / "1", task="generate", max_length=ROOM, check=None, warmup=False
-        )
+        path = tfvllm.export(model, tmp_path / "1", task="generate", max_length=ROOM, check=None, warmup=False)
     ids, mask = prompts([3, 8, 1])
     request = {"token_ids": ids, "padding_mask": mask, "max_new_tokens": np.int32(COUNT)}
     found = parity.run_here(path, [("serving_default", request)])[0]["token_ids"]

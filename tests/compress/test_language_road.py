@@ -176,6 +176,7 @@ def test_every_model_comes_back_from_its_file(content, stories, phrases):
         if content is PHRASES:
             assert model.preprocessor.decoder_sequence_length != 40  # keras-nlp saves none
             model = task.restored(model)
+            task.settings_of(model)  # builds the packers
             lengths = model.preprocessor.encoder_sequence_length, model.preprocessor.decoder_sequence_length
             packers = model.preprocessor.encoder_packer, model.preprocessor.decoder_packer
             assert lengths == (32, 40) and [packer.sequence_length for packer in packers] == [32, 41]
@@ -195,7 +196,7 @@ def test_a_second_run_does_nothing_and_a_changed_key_what_depends_on_it(stories,
     temperature = read_recipe(file, overrides=["distill.temperature=2.0", "benchmark=null"])
     redone = Run(temperature.model_dump(exclude_unset=True), stories.out, resume=True)
     assert redone.made == ["distill", "teacher-answers", "shrink", "export-distill", "export-shrink"]
-    longer = changed(STORIES, **BARE, student=None, distill=None, export={"max_length": 64})
+    longer = changed(STORIES, **{**BARE, "export": {"max_length": 64}}, student=None, distill=None)
     redone = Run(longer, stories.out, resume=True)
     assert redone.made == ["teacher", "export-teacher"]  # from scratch: it needs as many positions
     assert redone.kept == ["data"]

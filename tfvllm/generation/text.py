@@ -186,7 +186,8 @@ class BytePair(GraphTokenizer):
         special = self._special.lookup(pieces.flat_values) != _WORD
         words = _cut(tf.where(special, "-", pieces.flat_values))  # one word in the place of each special token
         of = words.value_rowids()
-        flat = tf.where(tf.gather(special, of), tf.gather(pieces.flat_values, of), words.flat_values)
+        tokens = tf.where(special, pieces.flat_values, "")  # else each word of a piece would bring a copy of the piece
+        flat = tf.where(tf.gather(special, of), tf.gather(tokens, of), words.flat_values)
         return _without_borders(
             tf.RaggedTensor.from_row_splits(flat, tf.gather(words.row_splits, pieces.row_splits), validate=False)
         )

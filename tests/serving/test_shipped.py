@@ -24,7 +24,11 @@ PROMPTS = ["One morning Sophie went to the park with her", "On Monday Ben and hi
 ASKED = {
     "sentiment": ("text", "classes", ["a truly wonderful film", "the plot was dull and the ending awful"]),
     "story": ("prompts", "texts", PROMPTS),
-    "translate": ("texts", "translations", ["two cups of tea", "three dogs and a cat"]),
+    "translate": (
+        "texts",
+        "translations",
+        ["We ordered two cups of tea and three apples.", "My sister bought four umbrellas and three cameras."],
+    ),
 }
 # What TF Serving has: TensorFlow and TensorFlow Text.
 FRESH = """

@@ -200,3 +200,14 @@ def test_texts_are_cut_before_the_first_stop():
     searched = StopStrings(lambda tokens: tf.gather(PIECES, tokens), tf.constant(["wo", "lo"]))
     found = searched.cut(tf.constant(["hello world", "world", "none", b"\xff lo"])).numpy()
     np.testing.assert_array_equal(found, [b"hel", b"", b"none", b"\xff "])
+
+
+def test_a_long_text_takes_memory_in_proportion(byte_pair):
+    import resource
+
+    codec, text = codec_for(byte_pair), "the dog and the fox <|endoftext|> " + "the quick brown fox. " * 3000
+    encode(codec, ["the dog"])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    (tokens,) = encode(codec, [text]).to_list()
+    assert len(tokens) > 12_000
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB; a copy a word were 800,000

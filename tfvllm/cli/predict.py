@@ -25,7 +25,7 @@ def command(directory, texts, file, inputs, signature, batch, as_json):
     \b
     tfvllm predict saved_models/sentiment --text "not bad at all"
     tfvllm predict saved_models/story --text "One day" --signature generate --input max_new_tokens=40
-    tfvllm predict saved_models/translate --text "two cups of tea"
+    tfvllm predict saved_models/translate --text "We ordered two cups of tea and three apples."
     """
     rows = list(texts)
     if file is not None:

@@ -1,4 +1,7 @@
-"""keras-nlp's own generation, and plain references computed one whole forward pass at a time."""
+"""keras-nlp's own generation, and plain references computed one whole forward pass at a time.
+
+All of it runs eagerly: for models as small as these, tracing keras-nlp's step takes longer than its steps.
+"""
 
 import keras_nlp
 import numpy as np
@@ -20,9 +23,9 @@ def filled_by_forward_passes(model, ids, lengths):
     return found
 
 
-def keras_generate(model, ids, mask, count, *, eager=False, stop=None):
+def keras_generate(model, ids, mask, count, *, stop=None):
     """New tokens int32[batch, count] of keras-nlp's generate function, greedy, each row from its own end."""
-    model.compile(sampler="greedy", run_eagerly=eager)
+    model.compile(sampler="greedy", run_eagerly=True)
     batch, lengths = len(ids), mask.sum(1)
     total = lengths.max() + count
     full = np.zeros([batch, total], np.int32)
@@ -38,12 +41,12 @@ def keras_generate(model, ids, mask, count, *, eager=False, stop=None):
     return np.stack([row[length : length + count] for row, length in zip(found, lengths)])
 
 
-def keras_translate(model, ids, mask, start, count, sampler="greedy", *, eager=False):
+def keras_translate(model, ids, mask, start, count, sampler="greedy"):
     """New tokens int32[batch, count] of keras-nlp's generate function for a Seq2SeqLM."""
     if isinstance(model, ONE_SOURCE_OF_BEAMS) and not isinstance(sampler, str) and len(ids) > 1:
         parts = [(ids[row : row + 1], mask[row : row + 1]) for row in range(len(ids))]
-        return np.concatenate([keras_translate(model, *part, start, count, sampler, eager=eager) for part in parts])
-    model.compile(sampler=sampler, run_eagerly=eager)
+        return np.concatenate([keras_translate(model, *part, start, count, sampler) for part in parts])
+    model.compile(sampler=sampler, run_eagerly=True)
     decoder = np.zeros([len(ids), len(start) + count], np.int32)
     decoder[:, : len(start)] = start
     inputs = {

@@ -52,13 +52,13 @@ def asks(make, *, text=True):
     return "generate", {**inputs, **given}
 
 
-def own_tokens(make, model, path, *, text=True, eager=True):
+def own_tokens(make, model, path, *, text=True):
     """(ids, mask, start, keras-nlp's new tokens int32[batch, COUNT]) of the same request."""
     ids, mask = keras_prompts(model, TEXTS) if text else prompts([5, 2, 9], low=6)
     if make in CAUSAL:
-        return ids, mask, [], keras_generate(model, ids, mask, COUNT, eager=eager)
+        return ids, mask, [], keras_generate(model, ids, mask, COUNT)
     start = manifest.read(path)["start_token_ids"]
-    return ids, mask, start, keras_translate(model, ids, mask, start, COUNT, eager=eager)
+    return ids, mask, start, keras_translate(model, ids, mask, start, COUNT)
 
 
 def assert_same(found, expected, stops):

@@ -3,16 +3,19 @@
 Some of these have a reader; here it is not looked for.
 """
 
+import functools
 import types
 
 import keras
 import keras_nlp
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import tfvllm
 from tfvllm.errors import InputError
 from tfvllm.families import registry
+from tfvllm.generation.model_generator import ModelGenerator
 from tfvllm.savedmodel import manifest, parity, protos
 
 from .general_models import (
@@ -56,11 +59,27 @@ def marked(make):
     return pytest.param(make, marks=marks, id=make.__name__)
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A function of a model's builder: (the model, its SavedModel on ids); each is exported once."""
+
+    @functools.cache
+    def export(make):
+        model = built(make)
+        own = model.sampler
+        path = tmp_path_factory.mktemp("general") / "1"
+        with pytest.warns(UserWarning, match="general path"):
+            tfvllm.export(model, path, task="generate", max_length=ROOM)
+        assert model.sampler is own
+        return model, path
+
+    yield export
+    export.cache_clear()
+
+
 @pytest.mark.parametrize("make", map(marked, FAMILIES))
-def test_greedy_tokens_are_keras_own_in_a_fresh_process(make, tmp_path):
-    model = built(make)
-    with pytest.warns(UserWarning, match="general path"):
-        path = tfvllm.export(model, tmp_path / "1", task="generate", max_length=ROOM)
+def test_greedy_tokens_are_keras_own_in_a_fresh_process(exported, make):
+    model, path = exported(make)
     batches = [prompts(lengths) for lengths in ([5], [3, 8, 1], [7, 7])]
     count = np.int32(COUNT)
     requests = [
@@ -81,15 +100,10 @@ def test_greedy_tokens_are_keras_own_in_a_fresh_process(make, tmp_path):
     assert set(document["signatures"]) == {"serving_default", "generate", "score"}
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    """(model, the SavedModel) of one family, on ids."""
-    model = built(falcon)
-    own = model.sampler
-    path = tmp_path_factory.mktemp("general") / "1"
-    tfvllm.export(model, path, task="generate", max_length=ROOM, stop_token_ids=[7], check=None, warmup=False)
-    assert model.sampler is own
-    return model, path
+@pytest.fixture
+def small(exported):
+    """(model, the SavedModel) of one family."""
+    return exported(falcon)
 
 
 def test_controls_limits_and_empty_rows(small):
@@ -146,18 +160,41 @@ def test_controls_limits_and_empty_rows(small):
     np.testing.assert_allclose(scored["log_probs"][:, 6:], greedy["log_probs"][1:], atol=1e-4)
 
 
-def test_a_stop_token_ends_its_row_alone(small, tmp_path):
-    model, _ = small
+def stopping(model):
+    """(request, a stop token, the answers that end with it)."""
     ids, mask = prompts([4, 6])
     plain = keras_greedy(model, ids, mask)
     stop = int(plain[0][2])
+    lengths = [row.index(stop) + 1 if stop in row else COUNT for row in plain.tolist()]
+    assert lengths[0] < COUNT
+    answers = [row[:length] + [0] * (COUNT - length) for row, length in zip(plain.tolist(), lengths)]
+    request = {"token_ids": ids, "padding_mask": mask, "max_new_tokens": np.int32(COUNT)}
+    return request, stop, answers, lengths
+
+
+def test_a_stop_token_ends_its_row_alone(small):
+    model, _ = small
+    request, stop, answers, lengths = stopping(model)
+    generator = ModelGenerator(model, max_length=ROOM, stop_ids=(stop,))
+
+    @tf.function(autograph=False)
+    def run(token_ids, padding_mask, max_new_tokens):
+        result = generator.generate(*generator.read_ids(token_ids, padding_mask), max_new_tokens)
+        return result.token_ids, result.lengths
+
+    found = run(**{name: tf.constant(value) for name, value in request.items()})
+    assert found[0].numpy().tolist() == answers and found[1].numpy().tolist() == lengths
+
+
+@pytest.mark.thorough
+def test_stop_tokens_are_stored(small, tmp_path):
+    model, _ = small
+    request, stop, answers, lengths = stopping(model)
     path = tmp_path / "1"
     tfvllm.export(model, path, task="generate", max_length=ROOM, stop_token_ids=[stop], check=None, warmup=False)
-    request = {"token_ids": ids, "padding_mask": mask, "max_new_tokens": np.int32(COUNT)}
     found = parity.run_here(path, [("serving_default", request)])[0]
-    for row, tokens, length in zip(plain.tolist(), found["token_ids"].tolist(), found["lengths"]):
-        assert length == (row.index(stop) + 1 if stop in row else COUNT)
-        assert tokens == row[:length] + [0] * (COUNT - length)
+    assert found["token_ids"].tolist() == answers and found["lengths"].tolist() == lengths
+    assert manifest.read(path)["stop_token_ids"] == [stop]
 
 
 @pytest.mark.thorough
@@ -192,11 +229,11 @@ def test_where_the_step_computes_something_else_forward_passes_do(tmp_path):
             return super().call_with_cache(token_ids, cache * 0.0, cache_update_index)
 
     keras.utils.set_random_seed(1)
-    model = Forgetful(keras_nlp.models.FalconBackbone(num_attention_heads=4, **SMALL), None)
+    model = Forgetful(keras_nlp.models.FalconBackbone(num_attention_heads=4, **{**SMALL, "num_layers": 1}), None)
     for weight in model.backbone.weights:
         weight.assign(weight * 8.0)
     with pytest.warns(UserWarning, match="each token takes a forward pass over its whole row"):
-        path = tfvllm.export(model, tmp_path / "1", task="generate", max_length=ROOM)
+        path = tfvllm.export(model, tmp_path / "1", task="generate", max_length=ROOM, check=None, warmup=False)
     ids, mask = prompts([3, 8, 1])
     request = {"token_ids": ids, "padding_mask": mask, "max_new_tokens": np.int32(COUNT)}
     found = parity.run_here(path, [("serving_default", request)])[0]["token_ids"]

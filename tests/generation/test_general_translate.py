@@ -30,7 +30,9 @@ def test_greedy_tokens_are_keras_own_in_a_fresh_process(make, tmp_path):
         if "embedding" in variable.path:  # tied and scaled: each token would follow itself
             variable.assign(variable * 0.2)
     with pytest.warns(UserWarning, match=r"general path.*and beam search"):
-        path = tfvllm.export(model, tmp_path / "1", task="translate", max_length=ROOM, start_token_ids=START)
+        path = tfvllm.export(
+            model, tmp_path / "1", task="translate", max_length=ROOM, start_token_ids=START, warmup=False
+        )
     sources = [prompts(lengths) for lengths in ([5], [3, 8, 1], [7, 7])]
     count = {"max_new_tokens": np.int32(COUNT)}
     ids, mask = sources[1]

@@ -191,19 +191,10 @@ class BytePair(GraphTokenizer):
         pieces = ragged.split(texts, either)
         special = self._special.lookup(pieces.flat_values) != _WORD
         words = _cut(tf.where(special, "-", pieces.flat_values))  # one word in the place of each special token
-<<<<<<< HEAD
         found = tf.where(special)
         places = tf.gather(words.row_splits, found)
         flat = tf.tensor_scatter_nd_update(words.flat_values, places, tf.gather_nd(pieces.flat_values, found))
         return _without_borders(ragged.rows(flat, tf.gather(words.row_splits, pieces.row_splits)))
-=======
-        of = words.value_rowids()
-        tokens = tf.where(special, pieces.flat_values, "")  # else each word of a piece would bring a copy of the piece
-        flat = tf.where(tf.gather(special, of), tf.gather(tokens, of), words.flat_values)
-        return _without_borders(
-            tf.RaggedTensor.from_row_splits(flat, tf.gather(words.row_splits, pieces.row_splits), validate=False)
-        )
->>>>>>> docs
 
     def _words(self, words: tf.Tensor) -> tf.Tensor:
         """string[n] -> int32[n, longest], -1 beyond a word's tokens."""

@@ -102,7 +102,8 @@ def test_one_file_is_split_without_a_sentence_on_two_sides(tmp_path_factory, num
     try:
         found = data.load_pairs(path, seed=seed)
     except InputError as error:
-        assert "expected enough different sentences to split off 10% twice" in str(error)
+        few = "expected enough different sentences to split off 10% twice"
+        assert few in str(error) or "in the second column. Labelled" in str(error)  # a few targets look like labels
         return
     splits = list(found.splits().values())
     assert sorted(row for split in splits for row in zip(split.sources, split.targets, strict=True)) == sorted(rows)

@@ -19,6 +19,11 @@ class Result:
     Attributes:
         out: the folder.
         report: what report.json holds.
+
+    Example:
+        >>> result = tfvllm.compress.result.Result(folder, {"stages": []})
+        >>> result.saved_model is None, result.report_html.name
+        (True, 'report.html')
     """
 
     out: Path

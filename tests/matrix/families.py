@@ -328,7 +328,16 @@ FAMILIES = (
         for name, build in _ENCODERS.items()
     ),
     *(
-        Family(name, {"generate": build}, {"classify": _NO_SCORES, "embed": _FOR_TRAINING, "translate": _ONE_STACK})
+        Family(
+            name,
+            {"generate": build},
+            # Gemma 4's backbone reads positions, too.
+            {
+                "classify": _NO_SCORES,
+                "embed": _TWO_INPUTS if name == "gemma4" else _FOR_TRAINING,
+                "translate": _ONE_STACK,
+            },
+        )
         for name, build in _CAUSAL.items()
     ),
     *(
